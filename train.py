@@ -1,0 +1,142 @@
+"""Train a discriminative (Bradley-Terry) reward model on preference pairs with trl's RewardTrainer.
+
+    python train.py                                   # reads train_args.json beside this file (F5 in VS Code)
+    python train.py my_args.json                      # the same arguments from a JSON file of your own
+    python train.py --model_name_or_path Qwen/Qwen2.5-0.5B-Instruct --dataset_name pairs.jsonl --output_dir save/run
+    python train.py … --use_peft --lora_r 32 --lora_alpha 16 --learning_rate 1e-4        # LoRA, reward head in full
+    sh train.sh                                       # DeepSpeed ZeRO-3 on every GPU of this node
+    NNODES=2 NODE_RANK=0 MASTER_ADDR=10.0.0.1 sh train.sh                      # the same line on each of several nodes
+
+All arguments: python train.py --help. They are those of trl's ScriptArguments, RewardConfig and ModelConfig; what is
+ours is in reward_model/arguments.py.
+"""
+
+import sys
+from pathlib import Path
+
+# The arguments are checked before torch-heavy parts are imported further down, so that a typo costs seconds.
+from reward_model import InputError
+from reward_model.arguments import parse_arguments
+from reward_model.checkpoint import check_base_model, merge_adapter, set_pad_token
+
+HERE = Path(__file__).resolve().parent
+
+
+def main(argv: list[str]) -> None:
+    data_args, training_args, model_args = parse_arguments(argv, default_json=HERE / "train_args.json")
+    check_paths(data_args, training_args, model_args)
+
+    # --- Data: checked, tokenized once (on the main process), dropped if too long, split by prompt -----------------
+    from reward_model.pairs import load_pairs, split_by_prompt
+    from reward_model.tokenization import load_tokenizer, tokenize_pairs, unused_pad_token
+
+    tokenizer = load_tokenizer(
+        model_args.model_name_or_path,
+        training_args.chat_template_path,
+        trust_remote_code=training_args.trust_remote_code,
+        revision=model_args.model_revision,
+    )
+    with training_args.main_process_first(desc="data"):
+        train_pairs, eval_pairs = load_pairs(
+            data_args.dataset_name, data_args.dataset_train_split, data_args.dataset_test_split
+        )
+        if eval_pairs is None:
+            train_pairs, eval_pairs = split_by_prompt(train_pairs, data_args.eval_size, training_args.seed)
+        train_dataset, eval_dataset = (
+            tokenize_pairs(pairs, tokenizer, training_args.max_length, training_args.dataset_num_proc, name)
+            for name, pairs in (("training", train_pairs), ("held-out", eval_pairs))
+        )
+    tokenizer.pad_token = unused_pad_token(tokenizer, [train_dataset, eval_dataset])
+    # Done above; trl would filter row by row and clone a template once more.
+    training_args.max_length = training_args.chat_template_path = None
+
+    # --- Model: any architecture with one score per conversation ---------------------------------------------------
+    from transformers import AutoModelForSequenceClassification, set_seed
+    from trl import get_peft_config, get_quantization_config
+
+    from reward_model.packed_row import PairCollator
+    from reward_model.shared_prefix import SharedPrefixGuard, install, padded_line
+    from reward_model.throughput import ThroughputTrainer
+
+    set_seed(training_args.seed)  # the new reward head is random, the same at every start
+    model = AutoModelForSequenceClassification.from_pretrained(
+        model_args.model_name_or_path,
+        num_labels=1,
+        dtype=model_args.dtype,
+        revision=model_args.model_revision,
+        attn_implementation=model_args.attn_implementation,
+        trust_remote_code=training_args.trust_remote_code,
+        quantization_config=get_quantization_config(model_args),
+        **(training_args.model_init_kwargs or {}),
+    )
+    training_args.model_init_kwargs = None
+    set_pad_token(model, tokenizer)
+    reason_to_pad = install(model, data_args.shared_prefix)
+    collator = PairCollator(pad_token_id=tokenizer.pad_token_id, shared_prefix=reason_to_pad is None)
+    if reason_to_pad and training_args.process_index == 0:
+        print(padded_line(reason_to_pad))
+    longest = train_dataset[max(range(len(train_dataset)), key=train_dataset["length"].__getitem__)]
+
+    # --- Training ---------------------------------------------------------------------------------------------------
+    training_args.remove_unused_columns = False  # the columns are ours, the collator takes what it needs
+    trainer = ThroughputTrainer(
+        model=model,
+        args=training_args,
+        data_collator=collator,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        processing_class=tokenizer,
+        peft_config=get_peft_config(model_args),
+        callbacks=[SharedPrefixGuard(collator, longest)],
+    )
+    trainer.accelerator.print(
+        f"{len(train_dataset)} training and {len(eval_dataset)} held-out pairs, {model.config.architectures[0]} in "
+        f"{model.dtype}, bf16 autocast {'on' if training_args.bf16 else 'off'}, pad token {tokenizer.pad_token!r}"
+    )
+    result = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    trainer.accelerator.print(trainer.totals(result.metrics["train_runtime"]))
+    trainer.save_metrics("train", result.metrics)
+    trainer.save_state()
+    metrics = trainer.evaluate()
+    trainer.log_metrics("eval", metrics)
+    trainer.save_metrics("eval", metrics)
+
+    # --- Saving: what lies in output_dir is a full model for Transformers and vLLM, also after LoRA ----------------
+    output_dir = Path(training_args.output_dir)
+    if not model_args.use_peft:
+        trainer.save_model()
+    else:
+        trainer.save_model(str(output_dir / "adapter"))
+        if trainer.is_world_process_zero():
+            from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+            unset_hf_deepspeed_config()  # or the merged model would be split over the ranks again
+            merge_adapter(output_dir / "adapter", output_dir, dtype=str(model.dtype).removeprefix("torch."))
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.print(f"Reward model: {output_dir}   Serve it: sh infer_vllm.sh {output_dir}")
+    trainer.end()
+
+
+def check_paths(data_args, training_args, model_args) -> None:
+    """Everything that can be refused before data and model are read."""
+    if data_args.dataset_name is None or model_args.model_name_or_path is None:
+        raise InputError("--model_name_or_path and --dataset_name are needed; python train.py --help says more.")
+    check_base_model(model_args.model_name_or_path)
+    output_dir = Path(training_args.output_dir)
+    resume = training_args.resume_from_checkpoint
+    if str(resume).lower() == "true":
+        training_args.resume_from_checkpoint = True
+        if not any(output_dir.glob("checkpoint-*")):
+            raise InputError(f"--resume_from_checkpoint: no checkpoint in {output_dir}.")
+    elif resume is None and (any(output_dir.glob("checkpoint-*")) or any(output_dir.glob("*.safetensors"))):
+        raise InputError(
+            f"{output_dir} holds a trained model or checkpoints. Choose another --output_dir, or go on from the last "
+            "checkpoint: --resume_from_checkpoint True"
+        )
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except InputError as error:
+        sys.exit(f"error: {error}")
