@@ -13,16 +13,20 @@ ours is in reward_model/arguments.py.
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # The arguments are checked before torch-heavy parts are imported further down, so that a typo costs seconds.
 from reward_model import InputError
 from reward_model.arguments import parse_arguments
 from reward_model.checkpoint import check_base_model, merge_adapter, set_pad_token
 
+if TYPE_CHECKING:
+    from trl import RewardTrainer
+
 HERE = Path(__file__).resolve().parent
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str]) -> "RewardTrainer":
     data_args, training_args, model_args = parse_arguments(argv, default_json=HERE / "train_args.json")
     check_paths(data_args, training_args, model_args)
 
@@ -115,6 +119,7 @@ def main(argv: list[str]) -> None:
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.print(f"Reward model: {output_dir}   Serve it: sh infer_vllm.sh {output_dir}")
     trainer.end()
+    return trainer
 
 
 def check_paths(data_args, training_args, model_args) -> None:

@@ -43,6 +43,8 @@ class TrainingArguments(RewardConfig):
     )
 
     def __post_init__(self) -> None:
+        if isinstance(self.deepspeed, str) and not Path(self.deepspeed).is_file():
+            raise InputError(f"--deepspeed {self.deepspeed}: no such file; ds_config_zero3.json comes with this project.")
         if self.bf16 is None and not self.fp16:
             self.bf16 = bf16_is_fast()
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():

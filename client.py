@@ -1,0 +1,95 @@
+"""Ask a reward model served by infer_vllm.sh for scores.
+
+    python client.py "question" "answer" ["another answer" …]      # the score of each answer, best first
+
+    from client import get_score_api, score
+    get_score_api("What is 2 + 2?", "4.")                           # float, higher is better
+    score([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}])
+
+A score is the raw logit of the reward head: any real number, to be compared between answers to the same question. The API
+key, if the server has one, is read from the environment variable VLLM_API_KEY.
+"""
+
+import argparse
+import os
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import requests
+
+BASE_URL = "http://127.0.0.1:5001"
+MODEL = "base_reward"
+TIMEOUT = 60.0  # seconds for one answer of the server
+RETRIES = 4  # after a connection error or a 5xx, waiting 0.5, 1, 2, 4 seconds
+
+
+class ServerError(RuntimeError):
+    """The server is not there, or refused; the message is its own where it gave one."""
+
+
+def score(
+    messages: list[dict], base_url: str = BASE_URL, model: str = MODEL, timeout: float = TIMEOUT, retries: int = RETRIES
+) -> float:
+    """The score of a whole conversation, whose last message is the assistant's. Raises ServerError."""
+    url = f"{base_url.rstrip('/')}/pooling"
+    body = {"model": model, "messages": messages, "add_generation_prompt": False, "use_activation": False}
+    key = os.environ.get("VLLM_API_KEY")
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    for attempt in range(retries + 1):
+        try:
+            response = requests.post(url, json=body, headers=headers, timeout=timeout)
+        except requests.ConnectionError as error:
+            failure = ServerError(f"No server answers at {base_url}; start one: sh infer_vllm.sh MODEL_DIR")
+            failure.__cause__ = error
+        except requests.Timeout:
+            raise ServerError(f"{url} gave no answer within {timeout:g} s; allow it more: --timeout") from None
+        else:
+            if response.ok:
+                (value,) = response.json()["data"][0]["data"]
+                return float(value)
+            failure = ServerError(f"{url} answered {response.status_code}: {_message(response)}")
+            if response.status_code < 500:
+                raise failure
+        if attempt < retries:
+            time.sleep(0.5 * 2**attempt)
+    raise failure
+
+
+def get_score_api(query: str, response: str, system: str | None = None, **server: object) -> float:
+    """The score of one answer to one question. A system message is sent only if given: training adds none."""
+    messages = [{"role": "user", "content": query}, {"role": "assistant", "content": response}]
+    if system is not None:
+        messages.insert(0, {"role": "system", "content": system})
+    return score(messages, **server)
+
+
+def _message(response: requests.Response) -> str:
+    try:
+        return response.json()["error"]["message"]
+    except (ValueError, KeyError, TypeError):
+        return response.text[:500]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Scores of answers to a question, best first.")
+    parser.add_argument("question")
+    parser.add_argument("answers", nargs="+", metavar="answer")
+    parser.add_argument("--system", help="a system message; only if the training data had one")
+    parser.add_argument("--base_url", default=BASE_URL, help="default: %(default)s")
+    parser.add_argument("--model", default=MODEL, help="the name it is served under, default: %(default)s")
+    parser.add_argument("--timeout", type=float, default=TIMEOUT, help="seconds, default: %(default)g")
+    parser.add_argument("--retries", type=int, default=RETRIES, help="on connection errors and 5xx, default: %(default)s")
+    args = parser.parse_args()
+    server = {name: getattr(args, name) for name in ("base_url", "model", "timeout", "retries")}
+    with ThreadPoolExecutor(8) as pool:
+        scores = list(pool.map(lambda answer: get_score_api(args.question, answer, args.system, **server), args.answers))
+    for value, answer in sorted(zip(scores, args.answers, strict=True), reverse=True):
+        print(f"{value:+.4f}  {answer}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ServerError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,31 @@
+"""Merge a LoRA adapter of train.py --use_peft into its base model, for Transformers and vLLM to load as it is.
+
+    python merge_lora.py save/my-run/checkpoint-100 save/my-merged-model
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from reward_model import InputError
+from reward_model.checkpoint import merge_adapter
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Merge a LoRA adapter with a trained reward head into its base model.")
+    parser.add_argument("adapter", type=Path, help="folder with adapter_config.json")
+    parser.add_argument("output_dir", type=Path, help="folder for the merged model; must not exist yet")
+    parser.add_argument("--base_model", help="folder or hub id, where the adapter's own entry does not lead to it")
+    parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
+    args = parser.parse_args()
+    if args.output_dir.exists():
+        raise InputError(f"{args.output_dir} exists already; name a new folder.")
+    merge_adapter(args.adapter, args.output_dir, args.base_model, args.dtype)
+    print(f"Reward model: {args.output_dir}   Serve it: sh infer_vllm.sh {args.output_dir}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,161 @@
+"""Fixtures: a small real tokenizer, tiny random models, and what is made once per run (a trained model, servers)."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED_DATA = ROOT.parent / "shared" / "data"
+sys.path.insert(0, str(ROOT))
+os.environ["HF_HUB_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+CHATML = (ROOT / "data/demo/chatml.jinja").read_text()
+ENDS_WITH_EOS = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + eos_token }}{% endfor %}"
+
+
+def run(*command: str | Path, cwd: Path = ROOT, check: bool = True, **environment: str) -> subprocess.CompletedProcess:
+    """Run a command as a user would; its whole output is shown when it fails."""
+    env = {**os.environ, **environment}
+    result = subprocess.run(list(map(str, command)), cwd=cwd, env=env, text=True, capture_output=True)
+    if check and result.returncode:
+        pytest.fail(f"{command} exited with {result.returncode}\n{result.stdout[-3000:]}\n{result.stderr[-6000:]}")
+    return result
+
+
+def train(*arguments: object, **options: object) -> subprocess.CompletedProcess:
+    return run(sys.executable, ROOT / "train.py", *map(str, arguments), **options)
+
+
+def jsonl(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def demo_pairs() -> list[dict]:
+    return [json.loads(line) for line in (ROOT / "data/demo/train.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def conversation(question: str, answer: str) -> list[dict]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+@pytest.fixture(scope="session")
+def make_tokenizer():  # noqa: ANN201
+    """A byte-level BPE tokenizer trained on the demo pairs, as (template, pad token) -> tokenizer."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    bpe.train_from_iterator([message["content"] for pair in demo_pairs() for message in pair["chosen"]], trainer)
+
+    def make(template: str = CHATML, pad_token: str | None = "<|endoftext|>"):  # noqa: ANN202
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|im_end|>", pad_token=pad_token)
+        tokenizer.chat_template = template
+        return tokenizer
+
+    return make
+
+
+def tiny_config(model_type: str, **changes: object):  # noqa: ANN201
+    """A config of two small layers of any model type."""
+    from transformers import AutoConfig
+
+    sizes = {
+        "vocab_size": 640,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 2048,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    return AutoConfig.for_model(model_type, **{**sizes, **changes})
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory, make_tokenizer):  # noqa: ANN001, ANN201
+    """A function that makes the folder of a tiny random causal LM: (model type, template, pad token) -> path."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    def make(model_type: str = "qwen2", template: str = CHATML, pad_token: str | None = "<|endoftext|>") -> Path:
+        folder = tmp_path_factory.mktemp("models") / f"tiny {model_type}"  # a space: paths may have one
+        torch.manual_seed(0)
+        # Weights large enough for scores to depend on every token.
+        config = tiny_config(model_type, initializer_range=0.2)
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+        make_tokenizer(template, pad_token).save_pretrained(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def base_model(tiny_model) -> Path:  # noqa: ANN001
+    return tiny_model()
+
+
+@pytest.fixture
+def few_pairs(tmp_path: Path) -> Path:
+    return jsonl(tmp_path / "some pairs.jsonl", demo_pairs()[:24])
+
+
+class Server:
+    """A real vLLM server, started by infer_vllm.sh on a free port."""
+
+    def __init__(self, model: Path, log: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.url, self.log = f"http://127.0.0.1:{port}", log
+        command = ["sh", str(ROOT / "infer_vllm.sh"), str(model), "--max-model-len", "1024"]
+        env = {**os.environ, "PORT": str(port), "VLLM_CPU_KVCACHE_SPACE": "1"}
+        with open(log, "w") as output:
+            self.process = subprocess.Popen(command, stdout=output, stderr=output, env=env, start_new_session=True)
+
+    def wait(self) -> str:
+        import requests
+
+        for _ in range(300):
+            if self.process.poll() is not None:
+                pytest.fail(f"The server stopped:\n{self.log.read_text()[-6000:]}")
+            try:
+                requests.get(f"{self.url}/health", timeout=2).raise_for_status()
+                return self.url
+            except requests.RequestException:
+                time.sleep(1)
+        pytest.fail(f"The server did not answer in 300 s:\n{self.log.read_text()[-6000:]}")
+
+
+@pytest.fixture(scope="session")
+def serve(tmp_path_factory) -> Iterator:  # noqa: ANN001
+    """A function that starts servers for several models at once and returns their URLs when all answer."""
+    servers: list[Server] = []
+
+    def start(*models: Path) -> list[str]:
+        logs = tmp_path_factory.mktemp("logs")
+        started = [Server(model, logs / f"{number}.log") for number, model in enumerate(models)]
+        servers.extend(started)
+        return [server.wait() for server in started]
+
+    yield start
+    for server in servers:
+        server.process.terminate()
+    for server in servers:
+        server.process.wait(timeout=60)

@@ -1,0 +1,51 @@
+#!/bin/sh
+# Train under DeepSpeed ZeRO-3 on every GPU of one or more nodes; further arguments go to train.py and win.
+#
+#   sh train.sh                                                       one node, all its GPUs
+#   sh train.sh --learning_rate 5e-6                                  any argument of train.py
+#   MODEL=models/my-model DATASET=pairs.jsonl OUTPUT_DIR=save/my-run sh train.sh
+#   NNODES=2 NODE_RANK=0 MASTER_ADDR=10.0.0.1 sh train.sh             the same line on every node, NODE_RANK 0, 1, …
+#
+# Defaults are for a 7B model on 4 to 8 GPUs of 80 GB: 8 pairs a GPU and step. Not yet run on GPUs by its authors.
+# Without a GPU one process runs on the CPU (NPROC_PER_NODE=2: two), in fp32, to debug the distributed path.
+set -eu
+
+calling_dir=$PWD
+here=$(cd "$(dirname "$0")" && pwd)
+python=python3
+[ -x "$here/.venv/bin/python" ] && python=$here/.venv/bin/python
+
+gpus=$(nvidia-smi -L 2>/dev/null | grep -c . || true)
+[ "$gpus" -gt 0 ] || gpus=1
+
+: "${MODEL:=Qwen/Qwen2.5-7B-Instruct}"
+: "${DATASET:=Skywork/Skywork-Reward-Preference-80K-v0.2}"
+: "${OUTPUT_DIR:=$here/save/$(basename "$MODEL")-reward}"
+: "${NPROC_PER_NODE:=$gpus}"
+: "${NNODES:=1}"
+: "${NODE_RANK:=0}"
+: "${MASTER_ADDR:=127.0.0.1}"
+: "${MASTER_PORT:=29500}"
+
+cd "$calling_dir"
+exec "$python" -m torch.distributed.run \
+  --nnodes "$NNODES" --node_rank "$NODE_RANK" --nproc_per_node "$NPROC_PER_NODE" \
+  --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT" \
+  "$here/train.py" \
+  --model_name_or_path "$MODEL" \
+  --dataset_name "$DATASET" \
+  --output_dir "$OUTPUT_DIR" \
+  --deepspeed "$here/ds_config_zero3.json" \
+  --max_length 2048 \
+  --num_train_epochs 1 \
+  --per_device_train_batch_size 4 \
+  --gradient_accumulation_steps 2 \
+  --per_device_eval_batch_size 8 \
+  --learning_rate 1e-5 \
+  --lr_scheduler_type cosine \
+  --warmup_steps 0.03 \
+  --gradient_checkpointing True \
+  --eval_strategy steps --eval_steps 0.1 \
+  --save_strategy steps --save_steps 0.25 --save_total_limit 2 \
+  --logging_steps 5 \
+  "$@"
