@@ -6,8 +6,8 @@
     get_score_api("What is 2 + 2?", "4.")                           # float, higher is better
     score([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}])
 
-A score is the raw logit of the reward head: any real number, to be compared between answers to the same question. The API
-key, if the server has one, is read from the environment variable VLLM_API_KEY.
+A score is the raw logit of the reward head: any real number, to be compared between answers to the same question. The
+API key, if the server has one, is read from the environment variable VLLM_API_KEY.
 """
 
 import argparse
@@ -79,11 +79,15 @@ def main() -> None:
     parser.add_argument("--base_url", default=BASE_URL, help="default: %(default)s")
     parser.add_argument("--model", default=MODEL, help="the name it is served under, default: %(default)s")
     parser.add_argument("--timeout", type=float, default=TIMEOUT, help="seconds, default: %(default)g")
-    parser.add_argument("--retries", type=int, default=RETRIES, help="on connection errors and 5xx, default: %(default)s")
+    parser.add_argument(
+        "--retries", type=int, default=RETRIES, help="on connection errors and 5xx, default: %(default)s"
+    )
     args = parser.parse_args()
     server = {name: getattr(args, name) for name in ("base_url", "model", "timeout", "retries")}
     with ThreadPoolExecutor(8) as pool:
-        scores = list(pool.map(lambda answer: get_score_api(args.question, answer, args.system, **server), args.answers))
+        scores = list(
+            pool.map(lambda answer: get_score_api(args.question, answer, args.system, **server), args.answers)
+        )
     for value, answer in sorted(zip(scores, args.answers, strict=True), reverse=True):
         print(f"{value:+.4f}  {answer}")
 

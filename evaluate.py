@@ -1,6 +1,6 @@
 """Accuracy of a reward model on labelled pairs, in all and per source.
 
-    python evaluate.py --model save/my-run pairs.jsonl
+python evaluate.py --model save/my-run pairs.jsonl
 """
 
 import argparse

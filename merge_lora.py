@@ -1,6 +1,6 @@
 """Merge a LoRA adapter of train.py --use_peft into its base model, for Transformers and vLLM to load as it is.
 
-    python merge_lora.py save/my-run/checkpoint-100 save/my-merged-model
+python merge_lora.py save/my-run/checkpoint-100 save/my-merged-model
 """
 
 import argparse

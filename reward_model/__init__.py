@@ -1,4 +1,4 @@
-"""What the scripts share. Nothing heavy is imported here: `client.py` and the checks of `infer_vllm.sh` start at once."""
+"""What the scripts share. Nothing heavy is imported here, so that the check of `infer_vllm.sh` takes no time."""
 
 
 class InputError(ValueError):

@@ -28,8 +28,8 @@ class DataArguments(ScriptArguments):
     shared_prefix: bool = field(
         default=True,
         metadata={
-            "help": "Compute what chosen and rejected share once, without padding: the same loss and gradients, several "
-            "times faster. False pads as trl does; then --train_sampling_strategy group_by_length saves padding."
+            "help": "Compute what chosen and rejected share once, without padding: the same loss and gradients, "
+            "several times faster. False pads as trl does; then see --train_sampling_strategy group_by_length."
         },
     )
 
@@ -44,7 +44,9 @@ class TrainingArguments(RewardConfig):
 
     def __post_init__(self) -> None:
         if isinstance(self.deepspeed, str) and not Path(self.deepspeed).is_file():
-            raise InputError(f"--deepspeed {self.deepspeed}: no such file; ds_config_zero3.json comes with this project.")
+            raise InputError(
+                f"--deepspeed {self.deepspeed}: no such file; ds_config_zero3.json comes with this project."
+            )
         if self.bf16 is None and not self.fp16:
             self.bf16 = bf16_is_fast()
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():

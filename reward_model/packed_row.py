@@ -3,8 +3,8 @@
     [prefix 1 | chosen 1 | rejected 1 | prefix 2 | chosen 2 | rejected 2 | …]        one prefix, any number of branches
 
 Positions restart after the prefix, so every branch stands where it would stand in a conversation of its own. Attention
-sees the row as variable-length sequences, in the words of FlashAttention: `cu_seq_lens_q` cuts the queries of the row
-into (prefix + first branch), second branch, …; `key_index` gathers for each of them the keys prefix + own branch, cut at
+sees the row as variable-length sequences, in FlashAttention's words: `cu_seq_lens_q` cuts the queries of the row into
+(prefix + first branch), second branch, …; `key_index` gathers for each of them the keys prefix + own branch, cut at
 `cu_seq_lens_k`; within a sequence attention is causal, aligned to its end. This file has all of the index arithmetic.
 """
 
@@ -24,7 +24,9 @@ def common_prefix_length(conversations: list[list[int]]) -> int:
     length = 0
     step = 1 << max(shortest, 1).bit_length()
     while step:  # binary search: comparing slices of lists is fast, comparing items in Python is not
-        if length + step < shortest and all(other[: length + step] == first[: length + step] for other in conversations):
+        if length + step < shortest and all(
+            other[: length + step] == first[: length + step] for other in conversations
+        ):
             length += step
         step >>= 1
     return length

@@ -34,6 +34,7 @@ class PathCounts:
     def __init__(self) -> None:
         self.positions = self.padded_positions = self.real_tokens = self.pairs = 0
         self.attention_calls = 0
+        self.own_attention = ""
         self.unsupported: set[str] = set()
 
 
@@ -48,6 +49,7 @@ def install(model: PreTrainedModel, shared_prefix: bool = True) -> str | None:
         return f"layers of the kind {', '.join(sorted(unknown))} carry state from one branch into the next"
     if not (model._supports_sdpa and model._can_set_attn_implementation()):
         return f"the attention of {type(model).__name__} does more than SDPA (sinks or the like)"
+    model.path_counts.own_attention = model.config._attn_implementation
     model.set_attn_implementation(NAME)
     return None
 
@@ -192,50 +194,60 @@ AttentionInterface.register(NAME, _attention)
 AttentionMaskInterface.register(NAME, _mask)
 
 
-class SharedPrefixGuard(TrainerCallback):
-    """Before the first step, the rewards of a real pair must be the same on both paths.
+@torch.no_grad()
+def packing_differs(model: nn.Module, pair: dict[str, Any], pad_token_id: int, tolerance: float) -> str | None:
+    """Compute the rewards of a pair on both paths; returns why the model cannot take packed rows, None if it can.
 
-    Take the longest pair of the run: what only shows beyond a window or a chunk shows there. Where attention is asked
-    for something it is not told how to do, the run goes on padded, with one line that says why; where the rewards
-    differ, InputError stops it.
+    `pair` is an example of `PairCollator`. Where attention is asked for something it is not told how to do, the model
+    is set back to its own attention and the reason returned. Where the rewards differ all the same by more than
+    `tolerance` (relative above 1), InputError is raised. Runs the same forwards on every rank, also under ZeRO-3.
+    """
+    reward_model = next(module for module in model.modules() if hasattr(module, "path_counts"))
+    counts, training = reward_model.path_counts, model.training
+    model.eval()
+    calls, rewards = counts.attention_calls, []
+    for shared_prefix in (False, True):
+        batch = PairCollator(pad_token_id=pad_token_id, shared_prefix=shared_prefix)([pair])
+        batch = {k: v.to(reward_model.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+        rewards.append(model(**batch, use_cache=False).logits.flatten().float())
+    model.train(training)
+    layers = reward_model.config.get_text_config().num_hidden_layers
+    if (passed := counts.attention_calls - calls) < layers:
+        counts.unsupported.add(f"{layers - passed} of {layers} layers that take no packed row")
+    if counts.unsupported:
+        # SDPA leaves soft-capping out without a word; eager attention, like vLLM, does it.
+        reward_model.set_attn_implementation("eager" if "softcap" in counts.unsupported else counts.own_attention)
+        return f"{type(reward_model).__name__} uses {', '.join(sorted(counts.unsupported))}"
+    padded, packed = rewards
+    difference = ((packed - padded).abs() / padded.abs().clamp(min=1)).max().item()
+    if not difference <= tolerance:
+        raise InputError(
+            f"The rewards of one pair differ by {difference:.2g} between the shared-prefix and the padded path, so "
+            "this model cannot be trained on packed rows. Train it padded: --shared_prefix False"
+        )
+    return None
+
+
+class SharedPrefixGuard(TrainerCallback):
+    """Before the first step, the rewards of a real pair of the run must be the same on both paths.
+
+    Give it the longest pair: what only shows beyond a window or a chunk shows there. If the model cannot take packed
+    rows, the collator pads from the first batch on, and one line says why.
     """
 
     def __init__(self, collator: PairCollator, pair: dict[str, Any]) -> None:
         self.collator, self.pair = collator, pair
 
-    @torch.no_grad()
     def on_train_begin(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
         if not self.collator.shared_prefix:
             return
-        reward_model = next(module for module in model.modules() if hasattr(module, "path_counts"))
-        counts, training = reward_model.path_counts, model.training
-        model.eval()
-        rewards = []
-        for self.collator.shared_prefix in (False, True):
-            batch = {
-                name: value.to(args.device) if isinstance(value, torch.Tensor) else value
-                for name, value in self.collator([self.pair]).items()
-            }
-            with torch.autocast(args.device.type, torch.bfloat16 if args.bf16 else torch.float16, args.bf16 or args.fp16):
-                rewards.append(model(**batch, use_cache=False).logits.flatten().float())
-        model.train(training)
-        padded, packed = rewards
-        layers = reward_model.config.get_text_config().num_hidden_layers
-        if counts.attention_calls < layers:
-            counts.unsupported.add(f"{layers - counts.attention_calls} of {layers} layers that take no packed row")
-        if counts.unsupported:
+        half = args.bf16 or args.fp16 or next(model.parameters()).dtype != torch.float32
+        with torch.autocast(args.device.type, torch.float16 if args.fp16 else torch.bfloat16, args.bf16 or args.fp16):
+            reason = packing_differs(model, self.pair, self.collator.pad_token_id, tolerance=5e-2 if half else 1e-3)
+        if reason:
             self.collator.shared_prefix = False
             if state.is_world_process_zero:
-                print(padded_line("the model uses " + ", ".join(sorted(counts.unsupported))))
-            return
-        exact = reward_model.dtype == torch.float32 and not (args.bf16 or args.fp16)
-        tolerance = 1e-3 if exact else 5e-2
-        difference = ((packed - padded).abs() / padded.abs().clamp(min=1)).max().item()
-        if not difference <= tolerance:
-            raise InputError(
-                f"The rewards of one pair differ by {difference:.2g} between the shared-prefix and the padded path, so "
-                "this model cannot be trained on packed rows. Train it padded: --shared_prefix False"
-            )
+                print(padded_line(reason))
 
 
 def padded_line(reason: str) -> str:

@@ -54,7 +54,7 @@ def token_ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list
 def tokenize_pairs(
     pairs: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int | None, num_proc: int | None, name: str
 ) -> Dataset:
-    """Columns `chosen_ids`, `rejected_ids`, `prefix_length` (tokens that both begin with), `length` (of the longer side)
+    """Columns `chosen_ids`, `rejected_ids`, `prefix_length` (tokens that both begin with), `length` (of the longer)
     and, where the pairs have one, `margin`, in the order of `pairs`.
 
     Pairs whose longer side has more than `max_length` tokens are dropped, and the number is printed. Raises InputError

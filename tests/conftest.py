@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -48,7 +49,7 @@ def conversation(question: str, answer: str) -> list[dict]:
 
 
 @pytest.fixture(scope="session")
-def make_tokenizer():  # noqa: ANN201
+def make_tokenizer():
     """A byte-level BPE tokenizer trained on the demo pairs, as (template, pad token) -> tokenizer."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -58,10 +59,12 @@ def make_tokenizer():  # noqa: ANN201
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=600, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
     bpe.train_from_iterator([message["content"] for pair in demo_pairs() for message in pair["chosen"]], trainer)
 
-    def make(template: str = CHATML, pad_token: str | None = "<|endoftext|>"):  # noqa: ANN202
+    def make(template: str = CHATML, pad_token: str | None = "<|endoftext|>"):
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|im_end|>", pad_token=pad_token)
         tokenizer.chat_template = template
         return tokenizer
@@ -69,7 +72,7 @@ def make_tokenizer():  # noqa: ANN201
     return make
 
 
-def tiny_config(model_type: str, **changes: object):  # noqa: ANN201
+def tiny_config(model_type: str, **changes: object):
     """A config of two small layers of any model type."""
     from transformers import AutoConfig
 
@@ -89,7 +92,7 @@ def tiny_config(model_type: str, **changes: object):  # noqa: ANN201
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory, make_tokenizer):  # noqa: ANN001, ANN201
+def tiny_model(tmp_path_factory, make_tokenizer):
     """A function that makes the folder of a tiny random causal LM: (model type, template, pad token) -> path."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -107,7 +110,7 @@ def tiny_model(tmp_path_factory, make_tokenizer):  # noqa: ANN001, ANN201
 
 
 @pytest.fixture(scope="session")
-def base_model(tiny_model) -> Path:  # noqa: ANN001
+def base_model(tiny_model) -> Path:
     return tiny_model()
 
 
@@ -144,7 +147,7 @@ class Server:
 
 
 @pytest.fixture(scope="session")
-def serve(tmp_path_factory) -> Iterator:  # noqa: ANN001
+def serve(tmp_path_factory) -> Iterator:
     """A function that starts servers for several models at once and returns their URLs when all answer."""
     servers: list[Server] = []
 
@@ -159,3 +162,51 @@ def serve(tmp_path_factory) -> Iterator:  # noqa: ANN001
         server.process.terminate()
     for server in servers:
         server.process.wait(timeout=60)
+
+
+PAIRS = demo_pairs()[:24]
+ARGUMENTS = "--max_steps 3 --learning_rate 1e-3 --per_device_train_batch_size 4 --save_strategy no --report_to none"
+VARIANTS = {
+    "usual template": {},
+    "pad is eos, template ends with eos": {"template": ENDS_WITH_EOS, "pad_token": "<|im_end|>"},
+    "LoRA, merged": {"model_type": "llama"},
+}
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory, tiny_model, serve) -> dict[str, SimpleNamespace]:
+    """Each variant trained by train.py, scored by the model in the trainer's hands, and served by infer_vllm.sh."""
+    import train as train_script
+
+    runs = {}
+    folder = tmp_path_factory.mktemp("parity")
+    for name, model in VARIANTS.items():
+        output_dir = folder / name
+        arguments = f"{ARGUMENTS} --use_peft --lora_r 8 --lora_alpha 16" if "LoRA" in name else ARGUMENTS
+        trainer = train_script.main(
+            ["--model_name_or_path", str(tiny_model(**model)), "--output_dir", str(output_dir), "--dataset_name"]
+            + [str(jsonl(folder / "pairs.jsonl", PAIRS)), *arguments.split()]
+        )
+        assert trainer.data_collator.shared_prefix, "the run fell back to the padded path"
+        runs[name] = SimpleNamespace(model=output_dir, in_training=rewards_in_training(trainer))
+    for run_, url in zip(runs.values(), serve(*(run.model for run in runs.values())), strict=True):
+        run_.url = url
+    return runs
+
+
+def rewards_in_training(trainer) -> list[float]:
+    """Rewards of PAIRS, chosen and rejected alternating, as the training forward gives them."""
+    import torch
+
+    from reward_model.tokenization import render, token_ids
+
+    rewards = []
+    trainer.model.eval()
+    for pair in PAIRS:
+        texts = [render(pair[side], trainer.processing_class) for side in ("chosen", "rejected")]
+        chosen, rejected = token_ids(texts, trainer.processing_class)
+        example = {"chosen_ids": chosen, "rejected_ids": rejected, "prefix_length": 3}
+        with torch.no_grad():
+            batch = trainer.data_collator([example])
+            rewards += trainer.model(**batch, use_cache=False).logits.flatten().tolist()
+    return rewards

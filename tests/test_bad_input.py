@@ -16,7 +16,9 @@ GOOD = {"chosen": conversation("What is 2 + 2?", "Four."), "rejected": conversat
 OTHER = {"chosen": conversation("Hello?", "Hi."), "rejected": conversation("Hello?", "No.")}
 NARRATOR = [{"role": "narrator", "content": "Night."}, *GOOD["chosen"]]
 SYSTEM_LAST = [*GOOD["chosen"][:1], {"role": "system", "content": "Be kind."}, *GOOD["chosen"][1:]]
-STRICT_TEMPLATE = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('No system role') }}{% endif %}{% endfor %}"
+STRICT_TEMPLATE = (
+    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('No system role') }}{% endif %}{% endfor %}"
+)
 
 # What stands in pairs.jsonl as second line -> what must be said.
 ROWS = {
@@ -29,7 +31,9 @@ ROWS = {
     json.dumps(GOOD | {"chosen": NARRATOR}): r"pairs\.jsonl:2: chosen, message 1 has the role 'narrator'; known are",
     json.dumps(GOOD | {"chosen": GOOD["chosen"][:1]}): r"pairs\.jsonl:2: chosen ends with a 'user' message",
     json.dumps(GOOD | {"chosen": conversation("a", " ")}): r"pairs\.jsonl:2: chosen ends with an empty answer",
-    json.dumps(GOOD | {"chosen": conversation("a", 4)}): r"pairs\.jsonl:2: chosen, message 2 has a content that is no text: '4'",
+    json.dumps(
+        GOOD | {"chosen": conversation("a", 4)}
+    ): r"pairs\.jsonl:2: chosen, message 2 has a content that is no text: '4'",
     json.dumps(GOOD | {"rejected": GOOD["chosen"]}): r"pairs\.jsonl:2: chosen and rejected are equal",
     json.dumps(GOOD | {"margin": "big"}): r"pairs\.jsonl:2: margin is 'big'; it must be a number",
     json.dumps(GOOD | {"margin": 1.0}): r"2 of 3 pairs have no margin; give all of them one, or none",
@@ -67,7 +71,7 @@ def test_bad_file(base_model: Path, tmp_path: Path) -> None:
         start(base_model, base_model.parent / base_model.name / "..", tmp_path / "out")
 
 
-def test_template(tiny_model, few_pairs: Path, tmp_path: Path) -> None:  # noqa: ANN001
+def test_template(tiny_model, few_pairs: Path, tmp_path: Path) -> None:
     without = tiny_model(template=None)
     with pytest.raises(InputError, match=r"no chat template; .* --chat_template_path"):
         start(without, few_pairs, tmp_path / "out")
@@ -101,7 +105,13 @@ def test_arguments(base_model: Path, few_pairs: Path, tmp_path: Path) -> None:
 
 def test_script_shows_one_sentence(base_model: Path, tmp_path: Path) -> None:
     shown = train(
-        "--model_name_or_path", base_model, "--dataset_name", "nowhere.jsonl", "--output_dir", tmp_path / "o", check=False
+        "--model_name_or_path",
+        base_model,
+        "--dataset_name",
+        "nowhere.jsonl",
+        "--output_dir",
+        tmp_path / "o",
+        check=False,
     )
     assert shown.returncode != 0 and "Traceback" not in shown.stderr
     assert shown.stderr.splitlines()[-1].startswith("error: nowhere.jsonl: no such file")
@@ -131,7 +141,9 @@ def test_adapter_without_a_trained_head_is_not_merged(base_model: Path, tmp_path
 
 
 def test_client_without_a_server() -> None:
-    with pytest.raises(client.ServerError, match=r"No server answers at http://127\.0\.0\.1:9; start one: sh infer_vllm"):
+    with pytest.raises(
+        client.ServerError, match=r"No server answers at http://127\.0\.0\.1:9; start one: sh infer_vllm"
+    ):
         client.get_score_api("a", "b", base_url="http://127.0.0.1:9", retries=0)
     shown = run(
         sys.executable, "client.py", "--base_url", "http://127.0.0.1:9", "--retries", "1", "a", "b", check=False

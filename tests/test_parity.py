@@ -2,63 +2,18 @@
 
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ENDS_WITH_EOS, conversation, demo_pairs, jsonl, run
+from conftest import PAIRS, VARIANTS, conversation, run
 
 import client
-import train as train_script
 from reward_model.checkpoint import check_reward_model
 from reward_model.scoring import load_reward_model, score
 
-PAIRS = demo_pairs()[:24]
-ARGUMENTS = "--max_steps 3 --learning_rate 1e-3 --per_device_train_batch_size 4 --save_strategy no --report_to none"
-VARIANTS = {
-    "usual template": {},
-    "pad is eos, template ends with eos": {"template": ENDS_WITH_EOS, "pad_token": "<|im_end|>"},
-    "LoRA, merged": {"model_type": "llama"},
-}
-
-
-@pytest.fixture(scope="session")
-def runs(tmp_path_factory, tiny_model, serve) -> dict[str, SimpleNamespace]:
-    """Each variant trained by train.py, scored by the model in the trainer's hands, and served by infer_vllm.sh."""
-    runs = {}
-    folder = tmp_path_factory.mktemp("parity")
-    for name, model in VARIANTS.items():
-        output_dir = folder / name
-        arguments = f"{ARGUMENTS} --use_peft --lora_r 8 --lora_alpha 16" if "LoRA" in name else ARGUMENTS
-        trainer = train_script.main(
-            ["--model_name_or_path", str(tiny_model(**model)), "--output_dir", str(output_dir), "--dataset_name"]
-            + [str(jsonl(folder / "pairs.jsonl", PAIRS)), *arguments.split()]
-        )
-        assert trainer.data_collator.shared_prefix, "the run fell back to the padded path"
-        runs[name] = SimpleNamespace(model=output_dir, in_training=rewards_in_training(trainer))
-    for run_, url in zip(runs.values(), serve(*(run.model for run in runs.values())), strict=True):
-        run_.url = url
-    return runs
-
-
-def rewards_in_training(trainer) -> list[float]:  # noqa: ANN001
-    """Rewards of PAIRS, chosen and rejected alternating, as the training forward gives them."""
-    from reward_model.tokenization import render, token_ids
-
-    rewards = []
-    trainer.model.eval()
-    for pair in PAIRS:
-        texts = [render(pair[side], trainer.processing_class) for side in ("chosen", "rejected")]
-        chosen, rejected = token_ids(texts, trainer.processing_class)
-        example = {"chosen_ids": chosen, "rejected_ids": rejected, "prefix_length": 3}
-        with torch.no_grad():
-            batch = trainer.data_collator([example])
-            rewards += trainer.model(**batch, use_cache=False).logits.flatten().tolist()
-    return rewards
-
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_training_transformers_and_vllm_agree(runs, name) -> None:  # noqa: ANN001
+def test_training_transformers_and_vllm_agree(runs, name) -> None:
     one = runs[name]
     model, tokenizer = load_reward_model(str(one.model))
     here = [value for pair in score(model, tokenizer, [[p["chosen"], p["rejected"]] for p in PAIRS]) for value in pair]
@@ -86,23 +41,25 @@ def stock_score(folder: Path, messages: list[dict]) -> float:
 stock_score.folder = None
 
 
-def test_pad_token_is_no_token_of_any_conversation(runs) -> None:  # noqa: ANN001
+def test_pad_token_is_no_token_of_any_conversation(runs) -> None:
     one = runs["pad is eos, template ends with eos"]
     config = check_reward_model(str(one.model))
     _, tokenizer = load_reward_model(str(one.model))
     assert tokenizer.pad_token_id == config["pad_token_id"] != tokenizer.eos_token_id
 
 
-def test_adapter_and_merge_lora(runs, tmp_path) -> None:  # noqa: ANN001
+def test_adapter_and_merge_lora(runs, tmp_path) -> None:
     one = runs["LoRA, merged"]
     merged = tmp_path / "merged again"
     run(sys.executable, "merge_lora.py", one.model / "adapter", merged)
     model, tokenizer = load_reward_model(str(merged))
-    values = [value for pair in score(model, tokenizer, [[p["chosen"], p["rejected"]] for p in PAIRS]) for value in pair]
+    values = [
+        value for pair in score(model, tokenizer, [[p["chosen"], p["rejected"]] for p in PAIRS]) for value in pair
+    ]
     assert values == pytest.approx(one.in_training, abs=1e-4)
 
 
-def test_client_ranks_answers_and_shows_the_servers_words(runs, tmp_path) -> None:  # noqa: ANN001
+def test_client_ranks_answers_and_shows_the_servers_words(runs, tmp_path) -> None:
     url = next(iter(runs.values())).url
     shown = run(sys.executable, "client.py", "--base_url", url, "What is 2 + 2?", "Four.", "Five.").stdout.splitlines()
     values = {line[9:].strip(): float(line.split()[0]) for line in shown}

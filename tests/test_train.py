@@ -42,7 +42,17 @@ def test_zero3_on_two_ranks_equals_one_process(base_model: Path, few_pairs: Path
     assert losses(two) == pytest.approx(losses(one), abs=1e-4)
     assert torch.allclose(scores(two), scores(one), atol=1e-3), "not the whole weights were saved"
 
-    run("sh", ROOT / "train.sh", *halves, "--use_peft", "--lora_r", "8", cwd=tmp_path, OUTPUT_DIR=str(lora), **environment)
+    run(
+        "sh",
+        ROOT / "train.sh",
+        *halves,
+        "--use_peft",
+        "--lora_r",
+        "8",
+        cwd=tmp_path,
+        OUTPUT_DIR=str(lora),
+        **environment,
+    )
     assert losses(lora)[0] == pytest.approx(losses(one)[0], abs=1e-4) and scores(lora).std() > 0
     assert (lora / "adapter" / "adapter_model.safetensors").exists()
 

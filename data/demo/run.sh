@@ -25,20 +25,21 @@ echo "== Training $base on $(wc -l < data/demo/train.jsonl) pairs; $(wc -l < dat
   --save_strategy no \
   --logging_steps 2
 
-echo "== Accuracy on the held-out pairs"
-"$python" evaluate.py --model "$out" data/demo/eval.jsonl | tee "$out/accuracy.txt"
-
 echo "== Starting a vLLM server (log: $out/vllm.log)"
 port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 PORT=$port sh infer_vllm.sh "$out" > "$out/vllm.log" 2>&1 &
 server=$!
 trap 'kill "$server" 2>/dev/null || true; wait "$server" 2>/dev/null || true' EXIT
 trap 'exit 130' INT TERM
+
+echo "== Accuracy on the held-out pairs, while it starts"
+"$python" evaluate.py --model "$out" data/demo/eval.jsonl | tee "$out/accuracy.txt"
 until "$python" -c "import requests; requests.get('http://127.0.0.1:$port/health', timeout=2)" 2>/dev/null; do
   kill -0 "$server" 2>/dev/null || { tail -n 20 "$out/vllm.log"; echo "error: the server did not start"; exit 1; }
   sleep 1
 done
 
+echo "== Asking the server at port $port"
 question="My neighbour's dog barks all night. What can I do?"
 good="Talk to your neighbour first, since they may not know. If it goes on, keep a log of the times and ask your council about noise rules."
 bad="Bananas are rich in potassium and taste best when the skin has a few brown spots."
@@ -52,7 +53,7 @@ Held-out accuracy before training   $before
 Held-out accuracy after training    $(awk '$1 == "all" {print $3}' "$out/accuracy.txt")
 "$question"
 $(cat "$out/scores.txt")
-The model lies in $out. Serve it:           sh infer_vllm.sh $out
+The model lies in $out. Serve it:    sh infer_vllm.sh $out
 Your own pairs (format: README.md), 1 GPU:  $python train.py --model_name_or_path MODEL --dataset_name pairs.jsonl --output_dir save/mine
 All GPUs:                                   MODEL=… DATASET=pairs.jsonl OUTPUT_DIR=save/mine sh train.sh
 END

@@ -1,0 +1,259 @@
+"""Training speed of packed rows against stock trl.RewardTrainer: the same rows, order, dtype, optimizer, one process.
+
+    python benchmarks/training_speed.py --data data/demo/train.jsonl --model models/SmolLM2-135M-Instruct
+    python benchmarks/training_speed.py --data dialogues --model random --pairs 64 --batch_size 8 --json out.json
+
+`--data` is any file of pairs, or `dialogues`: generated ones, about 150 tokens shared and 50 of their own a side.
+`--model` is any model folder, or `random`: a random Llama, 25 M parameters of body, with the demo model's tokenizer.
+Stock is trl's trainer with its own tokenization, collator and padded forward. The two sides take turns, round by round.
+"""
+
+import argparse
+import copy
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForSequenceClassification, LlamaConfig, TrainerCallback, logging
+from trl import RewardConfig, RewardTrainer
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from reward_model.checkpoint import set_pad_token
+from reward_model.packed_row import PairCollator
+from reward_model.pairs import load_pairs
+from reward_model.shared_prefix import install
+from reward_model.tokenization import load_tokenizer, tokenize_pairs, unused_pad_token
+
+DEMO_MODEL = "models/SmolLM2-135M-Instruct"
+SIDES = ("stock", "ours")
+
+
+class StepTimes(TrainerCallback):
+    """Seconds from the first step's begin to the last step's end, data loading between the steps included."""
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 0:
+            self.begin = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.seconds = time.perf_counter() - self.begin
+
+
+def dialogues(number: int) -> list[dict]:
+    """Pairs that share a few turns and differ in the last answer; lengths vary as those of real dialogues do."""
+    random = np.random.default_rng(0)
+    words = "the of to and a in is it you that he was for on are with as his they at be this from have or".split()
+
+    def text(tokens: float) -> str:
+        return " ".join(random.choice(words, max(1, int(tokens))))
+
+    pairs = []
+    for _ in range(number):
+        turns = 1 + 2 * random.geometric(0.5)
+        history = [
+            {"role": ("user", "assistant")[turn % 2], "content": text(random.lognormal(3.1, 0.9))}
+            for turn in range(turns)
+        ]
+        answers = [{"role": "assistant", "content": text(random.lognormal(3.5, 0.8))} for _ in SIDES]
+        pairs.append({"chosen": [*history, answers[0]], "rejected": [*history, answers[1]]})
+    return pairs
+
+
+def make_trainers(args: argparse.Namespace, folder: str, sides: tuple[str, ...]) -> dict[str, RewardTrainer]:
+    """A trainer of each side, on equal copies of one model and the same rows."""
+    tokenizer = load_tokenizer(DEMO_MODEL if args.model == "random" else args.model)
+    source = Path(args.data)
+    if args.data == "dialogues":
+        source = Path(folder) / "dialogues.jsonl"
+        source.write_text("".join(json.dumps(pair) + "\n" for pair in dialogues(4 * args.pairs)))
+    pairs = load_pairs(str(source))[0].shuffle(seed=0)
+    tokenized = tokenize_pairs(pairs, tokenizer, None, None, "benchmark")
+    fits = np.flatnonzero(np.array(tokenized["length"]) <= args.max_length)[: args.pairs]
+    tokenizer.pad_token = unused_pad_token(tokenizer, [tokenized])
+
+    torch.manual_seed(0)
+    if args.model == "random":
+        sizes = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8}
+        config = LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=8192, num_labels=1, **sizes)
+        model = AutoModelForSequenceClassification.from_config(config)
+    else:
+        model = AutoModelForSequenceClassification.from_pretrained(args.model, num_labels=1, dtype=torch.float32)
+    set_pad_token(model, tokenizer)
+
+    rows = {
+        "stock": Dataset.from_list(
+            [{side: json.loads(pair[side]) for side in ("chosen", "rejected")} for pair in pairs.select(fits)]
+        ),
+        "ours": tokenized.select(fits),
+    }
+    trainers = {}
+    for side in sides:
+        config = RewardConfig(
+            output_dir=f"{folder}/{side}",
+            per_device_train_batch_size=args.batch_size,
+            max_steps=args.pairs // args.batch_size,
+            max_length=None,
+            learning_rate=1e-5,
+            bf16=False,
+            gradient_checkpointing=args.gradient_checkpointing,
+            train_sampling_strategy="sequential",
+            remove_unused_columns=side == "stock",
+            logging_steps=1,
+            save_strategy="no",
+            disable_tqdm=True,
+        )
+        own = copy.deepcopy(model)
+        if side == "ours" and (reason := install(own)):
+            sys.exit(f"error: {reason}")
+        trainers[side] = RewardTrainer(
+            model=own,
+            args=config,
+            train_dataset=rows[side],
+            processing_class=copy.deepcopy(tokenizer),
+            data_collator=PairCollator(pad_token_id=tokenizer.pad_token_id) if side == "ours" else None,
+            callbacks=[StepTimes],
+        )
+    return trainers
+
+
+def timing(trainer: RewardTrainer) -> StepTimes:
+    return next(callback for callback in trainer.callback_handler.callbacks if isinstance(callback, StepTimes))
+
+
+def forward_backward(trainer: RewardTrainer, batches: list[dict]) -> None:
+    trainer.model.train()
+    for batch in batches:
+        trainer.compute_loss(trainer.model, dict(batch)).backward()
+
+
+def gradients(trainer: RewardTrainer, batch: dict) -> torch.Tensor:
+    trainer.model.zero_grad()
+    forward_backward(trainer, [batch])
+    return torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None])
+
+
+def matmul_peak(size: int = 2048, rounds: int = 5) -> float:
+    """GFLOP/s of the best of some fp32 matrix products."""
+    a, b = torch.randn(size, size), torch.randn(size, size)
+    best = float("inf")
+    for _ in range(rounds):
+        begin = time.perf_counter()
+        a @ b
+        best = min(best, time.perf_counter() - begin)
+    return 2 * size**3 / best / 1e9
+
+
+def peak_memory(side: str) -> float:
+    """MB that a step takes beyond weights, gradients and optimizer states, in a process of its own."""
+    command = [sys.executable, __file__, *sys.argv[1:], "--memory_of", side]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+def measure_memory(args: argparse.Namespace) -> None:
+    """Peak after one step on the shortest pair (weights, gradients, optimizer) against the peak after all batches."""
+    with tempfile.TemporaryDirectory() as folder:
+        (trainer,) = make_trainers(args, folder, (args.memory_of,)).values()
+        rows = trainer.train_dataset
+        length = [len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in rows]
+        shortest = rows.select([int(np.argmin(length))])
+        trainer.args.max_steps, trainer.train_dataset = 1, shortest
+        trainer.train()
+        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        trainer.args.max_steps, trainer.train_dataset = args.pairs // args.batch_size, rows
+        trainer.train()
+        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - own) / 1024)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--pairs", type=int, default=32, help="pairs of a round; default: %(default)s")
+    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--max_length", type=int, default=2048)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--gradient_checkpointing", action="store_true")
+    parser.add_argument("--json", type=Path, help="write the figures there, too")
+    parser.add_argument("--memory_of", choices=SIDES, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    logging.set_verbosity_error()
+    if args.memory_of:
+        measure_memory(args)
+        return
+
+    memory = {side: peak_memory(side) for side in SIDES}
+    with tempfile.TemporaryDirectory() as folder:
+        trainers = make_trainers(args, folder, SIDES)
+        batches = {side: list(trainer.get_train_dataloader()) for side, trainer in trainers.items()}
+        first = [gradients(trainers[side], batches[side][0]) for side in SIDES]
+        flops = {}
+        for side in SIDES:
+            with FlopCounterMode(display=False) as counter:
+                forward_backward(trainers[side], batches[side])
+            flops[side] = counter.get_total_flops()
+        seconds: dict[str, dict[str, list[float]]] = {side: {"step": [], "forward_backward": []} for side in SIDES}
+        losses = {}
+        for round_ in range(args.rounds + 1):  # the first one warms up: allocations, optimizer states
+            for side in SIDES[:: 1 if round_ % 2 else -1]:
+                trainer = trainers[side]
+                trainer.train()
+                seconds[side]["step"].append(timing(trainer).seconds)
+                losses.setdefault(side, [log["loss"] for log in trainer.state.log_history if "loss" in log])
+                begin = time.perf_counter()
+                forward_backward(trainer, batches[side])
+                seconds[side]["forward_backward"].append(time.perf_counter() - begin)
+                trainer.model.zero_grad()
+    peak = matmul_peak()
+
+    pairs = len(batches["ours"]) * args.batch_size
+    positions = {side: sum(batch["input_ids"].numel() for batch in batches[side]) for side in SIDES}
+    figures: dict[str, Any] = {"matmul_peak_gflops": peak, "position_ratio": positions["stock"] / positions["ours"]}
+    for side in SIDES:
+        times = {kind: np.array(values[1:]) for kind, values in seconds[side].items()}
+        figures[side] = {
+            "pairs_per_second": pairs / np.median(times["step"]),
+            "forward_backward_pairs_per_second": pairs / np.median(times["forward_backward"]),
+            "forward_backward_gflops": flops[side] / np.median(times["forward_backward"]) / 1e9,
+            "token_positions": positions[side],
+            "peak_memory_mb": memory[side],
+        }
+    for kind in ("step", "forward_backward"):
+        ratios = np.array(seconds["stock"][kind][1:]) / np.array(seconds["ours"][kind][1:])
+        figures[f"{kind}_ratio"] = {"median": np.median(ratios), "min": ratios.min(), "max": ratios.max()}
+    figures["largest_loss_difference"] = np.abs(np.subtract(losses["stock"], losses["ours"])).max()
+    figures["relative_gradient_difference"] = ((first[1] - first[0]).norm() / first[0].norm()).item()
+    report(args, figures)
+    if args.json:
+        args.json.write_text(json.dumps({"arguments": vars(args), **figures}, default=str, indent=2) + "\n")
+
+
+def report(args: argparse.Namespace, figures: dict[str, Any]) -> None:
+    """The table that a reader of the README knows."""
+    print(f"\n{args.data}, {args.model}, {args.pairs} pairs, batch size {args.batch_size}, {args.rounds} rounds")
+    print(f"{'':<40}{'stock trl':>12}{'ours':>12}{'ratio':>10}")
+    stock, ours = figures["stock"], figures["ours"]
+    for name in stock:
+        ratio = stock[name] / ours[name] if name in ("token_positions", "peak_memory_mb") else ours[name] / stock[name]
+        print(f"{name:<40}{stock[name]:>12,.2f}{ours[name]:>12,.2f}{ratio:>10.2f}")
+    for kind in ("step", "forward_backward"):
+        ratio = figures[f"{kind}_ratio"]
+        print(f"{kind} ratio: {ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})")
+    share = ours["forward_backward_gflops"] / figures["matmul_peak_gflops"]
+    print(f"matmul peak {figures['matmul_peak_gflops']:.1f} GFLOP/s; ours runs at {share:.0%} of it")
+    print(
+        f"largest difference of losses {figures['largest_loss_difference']:.1e}, "
+        f"relative difference of gradients {figures['relative_gradient_difference']:.1e}"
+    )
+
+
+if __name__ == "__main__":
+    main()
