@@ -57,22 +57,24 @@ def main(argv: list[str]) -> "RewardTrainer":
     # --- Model: any architecture with one score per conversation ---------------------------------------------------
     from transformers import AutoModelForSequenceClassification, set_seed
     from trl import get_peft_config, get_quantization_config
+    from trl.trainer.reward_trainer import suppress_seqcls_warning
 
     from reward_model.packed_row import PairCollator
     from reward_model.shared_prefix import SharedPrefixGuard, install, padded_line
     from reward_model.throughput import ThroughputTrainer
 
     set_seed(training_args.seed)  # the new reward head is random, the same at every start
-    model = AutoModelForSequenceClassification.from_pretrained(
-        model_args.model_name_or_path,
-        num_labels=1,
-        dtype=model_args.dtype,
-        revision=model_args.model_revision,
-        attn_implementation=model_args.attn_implementation,
-        trust_remote_code=training_args.trust_remote_code,
-        quantization_config=get_quantization_config(model_args),
-        **(training_args.model_init_kwargs or {}),
-    )
+    with suppress_seqcls_warning():  # "score.weight is missing": it is new
+        model = AutoModelForSequenceClassification.from_pretrained(
+            model_args.model_name_or_path,
+            num_labels=1,
+            dtype=model_args.dtype,
+            revision=model_args.model_revision,
+            attn_implementation=model_args.attn_implementation,
+            trust_remote_code=training_args.trust_remote_code,
+            quantization_config=get_quantization_config(model_args),
+            **(training_args.model_init_kwargs or {}),
+        )
     training_args.model_init_kwargs = None
     set_pad_token(model, tokenizer)
     reason_to_pad = install(model, data_args.shared_prefix)

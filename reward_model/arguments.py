@@ -49,6 +49,7 @@ class TrainingArguments(RewardConfig):
             )
         if self.bf16 is None and not self.fp16:
             self.bf16 = bf16_is_fast()
+        self.dataloader_pin_memory &= torch.accelerator.is_available()
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
             # Left alone, accelerate takes torchrun without a GPU for one process, and DeepSpeed's batch check fails.
             os.environ["ACCELERATE_USE_DEEPSPEED"] = str(self.deepspeed is not None).lower()

@@ -67,6 +67,7 @@ def merge_adapter(adapter: Path, output_dir: Path, base: str | None = None, dtyp
     from peft import PeftConfig, PeftModel
     from safetensors import safe_open
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+    from trl.trainer.reward_trainer import suppress_seqcls_warning
 
     if not (adapter / "adapter_config.json").is_file():
         raise InputError(f"{adapter}: no adapter_config.json there; give a checkpoint of train.py --use_peft.")
@@ -81,7 +82,8 @@ def merge_adapter(adapter: Path, output_dir: Path, base: str | None = None, dtyp
         raise InputError(f"The base model {base} of {adapter} is not there; name it: --base_model FOLDER_OR_HUB_ID")
     dtype = AutoConfig.from_pretrained(base).dtype if dtype == "auto" else getattr(torch, dtype)
     tokenizer = AutoTokenizer.from_pretrained(adapter)
-    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, dtype=torch.float32)
+    with suppress_seqcls_warning():  # the base model has no score.weight; the adapter brings it
+        model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, dtype=torch.float32)
     set_pad_token(model, tokenizer)
     model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
     model.to(dtype or torch.float32).save_pretrained(output_dir)
