@@ -56,6 +56,13 @@ def check_base_model(name: str) -> None:
     config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     if (config.get("architectures") or [""])[0].endswith("ForSequenceClassification"):
         check_one_label(config, name)
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as KNOWN_TYPES
+
+    if (model_type := config.get("model_type")) not in KNOWN_TYPES and "auto_map" not in config:
+        raise InputError(
+            f"{name}: Transformers has no {model_type} model with one score per conversation "
+            "(AutoModelForSequenceClassification); start from another architecture."
+        )
 
 
 def merge_adapter(adapter: Path, output_dir: Path, base: str | None = None, dtype: str = "auto") -> None:

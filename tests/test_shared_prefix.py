@@ -89,6 +89,10 @@ ARCHITECTURES = {
     "ministral3": {},
     "gpt2": {"n_layer": 2, "n_head": 4, "n_embd": 64, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
     "gpt_neox": {},
+    "opt": {"ffn_dim": 96, "word_embed_proj_dim": 64, "dropout": 0.0},
+    "phimoe": {"num_local_experts": 4},
+    "diffllama": {},
+    "starcoder2": {"residual_dropout": 0.0, "embedding_dropout": 0.0},
     "deepseek_v3": {
         "kv_lora_rank": 16, "q_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 12,
         "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1, "moe_intermediate_size": 32,
@@ -101,7 +105,12 @@ PADDED = {
     "qwen3_next": (
         {"layer_types": ["linear_attention", "full_attention"], "num_experts": 4, "moe_intermediate_size": 32,
          "shared_expert_intermediate_size": 32, "num_experts_per_tok": 2}, "linear_attention"),
-    "lfm2": ({"layer_types": ["conv", "full_attention"]}, "conv"),
+    "jamba": ({"num_experts": 2, "attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False}, "linear_attention"),
+    "bloom": ({"n_layer": 2, "n_head": 4, "hidden_dropout": 0.0, "attention_dropout": 0.0}, "more than SDPA"),
+    "falcon alibi": ({"alibi": True, "hidden_dropout": 0.0, "attention_dropout": 0.0}, "more than SDPA"),
+    "minimax": ({"num_local_experts": 4}, "linear_attention"),
+    "stablelm": ({}, "2 of 2 layers that take no packed row"),
+    "qwen3_5_text": ({"layer_types": ["linear_attention", "full_attention"]}, "linear_attention"),
 }  # fmt: skip
 
 
