@@ -19,7 +19,8 @@ def main() -> None:
     from reward_model.pairs import load_pairs
     from reward_model.scoring import load_reward_model, score
 
-    pairs = load_pairs(args.data)[0]
+    pairs, test_pairs = load_pairs(args.data)
+    pairs = pairs if test_pairs is None else test_pairs
     conversations = [[json.loads(pair["chosen"]), json.loads(pair["rejected"])] for pair in pairs]
     rewards = score(*load_reward_model(args.model), conversations)
 

@@ -15,6 +15,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from reward_model import InputError
 from reward_model.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
 from reward_model.checkpoint import check_base_model, merge_adapter, set_pad_token
@@ -30,7 +32,7 @@ def main(argv: list[str]) -> "RewardTrainer":
     check_paths(data_args, training_args, model_args)
 
     # --- Data: checked, tokenized once (on the main process), dropped if too long, split by prompt -----------------
-    # Imported where they are needed: a typo in the arguments costs two seconds, not ten.
+    # Imported where they are needed, so that a mistake in the arguments shows sooner.
     from reward_model.pairs import load_pairs, split_by_prompt
     from reward_model.tokenization import load_tokenizer, tokenize_pairs, unused_pad_token
 
@@ -81,7 +83,7 @@ def main(argv: list[str]) -> "RewardTrainer":
     collator = PairCollator(pad_token_id=tokenizer.pad_token_id, shared_prefix=reason_to_pad is None)
     if reason_to_pad and training_args.process_index == 0:
         print(padded_line(reason_to_pad))
-    longest = train_dataset[max(range(len(train_dataset)), key=train_dataset["length"].__getitem__)]
+    longest = train_dataset[int(np.argmax(train_dataset["length"][:]))]
 
     # --- Training ---------------------------------------------------------------------------------------------------
     training_args.remove_unused_columns = False  # the columns are ours, the collator takes what it needs
@@ -103,21 +105,19 @@ def main(argv: list[str]) -> "RewardTrainer":
     trainer.accelerator.print(trainer.totals(result.metrics["train_runtime"]))
     trainer.save_metrics("train", result.metrics)
     trainer.save_state()
-    metrics = trainer.evaluate()
-    trainer.log_metrics("eval", metrics)
-    trainer.save_metrics("eval", metrics)
 
     # --- Saving: what lies in output_dir is a full model for Transformers and vLLM, also after LoRA ----------------
     output_dir = Path(training_args.output_dir)
-    if not model_args.use_peft:
-        trainer.save_model()
-    else:
-        trainer.save_model(str(output_dir / "adapter"))
-        if trainer.is_world_process_zero():
-            from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+    adapter_dir = output_dir / "adapter" if model_args.use_peft else None
+    trainer.save_model(str(adapter_dir or output_dir))
+    metrics = trainer.evaluate()
+    trainer.log_metrics("eval", metrics)
+    trainer.save_metrics("eval", metrics)
+    if adapter_dir and trainer.is_world_process_zero():
+        from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-            unset_hf_deepspeed_config()  # or the merged model would be split over the ranks again
-            merge_adapter(output_dir / "adapter", output_dir, dtype=str(model.dtype).removeprefix("torch."))
+        unset_hf_deepspeed_config()  # or the merged model would be split over the ranks again
+        merge_adapter(adapter_dir, output_dir, dtype=str(model.dtype).removeprefix("torch."))
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.print(f"Reward model: {output_dir}   Serve it: sh infer_vllm.sh {output_dir}")
     trainer.end()

@@ -26,14 +26,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForSequenceClassification, LlamaConfig, TrainerCallback, logging
 from trl import RewardConfig, RewardTrainer
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
 from reward_model.checkpoint import set_pad_token
 from reward_model.packed_row import PairCollator
 from reward_model.pairs import load_pairs
 from reward_model.shared_prefix import install
 from reward_model.tokenization import load_tokenizer, tokenize_pairs, unused_pad_token
 
-DEMO_MODEL = "models/SmolLM2-135M-Instruct"
+DEMO_MODEL = str(ROOT / "models/SmolLM2-135M-Instruct")
 SIDES = ("stock", "ours")
 
 
@@ -58,26 +59,27 @@ def dialogues(number: int) -> list[dict]:
 
     pairs = []
     for _ in range(number):
-        turns = 1 + 2 * random.geometric(0.5)
+        turns = 1 + 2 * random.geometric(0.35)
         history = [
-            {"role": ("user", "assistant")[turn % 2], "content": text(random.lognormal(3.1, 0.9))}
+            {"role": ("user", "assistant")[turn % 2], "content": text(random.lognormal(2.3, 1.1))}
             for turn in range(turns)
         ]
-        answers = [{"role": "assistant", "content": text(random.lognormal(3.5, 0.8))} for _ in SIDES]
+        answers = [{"role": "assistant", "content": text(random.lognormal(3.4, 1.0))} for _ in SIDES]
         pairs.append({"chosen": [*history, answers[0]], "rejected": [*history, answers[1]]})
     return pairs
 
 
 def make_trainers(args: argparse.Namespace, folder: str, sides: tuple[str, ...]) -> dict[str, RewardTrainer]:
     """A trainer of each side, on equal copies of one model and the same rows."""
-    tokenizer = load_tokenizer(DEMO_MODEL if args.model == "random" else args.model)
+    template = str(ROOT / "data/demo/chatml.jinja") if args.model == "random" else None
+    tokenizer = load_tokenizer(DEMO_MODEL if args.model == "random" else args.model, template)
     source = Path(args.data)
     if args.data == "dialogues":
         source = Path(folder) / "dialogues.jsonl"
-        source.write_text("".join(json.dumps(pair) + "\n" for pair in dialogues(4 * args.pairs)))
+        source.write_text("".join(json.dumps(pair) + "\n" for pair in dialogues(args.pairs)))
     pairs = load_pairs(str(source))[0].shuffle(seed=0)
     tokenized = tokenize_pairs(pairs, tokenizer, None, None, "benchmark")
-    fits = np.flatnonzero(np.array(tokenized["length"]) <= args.max_length)[: args.pairs]
+    fits = np.flatnonzero(np.array(tokenized["length"][:]) <= args.max_length)[: args.pairs]
     tokenizer.pad_token = unused_pad_token(tokenizer, [tokenized])
 
     torch.manual_seed(0)
@@ -110,6 +112,7 @@ def make_trainers(args: argparse.Namespace, folder: str, sides: tuple[str, ...])
             logging_steps=1,
             save_strategy="no",
             disable_tqdm=True,
+            dataloader_pin_memory=False,
         )
         own = copy.deepcopy(model)
         if side == "ours" and (reason := install(own)):
@@ -129,16 +132,14 @@ def timing(trainer: RewardTrainer) -> StepTimes:
     return next(callback for callback in trainer.callback_handler.callbacks if isinstance(callback, StepTimes))
 
 
-def forward_backward(trainer: RewardTrainer, batches: list[dict]) -> None:
+def gradients(trainer: RewardTrainer, batch: dict) -> tuple[torch.Tensor, float]:
+    """Flat gradients of one batch, and the seconds that forward and backward took."""
     trainer.model.train()
-    for batch in batches:
-        trainer.compute_loss(trainer.model, dict(batch)).backward()
-
-
-def gradients(trainer: RewardTrainer, batch: dict) -> torch.Tensor:
     trainer.model.zero_grad()
-    forward_backward(trainer, [batch])
-    return torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None])
+    begin = time.perf_counter()
+    trainer.compute_loss(trainer.model, dict(batch)).backward()
+    seconds = time.perf_counter() - begin
+    return torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None]), seconds
 
 
 def matmul_peak(size: int = 2048, rounds: int = 5) -> float:
@@ -177,7 +178,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
     parser.add_argument("--model", required=True)
-    parser.add_argument("--pairs", type=int, default=32, help="pairs of a round; default: %(default)s")
+    parser.add_argument("--pairs", type=int, default=16, help="pairs of a round; default: %(default)s")
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--max_length", type=int, default=2048)
     parser.add_argument("--rounds", type=int, default=3)
@@ -194,43 +195,38 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         trainers = make_trainers(args, folder, SIDES)
         batches = {side: list(trainer.get_train_dataloader()) for side, trainer in trainers.items()}
-        first = [gradients(trainers[side], batches[side][0]) for side in SIDES]
-        flops = {}
-        for side in SIDES:
+        flops, first = {}, {}
+        for side in SIDES:  # this warms up, too
             with FlopCounterMode(display=False) as counter:
-                forward_backward(trainers[side], batches[side])
+                first[side], _ = gradients(trainers[side], batches[side][0])
             flops[side] = counter.get_total_flops()
         seconds: dict[str, dict[str, list[float]]] = {side: {"step": [], "forward_backward": []} for side in SIDES}
         losses = {}
-        for round_ in range(args.rounds + 1):  # the first one warms up: allocations, optimizer states
-            for side in SIDES[:: 1 if round_ % 2 else -1]:
-                trainer = trainers[side]
-                trainer.train()
-                seconds[side]["step"].append(timing(trainer).seconds)
-                losses.setdefault(side, [log["loss"] for log in trainer.state.log_history if "loss" in log])
-                begin = time.perf_counter()
-                forward_backward(trainer, batches[side])
-                seconds[side]["forward_backward"].append(time.perf_counter() - begin)
-                trainer.model.zero_grad()
+        for round_ in range(args.rounds):
+            for side in SIDES[:: -1 if round_ % 2 else 1]:
+                trainers[side].train()
+                seconds[side]["step"].append(timing(trainers[side]).seconds)
+                losses.setdefault(side, [log["loss"] for log in trainers[side].state.log_history if "loss" in log])
+                seconds[side]["forward_backward"].append(gradients(trainers[side], batches[side][0])[1])
     peak = matmul_peak()
 
     pairs = len(batches["ours"]) * args.batch_size
     positions = {side: sum(batch["input_ids"].numel() for batch in batches[side]) for side in SIDES}
     figures: dict[str, Any] = {"matmul_peak_gflops": peak, "position_ratio": positions["stock"] / positions["ours"]}
     for side in SIDES:
-        times = {kind: np.array(values[1:]) for kind, values in seconds[side].items()}
+        step, alone = (np.median(seconds[side][kind]) for kind in ("step", "forward_backward"))
         figures[side] = {
-            "pairs_per_second": pairs / np.median(times["step"]),
-            "forward_backward_pairs_per_second": pairs / np.median(times["forward_backward"]),
-            "forward_backward_gflops": flops[side] / np.median(times["forward_backward"]) / 1e9,
+            "pairs_per_second": pairs / step,
+            "forward_backward_pairs_per_second": args.batch_size / alone,
+            "forward_backward_gflops": flops[side] / alone / 1e9,
             "token_positions": positions[side],
             "peak_memory_mb": memory[side],
         }
     for kind in ("step", "forward_backward"):
-        ratios = np.array(seconds["stock"][kind][1:]) / np.array(seconds["ours"][kind][1:])
+        ratios = np.array(seconds["stock"][kind]) / np.array(seconds["ours"][kind])
         figures[f"{kind}_ratio"] = {"median": np.median(ratios), "min": ratios.min(), "max": ratios.max()}
     figures["largest_loss_difference"] = np.abs(np.subtract(losses["stock"], losses["ours"])).max()
-    figures["relative_gradient_difference"] = ((first[1] - first[0]).norm() / first[0].norm()).item()
+    figures["relative_gradient_difference"] = ((first["ours"] - first["stock"]).norm() / first["stock"].norm()).item()
     report(args, figures)
     if args.json:
         args.json.write_text(json.dumps({"arguments": vars(args), **figures}, default=str, indent=2) + "\n")

@@ -62,7 +62,7 @@ def load_pairs(name: str, train_split: str = "train", test_split: str = "test") 
 
 def split_by_prompt(pairs: Dataset, eval_size: float, seed: int) -> tuple[Dataset, Dataset]:
     """Split off about `eval_size` of the pairs (a share below 1, or a number) so that no prompt is on both sides."""
-    prompts = np.array(pairs["prompt"])
+    prompts = np.array(pairs["prompt"][:])
     unique, counts = np.unique(prompts, return_counts=True)
     if len(unique) < 2:
         raise InputError(f"All {len(pairs)} pairs share one prompt, so none can be held out; add a test file.")
@@ -166,7 +166,7 @@ def _generate(generator: Any, gen_kwargs: dict[str, Any], name: str) -> Dataset:
         if isinstance(error.__cause__, InputError):
             raise error.__cause__ from None
         raise
-    missing = sum(margin is None for margin in pairs["margin"])
+    missing = sum(margin is None for margin in pairs["margin"][:])
     if 0 < missing < len(pairs):
         raise InputError(f"{name}: {missing} of {len(pairs)} pairs have no margin; give all of them one, or none.")
     return pairs

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from accelerate import PartialState
 from datasets import Dataset
 from datasets.fingerprint import Hasher
 from jinja2 import TemplateError
@@ -79,7 +80,7 @@ def tokenize_pairs(
         tokenized = tokenized.remove_columns("margin")
     if max_length is None:
         return tokenized
-    lengths = np.array(tokenized["length"])
+    lengths = np.array(tokenized["length"][:])
     fits = np.flatnonzero(lengths <= max_length)
     if len(fits) == 0:
         raise InputError(
@@ -87,7 +88,7 @@ def tokenize_pairs(
             f"side counts): shortest {lengths.min()}, median {int(np.median(lengths))}, longest {lengths.max()}."
         )
     if len(fits) < len(lengths):
-        print(
+        PartialState().print(
             f"{name}: dropped {len(lengths) - len(fits)} of {len(lengths)} pairs with a side longer than --max_length "
             f"{max_length} tokens (the longest has {lengths.max()})."
         )
@@ -119,8 +120,58 @@ def unused_pad_token(tokenizer: PreTrainedTokenizerBase, tokenized: list[Dataset
     return "<|pad|>"
 
 
+def cut_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Special tokens after which a text may be cut so that encoding the two parts gives the tokens of the whole.
+
+    A tokenizer first cuts a text at its added tokens and then encodes what lies between them piece by piece, so a cut at
+    an added token changes nothing, if that token is always found (no other can overlap it), takes no white space with
+    it, and the piece behind it is not treated as the begin of a text (as sentencepiece's Metaspace does). Empty where
+    that is not certain.
+    """
+    pipeline = json.loads(tokenizer.backend_tokenizer.to_str())
+    steps = [pipeline["pre_tokenizer"] or {}, pipeline["normalizer"] or {}]
+    steps += [inner for step in steps for inner in step.get("pretokenizers", step.get("normalizers", []))]
+    if not {step.get("type") for step in steps} <= {None, "Sequence", "ByteLevel", "Split", "Digits", "NFC"}:
+        return []
+    added = list(tokenizer.added_tokens_decoder.values())
+
+    def overlap(one: str, other: str) -> bool:
+        return one in other or any(one[-size:] == other[:size] for size in range(1, min(len(one), len(other))))
+
+    return [
+        token.content
+        for token in added
+        if token.special
+        and not (token.normalized or token.lstrip or token.rstrip or token.single_word)
+        and not any(
+            overlap(token.content, str(other)) or overlap(str(other), token.content)
+            for other in added
+            if other != token
+        )
+    ]
+
+
+def encode_pairs(
+    chosen: list[str], rejected: list[str], tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Token ids of both sides; what a pair of texts shares is encoded once, up to its last `cut_tokens` token."""
+    cutters = cut_tokens(tokenizer)
+    cuts = []
+    for pair in zip(chosen, rejected, strict=True):
+        shared = os.path.commonprefix(pair)
+        ends = [place + len(token) for token in cutters if (place := shared.rfind(token)) >= 0]
+        cuts.append(max(ends, default=0))
+    parts = [text[:cut] for text, cut in zip(chosen, cuts, strict=True)]
+    parts += [text[cut:] for texts in (chosen, rejected) for text, cut in zip(texts, cuts, strict=True)]
+    ids = token_ids(parts, tokenizer)
+    pairs = len(chosen)
+    prefixes, *rests = ids[:pairs], ids[pairs : 2 * pairs], ids[2 * pairs :]
+    first, second = ([a + b for a, b in zip(prefixes, rest, strict=True)] for rest in rests)
+    return first, second
+
+
 def _tokenize_batch(batch: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[Any]]:
-    columns: dict[str, list[Any]] = {}
+    rendered = []
     for side in ("chosen", "rejected"):
         texts = []
         for conversation, tools, place in zip(batch[side], batch["tools"], batch["place"], strict=True):
@@ -128,7 +179,9 @@ def _tokenize_batch(batch: dict[str, list[Any]], tokenizer: PreTrainedTokenizerB
                 texts.append(render(json.loads(conversation), tokenizer, json.loads(tools) if tools else None))
             except TemplateError as error:
                 raise InputError(f"{place}: {side} is refused by the tokenizer's chat template: {error}") from None
-        columns[f"{side}_ids"] = token_ids(texts, tokenizer)
+        rendered.append(texts)
+    columns: dict[str, list[Any]] = {}
+    columns["chosen_ids"], columns["rejected_ids"] = encode_pairs(*rendered, tokenizer)
     both = list(zip(columns["chosen_ids"], columns["rejected_ids"], strict=True))
     columns["prefix_length"] = [common_prefix_length(pair) for pair in both]
     columns["length"] = [max(map(len, pair)) for pair in both]

@@ -103,8 +103,8 @@ PADDED = {
     "gemma2": ({"head_dim": 16}, "softcap"),
     "gpt_oss": ({"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16}, "more than SDPA"),
     "qwen3_next": (
-        {"layer_types": ["linear_attention", "full_attention"], "num_experts": 4, "moe_intermediate_size": 32,
-         "shared_expert_intermediate_size": 32, "num_experts_per_tok": 2}, "linear_attention"),
+        {"layer_types": ["linear_attention", "full_attention"], "num_experts": 4, "num_experts_per_tok": 2,
+         "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32}, "linear_attention"),
     "jamba": ({"num_experts": 2, "attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False}, "linear_attention"),
     "bloom": ({"n_layer": 2, "n_head": 4, "hidden_dropout": 0.0, "attention_dropout": 0.0}, "more than SDPA"),
     "falcon alibi": ({"alibi": True, "hidden_dropout": 0.0, "attention_dropout": 0.0}, "more than SDPA"),
