@@ -8,6 +8,7 @@ sees the row as variable-length sequences, in FlashAttention's words: `cu_seq_le
 `cu_seq_lens_k`; within a sequence attention is causal, aligned to its end. This file has all of the index arithmetic.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +19,8 @@ from trl.trainer.reward_trainer import DataCollatorForPreference
 Group = tuple[list[int], list[list[int]]]
 
 
-def common_prefix_length(conversations: list[list[int]]) -> int:
-    """Tokens that all conversations begin with, less one where a conversation would be left without a branch."""
+def common_prefix_length(conversations: Sequence[list[int] | str]) -> int:
+    """Tokens (or characters) that all begin with, less one where a conversation would be left without a branch."""
     first, shortest = conversations[0], min(map(len, conversations))
     length = 0
     step = 1 << max(shortest, 1).bit_length()

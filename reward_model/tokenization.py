@@ -66,11 +66,12 @@ def tokenize_pairs(
     # Left alone, `datasets` would miss its cache (a tokenizer's pickle changes as it is used) and hit it after a change
     # of this file (imported functions are hashed by name).
     code = Path(__file__).read_text(encoding="utf-8")
-    key = Hasher.hash((pairs._fingerprint, code, tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template))
+    vocabulary = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else tokenizer
+    key = Hasher.hash((pairs._fingerprint, code, vocabulary, tokenizer.chat_template))
     tokenized = pairs.map(
         _tokenize_batch,
         batched=True,
-        fn_kwargs={"tokenizer": tokenizer},
+        fn_kwargs={"tokenizer": tokenizer, "cutters": cut_tokens(tokenizer)},
         num_proc=num_proc,
         remove_columns=[column for column in pairs.column_names if column != "margin"],
         new_fingerprint=key,
@@ -123,11 +124,13 @@ def unused_pad_token(tokenizer: PreTrainedTokenizerBase, tokenized: list[Dataset
 def cut_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Special tokens after which a text may be cut so that encoding the two parts gives the tokens of the whole.
 
-    A tokenizer first cuts a text at its added tokens and then encodes what lies between them piece by piece, so a cut at
-    an added token changes nothing, if that token is always found (no other can overlap it), takes no white space with
+    A tokenizer first cuts a text at its added tokens, then encodes what lies between them piece by piece. So a cut at
+    an added token changes nothing if that token is always found (no other can overlap it), takes no white space with
     it, and the piece behind it is not treated as the begin of a text (as sentencepiece's Metaspace does). Empty where
     that is not certain.
     """
+    if not tokenizer.is_fast or tokenizer.split_special_tokens:
+        return []
     pipeline = json.loads(tokenizer.backend_tokenizer.to_str())
     steps = [pipeline["pre_tokenizer"] or {}, pipeline["normalizer"] or {}]
     steps += [inner for step in steps for inner in step.get("pretokenizers", step.get("normalizers", []))]
@@ -152,13 +155,12 @@ def cut_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 
 def encode_pairs(
-    chosen: list[str], rejected: list[str], tokenizer: PreTrainedTokenizerBase
+    chosen: list[str], rejected: list[str], tokenizer: PreTrainedTokenizerBase, cutters: list[str]
 ) -> tuple[list[list[int]], list[list[int]]]:
-    """Token ids of both sides; what a pair of texts shares is encoded once, up to its last `cut_tokens` token."""
-    cutters = cut_tokens(tokenizer)
+    """Token ids of both sides; what a pair of texts shares is encoded once, up to its last token of `cutters`."""
     cuts = []
     for pair in zip(chosen, rejected, strict=True):
-        shared = os.path.commonprefix(pair)
+        shared = pair[0][: common_prefix_length(pair)]
         ends = [place + len(token) for token in cutters if (place := shared.rfind(token)) >= 0]
         cuts.append(max(ends, default=0))
     parts = [text[:cut] for text, cut in zip(chosen, cuts, strict=True)]
@@ -170,7 +172,9 @@ def encode_pairs(
     return first, second
 
 
-def _tokenize_batch(batch: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[Any]]:
+def _tokenize_batch(
+    batch: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBase, cutters: list[str]
+) -> dict[str, list[Any]]:
     rendered = []
     for side in ("chosen", "rejected"):
         texts = []
@@ -181,7 +185,7 @@ def _tokenize_batch(batch: dict[str, list[Any]], tokenizer: PreTrainedTokenizerB
                 raise InputError(f"{place}: {side} is refused by the tokenizer's chat template: {error}") from None
         rendered.append(texts)
     columns: dict[str, list[Any]] = {}
-    columns["chosen_ids"], columns["rejected_ids"] = encode_pairs(*rendered, tokenizer)
+    columns["chosen_ids"], columns["rejected_ids"] = encode_pairs(*rendered, tokenizer, cutters)
     both = list(zip(columns["chosen_ids"], columns["rejected_ids"], strict=True))
     columns["prefix_length"] = [common_prefix_length(pair) for pair in both]
     columns["length"] = [max(map(len, pair)) for pair in both]

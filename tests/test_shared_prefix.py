@@ -5,12 +5,13 @@ import random
 import pytest
 import torch
 from conftest import ROOT, demo_pairs, jsonl, tiny_config
-from transformers import AutoModelForSequenceClassification
+from transformers import AddedToken, AutoModelForSequenceClassification
 
 import train as train_script
 from reward_model import InputError
 from reward_model.packed_row import PairCollator, common_prefix_length, pack
 from reward_model.shared_prefix import install, packing_differs, sequence_attention
+from reward_model.tokenization import cut_tokens, encode_pairs, token_ids
 
 GENERATOR = random.Random(0)
 
@@ -34,6 +35,23 @@ def test_common_prefix_always_leaves_a_token_to_each() -> None:
     assert common_prefix_length([[1, 2], [1, 2, 3]]) == 1  # one conversation is a prefix of the other
     assert common_prefix_length([[1, 2], [3, 2]]) == 0
     assert common_prefix_length([[1] * 7, [1] * 7, [1] * 6 + [2]]) == 6
+
+
+def test_text_shared_by_a_pair_is_encoded_once_to_the_same_tokens(make_tokenizer) -> None:
+    tokenizer = make_tokenizer()
+    cutters = cut_tokens(tokenizer)
+    assert "<|im_start|>" in cutters
+    tokenizer.add_tokens(AddedToken("<|im_start|>tool", special=True))
+    assert "<|im_start|>" not in cut_tokens(tokenizer), "a longer token may begin where this one ends"
+    tokenizer = make_tokenizer()
+
+    pieces = "<|im_start|>/<|im_end|>/\n/user/ two  spaces /don't/3.14/né/e\u0301/好/<|im_".split("/")
+    texts = ["".join(GENERATOR.choices(pieces, k=GENERATOR.randrange(1, 40))) for _ in range(600)]
+    chosen = [text + GENERATOR.choice(pieces) for text in texts]
+    rejected = [text[: GENERATOR.randrange(len(text))] + GENERATOR.choice(pieces) for text in texts]
+    expected = token_ids(chosen, tokenizer), token_ids(rejected, tokenizer)
+    assert encode_pairs(chosen, rejected, tokenizer, cutters) == expected
+    assert encode_pairs(chosen, rejected, tokenizer, []) == expected
 
 
 def test_branch_without_tokens_is_refused() -> None:
@@ -105,7 +123,10 @@ PADDED = {
     "qwen3_next": (
         {"layer_types": ["linear_attention", "full_attention"], "num_experts": 4, "num_experts_per_tok": 2,
          "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32}, "linear_attention"),
-    "jamba": ({"num_experts": 2, "attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False}, "linear_attention"),
+    "jamba": (
+        {"num_experts": 2, "attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False},
+        "linear_attention",
+    ),
     "bloom": ({"n_layer": 2, "n_head": 4, "hidden_dropout": 0.0, "attention_dropout": 0.0}, "more than SDPA"),
     "falcon alibi": ({"alibi": True, "hidden_dropout": 0.0, "attention_dropout": 0.0}, "more than SDPA"),
     "minimax": ({"num_local_experts": 4}, "linear_attention"),
@@ -137,9 +158,8 @@ def padded_batch() -> dict:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_architecture_gives_equal_rewards_and_gradients(name: str) -> None:
     model = reward_model(name, ARCHITECTURES[name]).train()
-    rewards, gradients = rewards_and_gradients(
-        model, padded_batch()
-    )  # the model as Transformers made it, in eager mode
+    # First as Transformers made it, in eager mode.
+    rewards, gradients = rewards_and_gradients(model, padded_batch())
     assert install(model) is None
     row = pack(GROUPS)
     packed_rewards, packed_gradients = rewards_and_gradients(model, row)
@@ -180,6 +200,11 @@ RUNS = {
     "gradient checkpointing": ["--gradient_checkpointing", "True"],
     "accumulation": ["--gradient_accumulation_steps", "2"],
 }
+TWENTY_STEPS = (
+    "--max_steps 20 --per_device_train_batch_size 4 --learning_rate 1e-4 --max_length 512 --logging_steps 1 "
+    "--report_to none --gradient_checkpointing False --eval_size 4 --eval_strategy steps --eval_steps 10 "
+    "--save_strategy no"
+)
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -191,24 +216,9 @@ def test_twenty_steps_of_training_equal_the_padded_path(name: str, base_model, t
     pairs = jsonl(tmp_path / "pairs.jsonl", rows)
     trainers = []
     for shared_prefix in ("True", "False"):
-        trainers.append(
-            train_script.main(
-                ["--model_name_or_path", str(base_model), "--dataset_name", str(pairs), "--report_to", "none"]
-                + ["--output_dir", str(tmp_path / shared_prefix), "--shared_prefix", shared_prefix, "--max_steps", "20"]
-                + [
-                    "--per_device_train_batch_size",
-                    "4",
-                    "--logging_steps",
-                    "1",
-                    "--eval_size",
-                    "4",
-                    "--max_length",
-                    "512",
-                ]
-                + ["--learning_rate", "1e-4", "--save_strategy", "no", "--gradient_checkpointing", "False"]
-                + ["--eval_strategy", "steps", "--eval_steps", "10", *more]
-            )
-        )
+        paths = ["--model_name_or_path", str(base_model), "--dataset_name", str(pairs)]
+        paths += ["--output_dir", str(tmp_path / shared_prefix), "--shared_prefix", shared_prefix]
+        trainers.append(train_script.main([*paths, *TWENTY_STEPS.split(), *more]))
     logged = [trainer.state.log_history for trainer in trainers]
     for key, count in (("loss", 20), ("eval_loss", 3)):
         packed, padded = ([log[key] for log in history if key in log] for history in logged)
