@@ -10,7 +10,7 @@ STAMP  := $(VENV)/installed-$(notdir $(REQUIREMENTS))
 DEMO_MODEL := models/SmolLM2-135M-Instruct
 MODEL  ?= $(DEMO_MODEL)
 
-.PHONY: help setup model demo test lint
+.PHONY: help setup model demo test lint bench
 
 help:  ## what can be made
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -44,3 +44,6 @@ lint: setup  ## ruff
 
 test: lint  ## lint and every test; needs no network after setup
 	HF_HUB_OFFLINE=1 $(PY) -m pytest
+
+bench: setup model  ## speed and memory against stock trl, about an hour; figures in save/benchmarks
+	sh benchmarks/run.sh

@@ -1,41 +1,171 @@
-"""Accuracy of a reward model on labelled pairs, in all and per source.
+"""How good is a reward model, and can one believe it: accuracy on labelled pairs, its intervals, calibration, biases.
 
-python evaluate.py --model save/my-run pairs.jsonl
+    python evaluate.py --model save/demo data/demo/eval.jsonl --output save/demo-evaluation
+    python evaluate.py --url http://127.0.0.1:5001 rewardbench.parquet rm_bench.json        # a server of infer_vllm.sh
+    python evaluate.py compare save/evaluation-a save/evaluation-b              # --output folders, on the same pairs
+    python evaluate.py parity save/demo --url http://127.0.0.1:5001 data/demo/eval.jsonl      # the same scores there?
+
+DATA is anything that prepare_data.py reads: a file, a folder (its held-out files, if it has some) or a hub id. Lists of
+chosen and rejected answers are judged as RewardBench 2 and RM-Bench do (reward_model/evaluation.py says how).
+With --output: metrics.json, scores.jsonl and report.html, a page to look at.
 """
 
 import argparse
 import json
+import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
+from client import ServerError
+from client import score as served_score
 from reward_model import InputError
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Share of pairs whose chosen answer scores higher (a tie is a half).")
-    parser.add_argument("--model", required=True, help="folder of a reward model, scored with Transformers")
-    parser.add_argument("data", help="pairs: a .json, .jsonl or .parquet file, a folder of them, or a hub id")
-    args = parser.parse_args()
+def evaluate(args: argparse.Namespace) -> None:
+    from reward_model import evaluation, evaluation_report
 
-    from reward_model.pairs import load_pairs
+    items = evaluation.load_items(args.data, args.protocol)
+    groups = [item.conversations for item in items]
+    scored = evaluation.Scored(items, local_scores(args.model, groups) if args.model else ask(args, groups))
+    found = evaluation.figures(scored)
+    if args.base_model:
+        found["before"] = evaluation.figures(evaluation.Scored(items, untrained_scores(args, groups)))["all"]
+    print(evaluation.terminal(found))
+    if args.output:
+        args.output.mkdir(parents=True, exist_ok=True)
+        (args.output / "metrics.json").write_text(
+            json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
+        with open(args.output / "scores.jsonl", "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in scored.records())
+        page = evaluation_report.html(args.model or args.url, found, scored)
+        (args.output / "report.html").write_text(page, encoding="utf-8")
+        print(f"-> {args.output}/metrics.json, scores.jsonl, report.html")
+
+
+def local_scores(model: str, groups: list[list[Any]]) -> list[list[float]]:
     from reward_model.scoring import load_reward_model, score
 
-    pairs, test_pairs = load_pairs(args.data)
-    pairs = pairs if test_pairs is None else test_pairs
-    conversations = [[json.loads(pair["chosen"]), json.loads(pair["rejected"])] for pair in pairs]
-    rewards = score(*load_reward_model(args.model), conversations)
+    return score(*load_reward_model(model), groups)
 
-    by_source: dict[str, list[float]] = {}
-    for source, (chosen, rejected) in zip(pairs["source"], rewards, strict=True):
-        right = 0.5 if chosen == rejected else float(chosen > rejected)
-        by_source.setdefault(source or "(no source)", []).append(right)
-        by_source.setdefault("all", []).append(right)
-    print(f"{'source':<24}{'pairs':>7}{'accuracy':>10}")
-    for source, right in sorted(by_source.items(), key=lambda item: item[0] == "all"):
-        print(f"{source:<24}{len(right):>7}{sum(right) / len(right):>10.3f}")
+
+def untrained_scores(args: argparse.Namespace, groups: list[list[Any]]) -> list[list[float]]:
+    """Scores of the base model with a random head, rendered as the trained model renders."""
+    from reward_model.scoring import load_untrained, score
+
+    return score(*load_untrained(args.base_model, args.model), groups)
+
+
+def ask(args: argparse.Namespace, groups: list[list[Any]]) -> list[list[float]]:
+    """Scores from the server, some requests at a time."""
+    from tqdm import tqdm
+
+    flat = [messages for group in groups for messages in group]
+    with ThreadPoolExecutor(args.concurrency) as pool:
+        answers = pool.map(lambda messages: served_score(messages, args.url, args.served_model_name), flat)
+        values = iter(list(tqdm(answers, desc="Asking", total=len(flat), unit="conversation", disable=None)))
+    return [[next(values) for _ in group] for group in groups]
+
+
+def compare(args: argparse.Namespace) -> None:
+    from reward_model.evaluation_report import compare
+
+    runs = []
+    for folder in (args.a, args.b):
+        if not (folder / "scores.jsonl").is_file():
+            raise InputError(f"{folder}: no scores.jsonl; make it with evaluate.py … --output {folder}")
+        runs.append([json.loads(line) for line in (folder / "scores.jsonl").read_text(encoding="utf-8").splitlines()])
+    found, disagree = compare(*runs)
+    if not found["all"]["pairs"]:
+        raise InputError(f"{args.a} and {args.b} have no pair in common; evaluate both on the same data.")
+    print(f"{'subset':<28}{'items':>7}{'A':>8}{'B':>8}{'B - A':>8}{'95 % interval':>18}{'McNemar p':>11}")
+    for name, row in found.items():
+        limits = f"{row['low']:+.3f} to {row['high']:+.3f}"
+        print(
+            f"{name:<28}{row['pairs']:>7}{row['accuracy_a']:>8.3f}{row['accuracy_b']:>8.3f}{row['difference']:>+8.3f}"
+            f"{limits:>18}{row['p_value']:>11.3g}"
+        )
+    missing = max(map(len, runs)) - found["all"]["pairs"]
+    print(f"They disagree on {len(disagree)} items" + (f"; {missing} stand in one run only." if missing else "."))
+    for item in disagree[: args.show]:
+        better = "A" if item["a_right"] > item["b_right"] else "B"
+        print(f"  only {better} is right: {item['place']} ({item['subset']}) {' '.join(item['prompt'].split())[:100]}")
+    if args.output:
+        args.output.write_text(
+            json.dumps({"subsets": found, "disagree": disagree}, indent=2, ensure_ascii=False) + "\n"
+        )
+
+
+def parity(args: argparse.Namespace) -> None:
+    from reward_model.evaluation import load_items
+    from reward_model.parity import cause, parity, served_tokens
+    from reward_model.scoring import load_reward_model, score
+    from reward_model.tokenization import render, token_ids
+
+    conversations = [messages for item in load_items(args.data) for messages in item.conversations]
+    model, tokenizer = load_reward_model(args.model)
+    here = [value for (value,) in score(model, tokenizer, [[messages] for messages in conversations])]
+    served = [value for (value,) in ask(args, [[messages] for messages in conversations])]
+    found = parity(here, served, str(model.dtype).removeprefix("torch."))
+    worst, (ours, theirs) = conversations[found["worst"]], (values[found["worst"]] for values in (here, served))
+    print(
+        f"{found['conversations']} conversations: largest difference {found['largest_difference']:.1e} (allowed "
+        f"{found['tolerance']:.0e} in {model.dtype}), rank correlation {found['rank_correlation']:.6f}"
+    )
+    print(f"worst: {ours:+.6f} here, {theirs:+.6f} served: {str(worst[-1].get('content'))[:80]!r}")
+    if not found["equal"]:
+        key = os.environ.get("VLLM_API_KEY")
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        received = served_tokens(args.url, args.served_model_name, worst, headers)
+        expected = token_ids([render(worst, tokenizer)], tokenizer)[0]
+        raise InputError(f"the scores differ: {cause(here, served, expected, received, tokenizer)}")
+
+
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
+    server = argparse.ArgumentParser(add_help=False)
+    server.add_argument("--url", help="a server started by infer_vllm.sh; an API key is read from VLLM_API_KEY")
+    server.add_argument("--served_model_name", default="base_reward")
+    server.add_argument("--concurrency", type=int, default=8, help="requests at a time")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, parents=[server]
+    )
+    if argv[:1] == ["compare"]:
+        parser = argparse.ArgumentParser(
+            prog="evaluate.py compare", description="Paired differences of two runs, B less A."
+        )
+        parser.add_argument("a", type=Path)
+        parser.add_argument("b", type=Path)
+        parser.add_argument("--show", type=int, default=20, help="items on which they disagree")
+        parser.add_argument("--output", type=Path, help="a .json file for figures and all disagreements")
+        return parser.parse_args(argv[1:])
+    if argv[:1] == ["parity"]:
+        parser = argparse.ArgumentParser(
+            prog="evaluate.py parity", description="The same scores here and there?", parents=[server]
+        )
+        parser.add_argument("model")
+        parser.add_argument("data", nargs="+")
+        args = parser.parse_args(argv[1:])
+        if not args.url:
+            parser.error("parity needs --url.")
+        return args
+    parser.add_argument("--model", help="folder of a reward model, scored with Transformers")
+    parser.add_argument("--base_model", help="measure this model, with a head that was not trained, as well")
+    parser.add_argument("data", nargs="+", metavar="DATA")
+    parser.add_argument("--protocol", default="auto", choices=["auto", "pairs", "best", "ties", "rm-bench"])
+    parser.add_argument("--output", type=Path, help="folder for metrics.json, scores.jsonl and report.html")
+    args = parser.parse_args(argv)
+    if bool(args.model) == bool(args.url):
+        parser.error("give --model DIR or --url URL.")
+    if args.base_model and not args.model:
+        parser.error("--base_model needs --model, whose chat template it is rendered with.")
+    return args
 
 
 if __name__ == "__main__":
+    commands = {"compare": compare, "parity": parity}
     try:
-        main()
-    except InputError as error:
+        commands.get(sys.argv[1] if sys.argv[1:] else "", evaluate)(parse_arguments(sys.argv[1:]))
+    except (InputError, ServerError) as error:
         sys.exit(f"error: {error}")

@@ -33,7 +33,7 @@ def main(argv: list[str]) -> "RewardTrainer":
 
     # --- Data: checked, tokenized once (on the main process), dropped if too long, split by prompt -----------------
     # Imported where they are needed, so that a mistake in the arguments shows sooner.
-    from reward_model.pairs import load_pairs, split_by_prompt
+    from reward_model.pairs import by_subset, load_pairs, split_by_prompt
     from reward_model.tokenization import load_tokenizer, tokenize_pairs, unused_pad_token
 
     tokenizer = load_tokenizer(
@@ -52,7 +52,11 @@ def main(argv: list[str]) -> "RewardTrainer":
             tokenize_pairs(pairs, tokenizer, training_args.max_length, training_args.dataset_num_proc, name)
             for name, pairs in (("training", train_pairs), ("held-out", eval_pairs))
         )
-    tokenizer.pad_token = unused_pad_token(tokenizer, [train_dataset, eval_dataset])
+        benchmarks = {
+            name: tokenize_pairs(pairs, tokenizer, None, training_args.dataset_num_proc, name)
+            for name, pairs in by_subset(data_args.benchmark_files).items()
+        }
+    tokenizer.pad_token = unused_pad_token(tokenizer, [train_dataset, eval_dataset, *benchmarks.values()])
     # Done above; trl would filter row by row and clone a template once more.
     training_args.max_length = training_args.chat_template_path = None
 
@@ -92,7 +96,7 @@ def main(argv: list[str]) -> "RewardTrainer":
         args=training_args,
         data_collator=collator,
         train_dataset=train_dataset,
-        eval_dataset=eval_dataset,
+        eval_dataset={"held_out": eval_dataset, **benchmarks} if benchmarks else eval_dataset,
         processing_class=tokenizer,
         peft_config=get_peft_config(model_args),
         callbacks=[SharedPrefixGuard(collator, longest)],

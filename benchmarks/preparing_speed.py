@@ -1,6 +1,8 @@
-"""Rows per second of preparing pairs (template, tokens, shared prefix) against trl's own preparation of the same rows.
+"""Rows per second and peak memory of prepare_data.py on generated pairs of 3 KB each.
 
-python benchmarks/preparing_speed.py --data dialogues --model models/SmolLM2-135M-Instruct
+    python benchmarks/preparing_speed.py --pairs 1000000
+
+Needs three times the file's size on the disk of --folder: the source, its checked pairs, and those once more in order.
 """
 
 import argparse
@@ -8,59 +10,65 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
-import datasets
 import numpy as np
-from datasets import Dataset
-from trl import RewardConfig, RewardTrainer
+import psutil
+from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-from benchmarks.training_speed import dialogues
-from reward_model.pairs import load_pairs
-from reward_model.tokenization import load_tokenizer, tokenize_pairs
+WORDS = (
+    "the of to and a in is it you that he was for on are with as his they at be this from have or by one had".split()
+)
 
 
-def seconds(prepare: Callable[[], Dataset]) -> tuple[float, Dataset]:
-    begin = time.perf_counter()
-    prepared = prepare()
-    return time.perf_counter() - begin, prepared
+def generate(path: Path, number: int) -> None:
+    """Pairs of about 3 KB: a prompt of 60 words, answers of 250 on average, lengths lognormal."""
+    random = np.random.default_rng(0)
+    text = " ".join(random.choice(WORDS, 100_000))
+    with open(path, "w") as file:
+        for pair in tqdm(range(number), desc="generating", unit=" pairs", unit_scale=True):
+            lengths = (random.lognormal(0, 0.6, 3) * (250, 1050, 1050)).astype(int) + 10
+            starts = random.integers(0, len(text) - 20_000, 3)
+            prompt, *answers = (
+                text[start : start + min(length, 20_000)] for start, length in zip(starts, lengths, strict=True)
+            )
+            user = {"role": "user", "content": f"{pair}: {prompt}"}
+            sides = ([user, {"role": "assistant", "content": f"{answer}."}] for answer in answers)
+            file.write(json.dumps(dict(zip(("chosen", "rejected"), sides, strict=True))) + "\n")
+
+
+def memory(process: psutil.Process) -> int:
+    """Bytes held by a process and its children; pages that they share count for each."""
+    held = 0
+    for member in (process, *process.children(recursive=True)):
+        try:
+            held += member.memory_info().rss
+        except psutil.NoSuchProcess:  # it ended meanwhile
+            continue
+    return held
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="dialogues", help="a file of pairs, or dialogues: 4,000 generated ones")
-    parser.add_argument("--model", default=str(ROOT / "models/SmolLM2-135M-Instruct"), help="whose tokenizer")
-    parser.add_argument("--num_proc", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--pairs", type=int, default=1_000_000)
+    parser.add_argument("--folder", type=Path, help="for the generated file; default: a temporary one")
     args = parser.parse_args()
-    datasets.disable_caching()
-    tokenizer = load_tokenizer(args.model)
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(args.data)
-        if args.data == "dialogues":
-            source = Path(folder) / "dialogues.jsonl"
-            source.write_text("".join(json.dumps(pair) + "\n" for pair in dialogues(4000)))
-        pairs = load_pairs(str(source))[0]
-        rows = Dataset.from_list([{side: json.loads(pair[side]) for side in ("chosen", "rejected")} for pair in pairs])
-        config = RewardConfig(output_dir=folder, max_length=2048, dataset_num_proc=args.num_proc, bf16=False)
-        times: list[tuple[float, float]] = []
-        for _ in range(args.rounds):
-            # The method reads nothing of the trainer itself.
-            stock, theirs = seconds(lambda: RewardTrainer._prepare_dataset(None, rows, tokenizer, config, "train"))
-            ours, mine = seconds(lambda: tokenize_pairs(pairs, tokenizer, 2048, args.num_proc, "training"))
-            times.append((stock, ours))
-    if theirs["chosen_ids"][:] != mine["chosen_ids"][:] or theirs["rejected_ids"][:] != mine["rejected_ids"][:]:
-        sys.exit("error: the two sides made different tokens")
-    stock, ours = np.median(times, axis=0)
-    ratios = [a / b for a, b in times]
-    print(
-        f"{args.data}: {len(pairs)} pairs, {np.mean(mine['length'][:]):.0f} tokens on the longer side, {args.num_proc=}"
-    )
-    print(f"stock trl {len(pairs) / stock:,.0f} rows/s, ours {len(pairs) / ours:,.0f} rows/s")
-    print(f"ratio {stock and np.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+        source = Path(folder, "source.jsonl")
+        generate(source, args.pairs)
+        begin, peak = time.perf_counter(), 0
+        command = [sys.executable, ROOT / "prepare_data.py", source, "--output", Path(folder, "pairs.jsonl")]
+        process = psutil.Popen([str(part) for part in command])
+        while process.poll() is None:
+            peak = max(peak, memory(process))
+            time.sleep(0.1)
+        seconds = time.perf_counter() - begin
+        size = source.stat().st_size / 1e9
+    if process.returncode:
+        sys.exit(f"error: prepare_data.py ended with {process.returncode}")
+    speed = f"{seconds:.0f} s, {args.pairs / seconds:,.0f} rows/s"
+    print(f"{args.pairs:,} pairs, {size:.2f} GB: {speed}, peak {peak / 1e9:.2f} GB")
 
 
 if __name__ == "__main__":

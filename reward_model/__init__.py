@@ -3,3 +3,11 @@
 
 class InputError(ValueError):
     """A user's mistake. The message says what was found, where, and what to do; scripts show it without a traceback."""
+
+
+class RowError(InputError):
+    """What is wrong with one row, without its place; `reason` is a short name under which such rows are counted."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason

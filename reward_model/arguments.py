@@ -32,6 +32,13 @@ class DataArguments(ScriptArguments):
             "several times faster. False pads as trl does; then see --train_sampling_strategy group_by_length."
         },
     )
+    benchmark_files: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Labelled pairs (files or folders, as for evaluate.py) whose accuracy is logged, per subset, at every "
+            "evaluation step; the held-out pairs are then logged as eval_held_out_…"
+        },
+    )
 
 
 @dataclass

@@ -5,25 +5,40 @@ from typing import Any
 
 import torch
 from tqdm import tqdm
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from trl.trainer.reward_trainer import suppress_seqcls_warning
 
 from reward_model import InputError
-from reward_model.checkpoint import check_reward_model
+from reward_model.checkpoint import check_base_model, check_reward_model, set_pad_token
 from reward_model.packed_row import common_prefix_length, pack
 from reward_model.shared_prefix import install
 from reward_model.tokenization import load_tokenizer, render, token_ids
 
 Conversation = list[dict[str, Any]]
+SEED = 42  # the default of train.py's --seed
 
 
 def load_reward_model(folder: str, dtype: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model, in `dtype` or its own on an accelerator and in fp32 on CPU, and its tokenizer; ready for `score`."""
     check_reward_model(folder)
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    device = _device()
     dtype = dtype or ("float32" if device.type == "cpu" else "auto")
     model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype)
     model.packs = install(model) is None
     return model.eval().to(device), load_tokenizer(folder)
+
+
+def load_untrained(base_model: str, folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A base model with a random reward head (the one that train.py begins with by default), and the tokenizer of the
+    reward model that was trained from it."""
+    check_base_model(base_model)
+    tokenizer = load_tokenizer(folder)
+    set_seed(SEED)
+    with suppress_seqcls_warning():
+        model = AutoModelForSequenceClassification.from_pretrained(base_model, num_labels=1, dtype=torch.float32)
+    set_pad_token(model, tokenizer)
+    model.packs = install(model) is None
+    return model.eval().to(_device()), tokenizer
 
 
 @torch.no_grad()
@@ -44,11 +59,13 @@ def score(
         raise InputError(f"A conversation has {longest} tokens, more than the {limit} that the model takes.")
     ids = iter(flat)
     tokens = [[next(ids) for _ in group] for group in groups]
+    split = [_split(group) if model.packs else ([], group) for group in tokens]
+    sizes = [len(prefix) + sum(map(len, branches)) for prefix, branches in split]
     scores: list[list[float]] = [[] for _ in groups]
     progress = tqdm(total=len(flat), desc="Scoring", unit="conversation", disable=None)
-    for numbers in _batches(tokens, tokens_per_batch):
-        batch = [tokens[number] for number in numbers]
-        inputs = _packed(batch) if model.packs else _padded(batch, tokenizer.pad_token_id)
+    for numbers in _batches(sizes, tokens_per_batch):
+        batch = [split[number] for number in numbers]
+        inputs = pack(batch) if model.packs else _padded([branches for _, branches in batch], tokenizer.pad_token_id)
         inputs = {name: v.to(model.device) if isinstance(v, torch.Tensor) else v for name, v in inputs.items()}
         values = iter(model(**inputs, use_cache=False).logits.flatten().tolist())
         for number in numbers:
@@ -58,24 +75,28 @@ def score(
     return scores
 
 
-def _batches(groups: list[list[list[int]]], budget: int) -> Iterator[list[int]]:
-    """Numbers of groups of similar length, as many as fit into `budget` tokens, and at least one."""
+def _device() -> torch.device:
+    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+
+
+def _batches(sizes: list[int], budget: int) -> Iterator[list[int]]:
+    """Numbers of groups of similar size, as many as fit into `budget` token positions, and at least one."""
     batch: list[int] = []
     filled = 0
-    for number in sorted(range(len(groups)), key=lambda number: max(map(len, groups[number])), reverse=True):
-        size = sum(map(len, groups[number]))
-        if batch and filled + size > budget:
+    for number in sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True):
+        if batch and filled + sizes[number] > budget:
             yield batch
             batch, filled = [], 0
         batch.append(number)
-        filled += size
+        filled += sizes[number]
     if batch:
         yield batch
 
 
-def _packed(groups: list[list[list[int]]]) -> dict[str, Any]:
-    split = [(group, common_prefix_length(group)) for group in groups]
-    return pack([(group[0][:shared], [ids[shared:] for ids in group]) for group, shared in split])
+def _split(group: list[list[int]]) -> tuple[list[int], list[list[int]]]:
+    """What a group of conversations begins with, and the rest of each; one conversation alone has no prefix."""
+    shared = common_prefix_length(group) if len(group) > 1 else 0
+    return group[0][:shared], [ids[shared:] for ids in group]
 
 
 def _padded(groups: list[list[list[int]]], pad_token_id: int) -> dict[str, torch.Tensor]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent.parent))
-from reward_model.pairs import check_pair
+from reward_model.record import check_pair, shared_messages
 
 FILES = {"train": HERE / "train.jsonl", "eval": HERE / "eval.jsonl", "zh": HERE.parent / "demo_zh" / "train.jsonl"}
 LEAST = {"train": 256, "eval": 64, "zh": 64}
@@ -22,7 +22,7 @@ def problems() -> list[str]:
     for name, file in FILES.items():
         lines = file.read_text(encoding="utf-8").splitlines()
         pairs = [json.loads(line) for line in lines]
-        prompts[name] = {check_pair(pair, f"{file}:{number}")["prompt"] for number, pair in enumerate(pairs, 1)}
+        prompts[name] = {json.dumps(shared_messages(check_pair(pair))) for pair in pairs}
         if len(pairs) < LEAST[name]:
             found.append(f"{file}: {len(pairs)} pairs, fewer than {LEAST[name]}.")
         longer = sum(len(pair["chosen"][-1]["content"]) > len(pair["rejected"][-1]["content"]) for pair in pairs)

@@ -6,13 +6,17 @@ base=$1
 out=save/demo
 python=.venv/bin/python
 started=$(date +%s)
-rm -rf "$out"
+rm -rf "$out" "$out-data"
 
-echo "== Training $base on $(wc -l < data/demo/train.jsonl) pairs; $(wc -l < data/demo/eval.jsonl) are held out"
+echo "== Preparing the pairs: checked, counted, none of them with a held-out prompt"
+"$python" prepare_data.py data/demo/train.jsonl --holdout data/demo/eval.jsonl --output "$out-data/train.jsonl"
+"$python" prepare_data.py data/demo/eval.jsonl --output "$out-data/eval.jsonl"
+
+echo "== Training $base on $(wc -l < "$out-data/train.jsonl") pairs; $(wc -l < "$out-data/eval.jsonl") are held out"
 "$python" train.py \
   --model_name_or_path "$base" \
   --chat_template_path data/demo/chatml.jinja \
-  --dataset_name data/demo \
+  --dataset_name "$out-data" \
   --output_dir "$out" \
   --max_length 512 \
   --per_device_train_batch_size 8 \
@@ -33,7 +37,7 @@ trap 'kill "$server" 2>/dev/null || true; wait "$server" 2>/dev/null || true' EX
 trap 'exit 130' INT TERM
 
 echo "== Accuracy on the held-out pairs, while it starts"
-"$python" evaluate.py --model "$out" data/demo/eval.jsonl | tee "$out/accuracy.txt"
+"$python" evaluate.py --model "$out" "$out-data/eval.jsonl" --output "$out/evaluation" | tee "$out/accuracy.txt"
 until "$python" -c "import requests; requests.get('http://127.0.0.1:$port/health', timeout=2)" 2>/dev/null; do
   kill -0 "$server" 2>/dev/null || { tail -n 20 "$out/vllm.log"; echo "error: the server did not start"; exit 1; }
   sleep 1

@@ -1,0 +1,127 @@
+"""Any common preference data in; checked pairs, the rows that were not good, and a report out.
+
+    python prepare_data.py ../shared/data/dpo_en_demo.json --output data/pairs.jsonl --eval_size 0.05
+    python prepare_data.py hh.jsonl.gz arena.parquet@cap=20000 extra.csv@format=alpaca --output data/pairs.jsonl \\
+        --holdout benchmark.jsonl --tokenizer save/demo --max_length 2048
+    python prepare_data.py mine.jsonl --prompt question --candidates a.text b.text --label winner \\
+        --label_first A --label_second B --label_tie same --output data/pairs.jsonl
+
+A SOURCE is a .json, .jsonl, .jsonl.gz, .csv or .parquet file, a folder of them, or a hub id (owner/name[:split]).
+Behind an @ it may have a format of its own, a cap (at most so many pairs, chosen at random) and a weight (its share of
+the mix is in proportion to it): SOURCE@format=alpaca,cap=1000,weight=2.
+Beside pairs.jsonl come pairs.rejected.jsonl, pairs.report.json, pairs.report.html and, with --eval_size,
+pairs.eval.jsonl. Bad rows are set aside with the reason, never silently; --strict stops at the first one instead.
+Doubtful ones (duplicates, odd characters, answers cut off) are counted and kept, unless --drop names them.
+"""
+
+import argparse
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+from reward_model import InputError, data_report
+from reward_model.comparison import DOUBTS
+from reward_model.facts import Work
+from reward_model.formats import FORMATS, Options
+from reward_model.holdout import Holdout
+from reward_model.preparation import Source, output_files, prepare
+
+
+def parse_source(text: str, format_: str) -> Source:
+    """A SOURCE with its own format, cap and weight."""
+    name, found, settings = text.rpartition("@")
+    if not found or not re.fullmatch(r"\w+=[^,=]+(,\w+=[^,=]+)*", settings):
+        return Source(text, format_)
+    own = dict(setting.split("=") for setting in settings.split(","))
+    try:
+        weight, cap = float(own.pop("weight", 0)) or None, int(own.pop("cap", 0)) or None
+    except ValueError as error:
+        raise InputError(f"{text}: weight and cap are numbers ({error}).") from None
+    source = Source(name, own.pop("format", format_), weight, cap)
+    if own or source.format not in ("auto", *FORMATS):
+        raise InputError(f"{text}: behind the @ stand format ({', '.join(FORMATS)}), cap or weight.")
+    return source
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line; see the docstring of this file."""
+    formats = "; ".join(f"{name}: {format_.description}" for name, format_ in FORMATS.items())
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sources", nargs="+", metavar="SOURCE")
+    parser.add_argument("--output", type=Path, required=True, help="pairs.jsonl")
+    parser.add_argument(
+        "--format", default="auto", choices=["auto", *FORMATS], help=f"recognised by content. {formats}"
+    )
+    parser.add_argument("--eval_size", type=float, default=0, help="share (or number) of pairs to hold out, by prompt")
+    parser.add_argument("--holdout", nargs="+", default=[], help="files whose prompts must not be trained on")
+    parser.add_argument(
+        "--holdout_similarity", type=float, default=0.8, help="Jaccard; from there on prompts are equal"
+    )
+    parser.add_argument("--tokenizer", help="model folder or hub id: lengths in tokens, and its template is tried")
+    parser.add_argument("--max_length", type=int, help="set aside pairs with a longer side, in tokens (--tokenizer)")
+    drop = "kept unless named here, and counted in any case"
+    parser.add_argument("--drop", nargs="+", default=[], choices=[*DOUBTS, "all"], help=drop)
+    parser.add_argument("--strict", action="store_true", help="stop at the first bad row")
+    ties = "drop: only counted; keep-both-out: written to pairs.rejected.jsonl; stop: an error"
+    parser.add_argument("--ties", default="drop", choices=["drop", "keep-both-out", "stop"], help=ties)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--num_proc", type=int, default=os.cpu_count())
+    scores = parser.add_argument_group("answers with a score each")
+    pairing = "best against each other one, all pairs, or neighbours in rank"
+    scores.add_argument("--pairing", default="best", choices=["best", "all", "adjacent"], help=pairing)
+    scores.add_argument("--min_gap", type=float, default=0.0, help="least difference of scores")
+    scores.add_argument("--margin_from_gap", action="store_true", help="keep the difference of scores as margin")
+    named = parser.add_argument_group("any other layout, by its fields (dotted paths)")
+    for name in ("prompt", "chosen", "rejected", "label", "input"):
+        named.add_argument(f"--{name}", metavar="FIELD", help="text put behind the prompt" if name == "input" else None)
+    named.add_argument("--candidates", nargs=2, metavar="FIELD")
+    for name in ("label_first", "label_second", "label_tie"):
+        named.add_argument(f"--{name}", nargs="+", default=[], metavar="VALUE")
+    parser.add_argument("--system", help="system message put before every conversation that has none")
+    args = parser.parse_args()
+    by_fields = args.chosen or args.candidates
+    if by_fields:
+        args.format = "fields"
+    if args.chosen and not args.rejected:
+        parser.error("--chosen FIELD needs --rejected FIELD.")
+    if args.candidates and not (args.label and args.label_first and args.label_second):
+        parser.error("--candidates needs --label FIELD, --label_first VALUE and --label_second VALUE.")
+    if args.format == "fields" and not by_fields:
+        parser.error("--format fields needs --chosen and --rejected, or --candidates.")
+    if args.max_length and not args.tokenizer:
+        parser.error("--max_length counts tokens: name the tokenizer, --tokenizer MODEL.")
+    if args.output.suffix != ".jsonl":
+        parser.error(f"--output {args.output}: pairs are written as .jsonl.")
+    return args
+
+
+def main() -> None:
+    args = parse_arguments()
+    given = {name: getattr(args, name) for name in Options.__dataclass_fields__}
+    options = Options(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
+    holdout = Holdout(args.holdout, args.holdout_similarity) if args.holdout else None
+    prepared = prepare(
+        [parse_source(source, args.format) for source in args.sources],
+        args.output,
+        Work(options, args.tokenizer, args.max_length, holdout, DOUBTS if "all" in args.drop else tuple(args.drop)),
+        eval_size=args.eval_size,
+        ties=args.ties,
+        strict=args.strict,
+        seed=args.seed,
+        num_proc=args.num_proc,
+    )
+    figures = data_report.statistics(prepared)
+    made = output_files(args.output)
+    made["report"].write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    made["page"].write_text(data_report.html(args.output.name, figures, prepared), encoding="utf-8")
+    print(data_report.terminal(figures))
+    print(f"-> {', '.join(str(path) for path in made.values() if path.exists())}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"error: {error}")
