@@ -1,6 +1,6 @@
 #!/bin/sh
-# The benchmarks behind the README's table, figures as JSON in save/benchmarks. About an hour on 2 cores, which must have
-# nothing else to do. The real pairs are benchmarked where ../shared/data has them.
+# The benchmarks behind the README's tables, figures as JSON in save/benchmarks. About an hour on 2 cores, which must
+# have nothing else to do. The real pairs are benchmarked where ../shared/data has them.
 set -e
 cd "$(dirname "$0")/.."
 python=.venv/bin/python
@@ -13,14 +13,17 @@ train() {  # name of the result, then arguments
     "$python" benchmarks/training_speed.py "$@" --json "save/benchmarks/$name.json"
 }
 
+"$python" benchmarks/preparing_speed.py --pairs 1000000
 "$python" benchmarks/tokenizing_speed.py --data dialogues --model "$demo"
 train dialogues-8 --data dialogues --model random --batch_size 8 --pairs 48
 for language in en zh; do
     source=../shared/data/dpo_${language}_demo.json
     test -f "$source" || continue
-    "$python" benchmarks/convert_sharegpt.py "$source" "save/benchmarks/$language.jsonl"
-    train "$language-8" --data "save/benchmarks/$language.jsonl" --model random --batch_size 8 --pairs 16
-    train "$language-1" --data "save/benchmarks/$language.jsonl" --model random --batch_size 1 --pairs 8
+    "$python" benchmarks/scoring_speed.py --data "$source" --groups 40 --json "save/benchmarks/scoring-$language.json"
+    for batch_size in 8 2 1; do
+        train "$language-$batch_size" --data "$source" --model random --batch_size "$batch_size" --pairs 16
+    done
 done
 train demo-8 --data data/demo/train.jsonl --model "$demo" --batch_size 8 --pairs 16
 train demo-1 --data data/demo/train.jsonl --model "$demo" --batch_size 1 --pairs 8
+"$python" benchmarks/scoring_speed.py --data best-of-n --rounds 1 --json save/benchmarks/best-of-n.json

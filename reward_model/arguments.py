@@ -35,8 +35,8 @@ class DataArguments(ScriptArguments):
     benchmark_files: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Labelled pairs (files or folders, as for evaluate.py) whose accuracy is logged, per subset, at every "
-            "evaluation step; the held-out pairs are then logged as eval_held_out_…"
+            "help": "Labelled pairs (files or folders, as for evaluate.py) whose accuracy is logged, per subset, at "
+            "every evaluation; the held-out pairs are then logged as eval_held_out_…"
         },
     )
 

@@ -29,7 +29,7 @@ def statistics(prepared: Prepared) -> dict[str, Any]:
         "length_difference": _distribution(lengths["chosen"].astype(int) - lengths["rejected"].astype(int)),
         "sources": _counts(facts["source"], prepared.sources),
         "scripts": _counts(facts["script"], SCRIPTS),
-        "turns": _counts(facts["turns"], [str(turns) for turns in range(int(facts["turns"].max()) + 1)]),
+        "turns": {str(turns): int(count) for turns, count in enumerate(np.bincount(facts["turns"])) if count},
         "trivial_judges": trivial_judges(facts),
         "shared_prefix_saves": {str(size): saved(lengths, size) for size in BATCH_SIZES},
     }
@@ -100,11 +100,11 @@ def _rows_section(figures: dict[str, Any]) -> str:
     section = page.table(["", "number"], kept)
     if not figures["findings"]:
         return section + "<p>Nothing was wrong with any row.</p>"
-    bad = [
-        [reason, seen["count"], "kept" if seen["kept"] else "set aside", "\n".join(seen["first"][:2])]
-        for reason, seen in figures["findings"].items()
-    ]
-    return section + "<h2>What was wrong</h2>" + page.table(["reason", "number", "", "first places"], bad)
+    found = ""
+    for reason, seen in figures["findings"].items():
+        found += f"<h3>{reason}: {seen['count']:,} {'kept' if seen['kept'] else 'set aside'}</h3>"
+        found += page.bullets(seen["first"])
+    return section + found
 
 
 def _lengths_section(figures: dict[str, Any], prepared: Prepared) -> str:
@@ -142,7 +142,7 @@ def _contents_section(figures: dict[str, Any]) -> str:
 
 def _judges_section(figures: dict[str, Any]) -> str:
     judges = figures["trivial_judges"]
-    figure, axes = page.plot("Accuracy of judges that read nothing", "accuracy")
+    figure, axes = page.plot("Judges that read nothing", "accuracy")
     axes.barh(list(judges)[::-1], list(judges.values())[::-1], color=page.ORANGE)
     axes.axvline(0.5, color=page.GRAY, linewidth=1)
     axes.set_xlim(0, 1)

@@ -24,13 +24,15 @@ STYLE = """
 :root { color-scheme: light; }
 body { margin: 0 auto; max-width: 1180px; padding: 1rem; font: 16px/1.5 system-ui, sans-serif; color: #1c2430; }
 h1 { font-size: 1.5rem; margin: .3rem 0; } h2 { font-size: 1.15rem; margin: 2rem 0 .6rem; }
+h3 { font-size: 1rem; margin: 1rem 0 .3rem; }
 p { max-width: 75ch; } .note { color: #566070; font-size: .9rem; }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 340px), 1fr)); gap: 1rem; }
+.plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 340px), 1fr)); gap: 1rem; }
 figure { margin: 0; border: 1px solid #dfe3e8; border-radius: 6px; padding: .5rem; min-width: 0; }
 figure svg { width: 100%; height: auto; display: block; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem; }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid #dfe3e8; text-align: left; vertical-align: top; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
+li { overflow-wrap: anywhere; font-size: .9rem; }
 details { border: 1px solid #dfe3e8; border-radius: 6px; padding: .5rem .8rem; margin: .5rem 0; }
 summary { cursor: pointer; overflow-wrap: anywhere; }
 .sides { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 320px), 1fr)); gap: .8rem; }
@@ -81,6 +83,11 @@ def table(header: list[str], rows: list[list[object]]) -> str:
     lines = [[cell("th", name) for name in header], *([cell("td", value) for value in row] for row in rows)]
     cells = "".join("<tr>" + "".join(line) + "</tr>" for line in lines)
     return f'<div class="wide"><table>{cells}</table></div>'
+
+
+def bullets(lines: list[str]) -> str:
+    """A list."""
+    return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>"
 
 
 def conversation(messages: list[dict]) -> str:

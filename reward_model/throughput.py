@@ -1,6 +1,8 @@
 """trl's RewardTrainer with the run's speed in its logs."""
 
+import re
 import time
+from collections import defaultdict
 from typing import Any
 
 import torch
@@ -29,6 +31,10 @@ class ThroughputTrainer(RewardTrainer):
             self._counted = (time.perf_counter(), self._counts())
             new = [after - earlier for after, earlier in zip(self._counted[1], before, strict=True)]
             logs |= speed(*self._over_ranks(new), seconds=self._counted[0] - since)
+        # One of several evaluation sets: trl would log its accuracy as eval_accuracy like that of every other.
+        for name in [key[len("eval_") : -len("_loss")] for key in logs if re.fullmatch("eval_.+_loss", key)]:
+            metrics = self._metrics["eval"]
+            self._metrics["eval"] = defaultdict(list, {f"{name}_{key}": value for key, value in metrics.items()})
         super().log(logs, start_time)
 
     def totals(self, seconds: float) -> str:

@@ -187,6 +187,9 @@ def _tokenize_batch(
     columns: dict[str, list[Any]] = {}
     columns["chosen_ids"], columns["rejected_ids"] = encode_pairs(*rendered, tokenizer, cutters)
     both = list(zip(columns["chosen_ids"], columns["rejected_ids"], strict=True))
+    for pair, place in zip(both, batch["place"], strict=True):
+        if not all(pair):
+            raise InputError(f"{place}: the tokenizer's chat template makes no text of it; give another template.")
     columns["prefix_length"] = [common_prefix_length(pair) for pair in both]
     columns["length"] = [max(map(len, pair)) for pair in both]
     return columns

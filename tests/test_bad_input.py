@@ -15,7 +15,7 @@ from reward_model.checkpoint import check_reward_model, merge_adapter
 GOOD = {"chosen": conversation("What is 2 + 2?", "Four."), "rejected": conversation("What is 2 + 2?", "Five.")}
 OTHER = {"chosen": conversation("Hello?", "Hi."), "rejected": conversation("Hello?", "No.")}
 NARRATOR = [{"role": "narrator", "content": "Night."}, *GOOD["chosen"]]
-SYSTEM_LAST = [*GOOD["chosen"][:1], {"role": "system", "content": "Be kind."}, *GOOD["chosen"][1:]]
+SYSTEM = [{"role": "system", "content": "Be kind."}, *GOOD["chosen"]]
 STRICT_TEMPLATE = (
     "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('No system role') }}{% endif %}{% endfor %}"
 )
@@ -62,12 +62,12 @@ def test_bad_row(line: str, said: str, base_model: Path, tmp_path: Path) -> None
 
 def test_bad_file(base_model: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.json"
-    broken.write_text('[\n  {"chosen": 1},\n  {"chosen" 2}\n]')
-    with pytest.raises(InputError, match=r"broken\.json:3: not valid JSON"):
+    broken.write_text(f'[\n  {json.dumps(GOOD)},\n  {{"chosen" 2}}\n]')
+    with pytest.raises(InputError, match=r"broken\.json: row 2: not valid JSON \(line 3: "):
         start(base_model, broken, tmp_path / "out")
     with pytest.raises(InputError, match=r"missing\.jsonl: no such file"):
         start(base_model, tmp_path / "missing.jsonl", tmp_path / "out")
-    with pytest.raises(InputError, match=r"no training file in this folder"):
+    with pytest.raises(InputError, match=r"no data file in this folder"):
         start(base_model, base_model.parent / base_model.name / "..", tmp_path / "out")
 
 
@@ -75,7 +75,9 @@ def test_template(tiny_model, few_pairs: Path, tmp_path: Path) -> None:
     without = tiny_model(template=None)
     with pytest.raises(InputError, match=r"no chat template; .* --chat_template_path"):
         start(without, few_pairs, tmp_path / "out")
-    (tmp_path / "pairs.jsonl").write_text(json.dumps(GOOD | {"chosen": SYSTEM_LAST}) + "\n" + json.dumps(OTHER))
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(GOOD | {"chosen": SYSTEM}) + "\n" + json.dumps(OTHER))
+    with pytest.raises(InputError, match=r"pairs\.jsonl:\d: the tokenizer's chat template makes no text of it"):
+        start(tiny_model(template="{{ '' }}"), tmp_path / "pairs.jsonl", tmp_path / "out")
     with pytest.raises(InputError, match=r"pairs\.jsonl:1: chosen is refused by .* template: No system role"):
         start(tiny_model(template=STRICT_TEMPLATE), tmp_path / "pairs.jsonl", tmp_path / "out")
 

@@ -16,6 +16,7 @@ from reward_model import InputError
 from reward_model.evaluation import Item, Scored, figures, load_items
 from reward_model.parity import cause
 from reward_model.scoring import load_reward_model, score
+from reward_model.tokenization import render, token_ids
 
 EVAL = ROOT / "data/demo/eval.jsonl"
 SHARED = [ROOT.parent / f"shared/data/dpo_{language}_demo.json" for language in ("en", "zh")]
@@ -48,10 +49,14 @@ def test_scores_depend_on_nothing_but_the_conversation(loaded) -> None:
         assert values == pytest.approx([scores[0] for scores in alone[:8]], abs=1e-5)
 
 
-def test_all_pairs_agree_with_the_server(runs, tmp_path: Path) -> None:
+def test_all_pairs_agree_with_the_server(runs, loaded, tmp_path: Path) -> None:
     """The demo's evaluation pairs and the real ones of ../shared/data that are short enough for the test's server."""
     files = [EVAL, *(file for file in SHARED if file.exists())]
-    short = [pair for pair in pairs_of(*files) if sum(len(m["content"]) for side in pair for m in side) < 700]
+    _, tokenizer = loaded
+    lengths = [
+        [len(ids) for ids in token_ids([render(m, tokenizer) for m in pair], tokenizer)] for pair in pairs_of(*files)
+    ]
+    short = [pair for pair, both in zip(pairs_of(*files), lengths, strict=True) if max(both) < 1000]
     assert len(short) >= 80
     data = jsonl(tmp_path / "short.jsonl", [{"chosen": chosen, "rejected": rejected} for chosen, rejected in short])
     one = runs["usual template"]

@@ -50,6 +50,7 @@ def test_commands_of_the_readme(base_model, runs, tmp_path) -> None:
             continue
         if "client.py" in command:
             command = command.replace("client.py", f"client.py --base_url {served.url}")
+        command = command.replace("http://127.0.0.1:5001", served.url)
         if "training_speed.py" in command:
             command = command.strip() + " --rounds 1 --pairs 4 --batch_size 2"
         shown = run("sh", "-c", command, cwd=checkout)

@@ -102,8 +102,8 @@ def test_long_pairs_are_dropped_and_told(base_model: Path, tmp_path: Path, capsy
 @pytest.mark.skipif(not SHARED_DATA.exists(), reason="../shared/data is not there")
 @pytest.mark.parametrize("name", ["dpo_en_demo", "dpo_zh_demo"])
 def test_trains_on_real_multi_turn_data(name: str, base_model: Path, tmp_path: Path) -> None:
-    pairs = tmp_path / f"{name}.jsonl"
-    run(sys.executable, ROOT / "benchmarks/convert_sharegpt.py", SHARED_DATA / f"{name}.json", pairs)
-    words = arguments(base_model, pairs, tmp_path / "out", "--max_steps", "2", "--save_strategy", "no")
+    words = arguments(
+        base_model, SHARED_DATA / f"{name}.json", tmp_path / "out", "--max_steps", "2", "--save_strategy", "no"
+    )
     trainer = train_script.main([*words, "--max_length", "2048"])
     assert len(losses(tmp_path / "out")) == 2 and len(trainer.train_dataset) > 150
