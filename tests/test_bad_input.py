@@ -17,7 +17,8 @@ OTHER = {"chosen": conversation("Hello?", "Hi."), "rejected": conversation("Hell
 NARRATOR = [{"role": "narrator", "content": "Night."}, *GOOD["chosen"]]
 SYSTEM = [{"role": "system", "content": "Be kind."}, *GOOD["chosen"]]
 STRICT_TEMPLATE = (
-    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('No system role') }}{% endif %}{% endfor %}"
+    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('No system role') }}{% endif %}"
+    "{{ m.content }}{% endfor %}"
 )
 
 # What stands in pairs.jsonl as second line -> what must be said.
