@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from reward_model import InputError, RowError
-from reward_model.formats import answer_messages, chat_message, prompt_messages
+from reward_model.layouts import answer_messages, chat_message, prompt_messages
 from reward_model.record import SIDES, Messages, check_conversation
 from reward_model.rows import place, read_rows
 

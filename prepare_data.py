@@ -23,10 +23,12 @@ from pathlib import Path
 
 from reward_model import InputError, data_report
 from reward_model.comparison import DOUBTS
+from reward_model.conversion import Source
 from reward_model.facts import Work
-from reward_model.formats import FORMATS, Options
+from reward_model.formats import FORMATS
 from reward_model.holdout import Holdout
-from reward_model.preparation import Source, output_files, prepare
+from reward_model.layouts import Options
+from reward_model.preparation import output_files, prepare
 
 
 def parse_source(text: str, format_: str) -> Source:

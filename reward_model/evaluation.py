@@ -21,7 +21,8 @@ from xxhash import xxh3_64_hexdigest
 
 from reward_model import InputError, RowError
 from reward_model.facts import FACTS, Work, pair_facts, trivial_judges
-from reward_model.formats import Options, convert, recognise
+from reward_model.formats import convert, recognise
+from reward_model.layouts import Options
 from reward_model.measures import by_length, interval, length_correlation, measures, right
 from reward_model.record import Messages, check_pair, shared_messages
 from reward_model.rows import hub_rows, place, read_rows, train_and_test_files

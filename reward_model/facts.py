@@ -9,8 +9,8 @@ import numpy as np
 from xxhash import xxh3_64_intdigest
 
 from reward_model import RowError
-from reward_model.formats import Options
 from reward_model.holdout import Holdout
+from reward_model.layouts import Options
 from reward_model.record import SIDES, Messages, shared_messages
 
 SCRIPTS = ("Latin", "Cyrillic", "Greek", "Arabic", "Hebrew", "Devanagari", "Thai", "Hangul", "Kana", "Han", "other")

@@ -8,7 +8,8 @@ from datasketch import MinHash, MinHashLSH
 from xxhash import xxh32_intdigest
 
 from reward_model import InputError, RowError
-from reward_model.formats import PROMPTS, Options, convert, prompt_messages, recognise
+from reward_model.formats import convert, recognise
+from reward_model.layouts import PROMPTS, Options, prompt_messages
 from reward_model.record import Messages, shared_messages
 from reward_model.rows import data_files, place, read_rows
 

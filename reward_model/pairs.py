@@ -14,7 +14,8 @@ from datasets.exceptions import DatasetGenerationError
 
 from reward_model import InputError, RowError
 from reward_model.comparison import held_out
-from reward_model.formats import Options, convert, recognise
+from reward_model.formats import convert, recognise
+from reward_model.layouts import Options
 from reward_model.record import LABELS, SIDES, check_pair, shared_messages
 from reward_model.rows import place, read_rows, train_and_test_files
 
@@ -75,7 +76,7 @@ def by_subset(files: list[str]) -> dict[str, Dataset]:
 
 def _cached_pairs(files: list[Path]) -> Dataset:
     # The cache of `datasets` goes by these arguments; the code stands among them since its checks may change, too.
-    code = [Path(__file__).with_name(f"{module}.py") for module in ("pairs", "rows", "formats", "record")]
+    code = [Path(__file__).with_name(f"{module}.py") for module in ("pairs", "rows", "formats", "layouts", "record")]
     stamps = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in (*files, *code)]
     return _generate(_pairs_of_files, {"files": files, "stamps": str(stamps)}, ", ".join(map(str, files)))
 

@@ -1,4 +1,4 @@
-"""From sources of preference data to checked pairs: row by row in several processes, then the pairs among each other.
+"""From sources of preference data to files of checked pairs.
 
 First every row is converted and checked; good pairs go to one file per source, and what the later checks and the report
 need of each goes to an array of FACTS (about 100 bytes a pair, so memory stays bounded). Then the pairs are compared
@@ -8,150 +8,23 @@ with each other, mixed and split, and written in one pass.
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import nullcontext, suppress
-from dataclasses import dataclass, field
-from itertools import chain, islice
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple, TextIO
+from typing import Any, TextIO
 
 import numpy as np
 from tqdm import tqdm
 
-from reward_model import InputError, RowError
+from reward_model import InputError
 from reward_model.comparison import GOOD, REASONS, compare, held_out
-from reward_model.facts import FACTS, Work, pair_facts
-from reward_model.formats import convert, recognise
-from reward_model.record import check_pair, doubt
-from reward_model.rows import data_files, hub_rows, parse_line, place, raw_rows
+from reward_model.conversion import Bad, Source, converted
+from reward_model.facts import FACTS, Work
+from reward_model.rows import place
 
-CHUNK = 500  # rows
-BYTES_WORTH_PROCESSES = 8_000_000
-LOOKED_AT = 100  # rows, to recognise a format
 PLACES = 5  # of bad rows of each reason, kept for the summary
 SAMPLES = 10
-BAR = {"unit": "B", "unit_scale": True, "dynamic_ncols": True}
-
-
-@dataclass(frozen=True)
-class Source:
-    """A file, a folder or a hub id, and how it is read: `cap` pairs at most, in the mix by `weight`."""
-
-    name: str
-    format: str = "auto"
-    weight: float | None = None
-    cap: int | None = None
-
-    @property
-    def label(self) -> str:
-        """The source of pairs that name none: the file's or folder's name, or the hub id."""
-        return Path(self.name).name.split(".")[0] if data_files(self.name) else self.name
-
-
-class Bad(NamedTuple):
-    """A row or pair that is not good: where, why, and what stood there."""
-
-    place: str
-    reason: str
-    message: str
-    row: Any
-
-
-@dataclass
-class Converted:
-    """What became of a chunk of rows: lines of JSON with one of `facts` and `sources` each, bad rows, and doubts."""
-
-    lines: list[bytes] = field(default_factory=list)
-    facts: list[tuple] = field(default_factory=list)
-    sources: list[str] = field(default_factory=list)
-    bad: list[Bad] = field(default_factory=list)
-    doubts: list[Bad] = field(default_factory=list)
-    rows: int = 0
-
-
-def convert_chunk(chunk: list[tuple[int, Any]], file: str, name: str, format_: str, work: Work) -> Converted:
-    """Convert and check rows; `name` is the source label of pairs that have none."""
-    done = Converted(rows=len(chunk))
-    for number, row in chunk:
-        where = place(file, number)
-        try:
-            if isinstance(row, RowError):
-                raise row
-            parsed = parse_line(row) if isinstance(row, bytes) else row
-            pairs = convert(parsed, format_, work.options)
-        except RowError as error:
-            done.bad.append(Bad(where, error.reason, str(error), _shown(row)))
-            continue
-        for unchecked in pairs:
-            try:
-                pair = check_pair(unchecked)
-                pair.setdefault("source", name)
-                facts = pair_facts(pair, work)
-                if (found := doubt(pair)) and found.reason in work.drop:
-                    raise found
-            except RowError as error:
-                done.bad.append(Bad(where, error.reason, str(error), _shown(unchecked)))
-                continue
-            if found:
-                done.doubts.append(Bad(where, found.reason, str(found), None))
-            done.lines.append(json.dumps(pair, ensure_ascii=False).encode() + b"\n")
-            done.facts.append((0, 0, number, 0, *facts))
-            done.sources.append(pair["source"])
-    return done
-
-
-def _shown(row: Any) -> Any:
-    if isinstance(row, bytes):
-        return row.decode(errors="backslashreplace").rstrip("\n")
-    return None if isinstance(row, RowError) else row
-
-
-def converted(source: Source, work: Work, num_proc: int) -> Iterator[tuple[str, Converted]]:
-    """(file or hub id, what became of a chunk of its rows), in the order of the rows, with a progress bar."""
-    label = source.label
-    for file in data_files(source.name) or [None]:
-        name, size = (str(file), file.stat().st_size) if file else (source.name, None)
-        with open(file, "rb") if file else nullcontext() as content, tqdm(total=size, desc=label, **BAR) as bar:
-            rows = raw_rows(content, file) if file else hub_rows(name)
-            first = list(islice(rows, LOOKED_AT))
-            format_ = source.format if source.format != "auto" else recognise(_parsed(first), name)
-            tasks = ((chunk, name, label, format_, work) for chunk in _chunks(chain(first, rows)))
-            processes = 1 if size is not None and size < BYTES_WORTH_PROCESSES else num_proc
-            read = 0
-            for done in _in_order(convert_chunk, tasks, processes):
-                read += done.rows
-                seconds = max(bar.format_dict["elapsed"], 1e-9)
-                bar.set_postfix_str(f"{read:,} rows, {read / seconds:,.0f} rows/s", refresh=False)
-                bar.update(content.tell() - bar.n if content else 0)
-                yield name, done
-
-
-def _parsed(rows: list[tuple[int, Any]]) -> Iterator[Any]:
-    for _, row in rows:
-        with suppress(RowError):  # it is reported when its chunk is converted
-            yield parse_line(row) if isinstance(row, bytes) else row
-
-
-def _chunks(rows: Iterator[Any]) -> Iterator[list[Any]]:
-    while chunk := list(islice(rows, CHUNK)):
-        yield chunk
-
-
-def _in_order(function: Callable[..., Any], tasks: Iterable[tuple], num_proc: int) -> Iterator[Any]:
-    """Results in the order of the tasks, a few chunks ahead: `Executor.map` would read the whole source at once."""
-    if num_proc < 2:
-        yield from (function(*task) for task in tasks)
-        return
-    with ProcessPoolExecutor(num_proc) as executor:
-        waiting: deque[Future] = deque()
-        for task in tasks:
-            waiting.append(executor.submit(function, *task))
-            if len(waiting) > 3 * num_proc:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
 
 
 class Rejected:

@@ -8,7 +8,8 @@ import pytest
 from conftest import ROOT, run
 
 from reward_model import RowError
-from reward_model.formats import FORMATS, Options, convert, recognise
+from reward_model.formats import FORMATS, convert, recognise
+from reward_model.layouts import Options
 from reward_model.pairs import load_pairs
 from reward_model.record import check_pair
 from reward_model.rows import read_rows

@@ -13,10 +13,11 @@ from conftest import ROOT, conversation, demo_pairs, jsonl, run
 
 from reward_model import InputError
 from reward_model.comparison import DOUBTS
+from reward_model.conversion import Source
 from reward_model.facts import Work
-from reward_model.formats import Options
 from reward_model.holdout import Holdout
-from reward_model.preparation import Prepared, Source, prepare
+from reward_model.layouts import Options
+from reward_model.preparation import Prepared, prepare
 
 MESSAGES = {"chosen": conversation("Why?", "Because."), "rejected": conversation("Why?", "No idea.")}
 
@@ -290,8 +291,8 @@ def test_sources_are_mixed_and_split(tmp_path: Path) -> None:
 
 
 def test_several_processes_write_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("reward_model.preparation.BYTES_WORTH_PROCESSES", 0)
-    monkeypatch.setattr("reward_model.preparation.CHUNK", 7)
+    monkeypatch.setattr("reward_model.conversion.BYTES_WORTH_PROCESSES", 0)
+    monkeypatch.setattr("reward_model.conversion.CHUNK", 7)
     rows = [*demo_pairs()[:100], {"a": 1}, *demo_pairs()[100:]]
     source = jsonl(tmp_path / "source.jsonl", rows)
     one, two = (prepared(source, tmp_path / f"{n}.jsonl", num_proc=n).rejected for n in (1, 3))
