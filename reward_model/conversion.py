@@ -2,7 +2,7 @@
 
 import json
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
@@ -21,6 +21,7 @@ from reward_model.rows import data_files, hub_rows, parse_line, place, raw_rows
 CHUNK = 500  # rows
 BYTES_WORTH_PROCESSES = 8_000_000
 LOOKED_AT = 100  # rows, to recognise a format
+ENCODER = json.JSONEncoder(ensure_ascii=False, check_circular=False)
 BAR = {"unit": "B", "unit_scale": True, "dynamic_ncols": True}
 
 
@@ -85,7 +86,7 @@ def convert_chunk(chunk: list[tuple[int, Any]], file: str, name: str, format_: s
                 continue
             if found:
                 done.doubts.append(Bad(where, found.reason, str(found), None))
-            done.lines.append(json.dumps(pair, ensure_ascii=False).encode() + b"\n")
+            done.lines.append(ENCODER.encode(pair).encode() + b"\n")
             done.facts.append((0, 0, number, 0, *facts))
             done.sources.append(pair["source"])
     return done
@@ -106,10 +107,10 @@ def converted(source: Source, work: Work, num_proc: int) -> Iterator[tuple[str, 
             rows = raw_rows(content, file) if file else hub_rows(name)
             first = list(islice(rows, LOOKED_AT))
             format_ = source.format if source.format != "auto" else recognise(_parsed(first), name)
-            tasks = ((chunk, name, label, format_, work) for chunk in _chunks(chain(first, rows)))
+            tasks = ((chunk, name, label, format_) for chunk in _chunks(chain(first, rows)))
             processes = 1 if size is not None and size < BYTES_WORTH_PROCESSES else num_proc
             read = 0
-            for done in _in_order(convert_chunk, tasks, processes):
+            for done in _in_order(tasks, processes, work):
                 read += done.rows
                 seconds = max(bar.format_dict["elapsed"], 1e-9)
                 bar.set_postfix_str(f"{read:,} rows, {read / seconds:,.0f} rows/s", refresh=False)
@@ -128,15 +129,26 @@ def _chunks(rows: Iterator[Any]) -> Iterator[list[Any]]:
         yield chunk
 
 
-def _in_order(function: Callable[..., Any], tasks: Iterable[tuple], num_proc: int) -> Iterator[Any]:
-    """Results in the order of the tasks, a few chunks ahead: `Executor.map` would read the whole source at once."""
+_WORK: list[Work] = []  # of this process: with a large holdout it is too much to send along with every chunk
+
+
+def _begin(work: Work) -> None:
+    _WORK[:] = [work]
+
+
+def _convert(*task: Any) -> Converted:
+    return convert_chunk(*task, _WORK[0])
+
+
+def _in_order(tasks: Iterable[tuple], num_proc: int, work: Work) -> Iterator[Converted]:
+    """Chunks converted, in order, a few ahead: `Executor.map` would read the whole source at once."""
     if num_proc < 2:
-        yield from (function(*task) for task in tasks)
+        yield from (convert_chunk(*task, work) for task in tasks)
         return
-    with ProcessPoolExecutor(num_proc) as executor:
+    with ProcessPoolExecutor(num_proc, initializer=_begin, initargs=(work,)) as executor:
         waiting: deque[Future] = deque()
         for task in tasks:
-            waiting.append(executor.submit(function, *task))
+            waiting.append(executor.submit(_convert, *task))
             if len(waiting) > 3 * num_proc:
                 yield waiting.popleft().result()
         while waiting:

@@ -16,7 +16,8 @@ from reward_model.record import SIDES, Messages, shared_messages
 SCRIPTS = ("Latin", "Cyrillic", "Greek", "Arabic", "Hebrew", "Devanagari", "Thai", "Hangul", "Kana", "Han", "other")
 # The first word of a letter's Unicode name, where it is not the script's own name.
 SCRIPT_NAMES = {"CJK": "Han", "HIRAGANA": "Kana", "KATAKANA": "Kana"}
-MARKDOWN = ("\n- ", "\n* ", "\n• ", "\n1. ", "\n2. ", "\n3. ", "**", "\n#", "```", "\n|")
+# What a line of markdown begins with.
+MARKDOWN = ("- ", "* ", "• ", "#", "```", "| ", *(f"{number}. " for number in range(1, 10)))
 REFUSALS = (
     *("i can't", "i cannot", "i can not", "i won't", "i'm sorry", "i am sorry", "i'm unable", "i am unable"),
     *("as an ai", "i apologize", "not able to help", "抱歉", "对不起", "无法", "作为一个人工智能", "作为ai"),
@@ -97,8 +98,8 @@ def _text(messages: Messages) -> str:
 
 
 def _markdown(answer: str) -> int:
-    start = "\n" + answer
-    return min(sum(start.count(mark) for mark in MARKDOWN), 65535)
+    lines = sum(line.startswith(MARKDOWN) for line in answer.split("\n"))
+    return min(lines + answer.count("**"), 65535)
 
 
 def _refuses(answer: str) -> bool:

@@ -169,13 +169,16 @@ ABOUT = {
 def _good_lines(path: Path, part: int, about: tuple, rejected: Rejected) -> Iterator[tuple[int, bytes]]:
     """(index, line) of every good pair of a source; the others are added to the rejected rows on the way."""
     facts, reasons, doubts, others, files = about
+    own = np.flatnonzero(facts["part"] == part)
+    found, set_aside = np.maximum(reasons, doubts)[own].tolist(), (reasons[own] != GOOD).tolist()
     with open(path, "rb") as lines:
-        for index, line in zip(np.flatnonzero(facts["part"] == part).tolist(), lines, strict=True):
-            if reason := REASONS[reasons[index] or doubts[index]]:
+        for index, reason, is_bad, line in zip(own.tolist(), found, set_aside, lines, strict=True):
+            if reason:
                 at, other = (place(files[facts["file"][i]], int(facts["row"][i])) for i in (index, others[index]))
-                note, row = ABOUT[reason].format(other), None if reasons[index] == GOOD else json.loads(line)
-                (rejected.doubt if row is None else rejected.add)(Bad(at, reason, note, row))
-            if reasons[index] == GOOD:
+                note = ABOUT[REASONS[reason]].format(other)
+                add = rejected.add if is_bad else rejected.doubt
+                add(Bad(at, REASONS[reason], note, json.loads(line) if is_bad else None))
+            if not is_bad:
                 yield index, line
 
 
@@ -190,10 +193,13 @@ def _write(
     """Write the pairs `taken`, in this order; returns those in `picked`."""
     samples = []
     with open(made["pairs"], "wb") as pairs, open(made.get("eval", os.devnull), "wb") as held:
-        for index in tqdm(taken.tolist(), desc="writing", unit=" pairs", unit_scale=True):
-            line = next(line for at, line in parts[part_of[index]] if at == index)
-            (held if in_eval[index] else pairs).write(line)
-            if index in picked:
+        places = zip(taken.tolist(), part_of[taken].tolist(), in_eval[taken].tolist(), strict=True)
+        for wanted, part, is_held in tqdm(places, desc="writing", total=len(taken), unit=" pairs", unit_scale=True):
+            index, line = next(parts[part])
+            while index != wanted:  # left out by a cap or a weight
+                index, line = next(parts[part])
+            (held if is_held else pairs).write(line)
+            if wanted in picked:
                 samples.append(json.loads(line))
     for part in parts:  # rejected pairs may stand behind the last one taken
         deque(part, maxlen=0)

@@ -40,9 +40,9 @@ def check_pair(row: Any) -> dict[str, Any]:
             )
     pair = {side: check_conversation(row[side], side) for side in SIDES}
     chosen, rejected = pair["chosen"], pair["rejected"]
-    same = len(chosen) == len(rejected) and all(
-        _trimmed(a) == _trimmed(b) for a, b in zip(chosen, rejected, strict=True)
-    )
+    # From the end, where they nearly always differ.
+    both = zip(reversed(chosen), reversed(rejected), strict=False)
+    same = len(chosen) == len(rejected) and all(_trimmed(a) == _trimmed(b) for a, b in both)
     if same:
         raise RowError("identical answers", "chosen and rejected are equal; such a pair teaches nothing, remove it.")
     margin = row.get("margin")
