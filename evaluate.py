@@ -167,5 +167,5 @@ if __name__ == "__main__":
     commands = {"compare": compare, "parity": parity}
     try:
         commands.get(sys.argv[1] if sys.argv[1:] else "", evaluate)(parse_arguments(sys.argv[1:]))
-    except (InputError, ServerError) as error:
+    except (InputError, ServerError, OSError) as error:
         sys.exit(f"error: {error}")
