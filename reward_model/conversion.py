@@ -1,6 +1,5 @@
 """From rows of a source to checked pairs, one by one and in several processes."""
 
-import json
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -10,6 +9,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import orjson
 from tqdm import tqdm
 
 from reward_model import RowError
@@ -21,7 +21,6 @@ from reward_model.rows import data_files, hub_rows, parse_line, place, raw_rows
 CHUNK = 500  # rows
 BYTES_WORTH_PROCESSES = 8_000_000
 LOOKED_AT = 100  # rows, to recognise a format
-ENCODER = json.JSONEncoder(ensure_ascii=False, check_circular=False)
 BAR = {"unit": "B", "unit_scale": True, "dynamic_ncols": True}
 
 
@@ -81,12 +80,14 @@ def convert_chunk(chunk: list[tuple[int, Any]], file: str, name: str, format_: s
                 facts = pair_facts(pair, work)
                 if (found := doubt(pair)) and found.reason in work.drop:
                     raise found
-            except RowError as error:
-                done.bad.append(Bad(where, error.reason, str(error), _shown(unchecked)))
+                line = orjson.dumps(pair, option=orjson.OPT_APPEND_NEWLINE)
+            except (RowError, orjson.JSONEncodeError) as error:
+                reason = error.reason if isinstance(error, RowError) else "not text"
+                done.bad.append(Bad(where, reason, str(error), _shown(unchecked)))
                 continue
             if found:
                 done.doubts.append(Bad(where, found.reason, str(found), None))
-            done.lines.append(ENCODER.encode(pair).encode() + b"\n")
+            done.lines.append(line)
             done.facts.append((0, 0, number, 0, *facts))
             done.sources.append(pair["source"])
     return done

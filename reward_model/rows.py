@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import ijson
+import orjson
 
 from reward_model import InputError, RowError
 
@@ -71,6 +72,10 @@ def raw_rows(content: BinaryIO, file: Path) -> Iterator[Row]:
 
 def parse_line(line: bytes) -> Any:
     """The value in a line of JSON; raises RowError where it is none, or not UTF-8."""
+    try:
+        return orjson.loads(line)
+    except orjson.JSONDecodeError:
+        pass  # the standard library takes more (NaN, a byte order mark) and says where it stops
     try:
         return json.loads(line.rstrip(b"\r\n").decode("utf-8-sig"))
     except UnicodeDecodeError as error:
