@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -62,6 +63,7 @@ def test_all_pairs_agree_with_the_server(runs, loaded, tmp_path: Path) -> None:
     one = runs["usual template"]
     shown = run(sys.executable, "evaluate.py", "parity", one.model, "--url", one.url, data).stdout
     assert "rank correlation 1.000000" in shown and f"{2 * len(short)} conversations" in shown
+    assert float(re.search(r"largest difference (\S+)", shown).group(1)) < 1e-4
 
 
 def test_model_and_server_give_the_same_figures(runs, base_model, tmp_path: Path) -> None:
