@@ -31,7 +31,8 @@ figure { margin: 0; border: 1px solid #dfe3e8; border-radius: 6px; padding: .5re
 figure svg { width: 100%; height: auto; display: block; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem; }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid #dfe3e8; text-align: left; vertical-align: top; }
-td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
+td.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
+th:not(:first-child) { text-align: right; } .plots + .wide { margin-top: .8rem; }
 li { overflow-wrap: anywhere; font-size: .9rem; }
 details { border: 1px solid #dfe3e8; border-radius: 6px; padding: .5rem .8rem; margin: .5rem 0; }
 summary { cursor: pointer; overflow-wrap: anywhere; }
