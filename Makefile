@@ -45,5 +45,5 @@ lint: setup  ## ruff
 test: lint  ## lint and every test; needs no network after setup
 	HF_HUB_OFFLINE=1 $(PY) -m pytest
 
-bench: setup model  ## speed and memory against stock trl, about an hour; figures in save/benchmarks
+bench: setup model  ## speed and memory against stock trl, about two hours; figures in save/benchmarks
 	sh benchmarks/run.sh

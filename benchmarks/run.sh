@@ -1,5 +1,5 @@
 #!/bin/sh
-# The benchmarks behind the README's tables, figures as JSON in save/benchmarks. About an hour on 2 cores, which must
+# The benchmarks behind the README's tables, figures as JSON in save/benchmarks. About two hours on 2 cores, which must
 # have nothing else to do. The real pairs are benchmarked where ../shared/data has them.
 set -e
 cd "$(dirname "$0")/.."
