@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerBase
 from reward_model.record import Messages
 
 # Largest difference of scores that rounding explains, by the dtype of the weights. In fp32 it is about 1e-5, but on
-# CPUs with AVX-512 vLLM's attention takes exponentials to 20 bits: 2e-4 for a model of 30 layers (Transformers stays
-# within 2e-5 of fp64 there).
+# a CPU with AVX-512 vLLM was 2e-4 off for a model of 30 layers, where Transformers stayed within 2e-5 of fp64; its
+# library has an exponential of 20 bits for such CPUs.
 TOLERANCE = {"float32": 5e-4, "float16": 2e-2, "bfloat16": 1e-1}
 
 
