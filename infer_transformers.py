@@ -43,13 +43,13 @@ def infer_transformers(model: str, conversations: list[Messages]) -> list[float]
 
 def conversations_of(row: Any) -> list[Messages]:
     """The conversations of an input row; raises RowError where it has none."""
-    if isinstance(row, list):
-        row = {"messages": row}
     if not isinstance(row, dict):
         raise RowError("not a row", f"an object or a list of messages is needed, found {type(row).__name__}.")
+    if row.get("tools"):
+        raise RowError("tools", "it has tools, which training renders and scoring does not yet: leave such rows out.")
     if all(side in row for side in SIDES):
         found = {side: [*_prompt(row, row[side]), *answer_messages(row[side])] for side in SIDES}
-    elif "responses" in row:
+    elif isinstance(row.get("responses"), list) and row["responses"]:
         found = {f"response {n}": [*_prompt(row, a), *answer_messages(a)] for n, a in enumerate(row["responses"], 1)}
     elif isinstance(messages := row.get("messages", row.get("conversations")), list):
         found = {"messages": [chat_message(message) for message in messages]}
@@ -66,21 +66,23 @@ def _prompt(row: dict[str, Any], answer: Any) -> Messages:
     return [] if whole or not row.get("prompt") else prompt_messages(row["prompt"])
 
 
-def with_scores(row: Any, scores: list[float]) -> dict[str, Any]:
-    """The row as it is written: a list of messages becomes an object."""
-    if isinstance(row, list):
-        row = {"messages": row}
+def with_scores(row: dict[str, Any], scores: list[float]) -> dict[str, Any]:
+    """The row as it is written."""
     if all(side in row for side in SIDES):
         return row | dict(zip(("chosen_score", "rejected_score"), scores, strict=True))
     return row | ({"scores": scores} if "responses" in row else {"score": scores[0]})
 
 
-def read_input(file: Path) -> Iterator[tuple[Any, list[Messages]]]:
-    """(row, its conversations), checked; raises InputError with the place of the first bad row."""
+def read_input(file: Path) -> Iterator[tuple[dict[str, Any], list[Messages]]]:
+    """(row, its conversations), checked; a list of messages becomes an object.
+
+    Raises InputError with the place of the first bad row.
+    """
     for number, row in read_rows(file):
         try:
             if isinstance(row, RowError):
                 raise row
+            row = {"messages": row} if isinstance(row, list) else row
             yield row, conversations_of(row)
         except RowError as error:
             raise InputError(f"{place(file, number)}: {error} What was scored before it is kept.") from None
@@ -108,7 +110,7 @@ def score_file(args: argparse.Namespace) -> None:
         with open(args.output, encoding="utf-8") as written:
             for line, (row, messages) in zip(written, islice(rows, done), strict=False):
                 earlier = json.loads(line)
-                if with_scores(row, [0.0] * len(messages)).keys() != earlier.keys() or earlier != earlier | _plain(row):
+                if earlier.keys() != with_scores(row, [0.0] * len(messages)).keys() or earlier != earlier | row:
                     raise InputError(
                         f"{args.output} holds scores of other rows than {args.input}; choose another --output."
                     )
@@ -123,10 +125,6 @@ def score_file(args: argparse.Namespace) -> None:
             output.flush()
             done += len(chunk)
     print(f"{done:,} rows -> {args.output}")
-
-
-def _plain(row: Any) -> dict[str, Any]:
-    return {"messages": row} if isinstance(row, list) else row
 
 
 def main() -> None:

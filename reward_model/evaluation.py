@@ -91,6 +91,10 @@ def _items(source: str, rows: list[tuple[int, Any]], protocol: str) -> list[Item
             if error.reason == "tie":
                 continue
             raise InputError(f"{where}: {error} (prepare_data.py sets such rows aside and keeps the rest.)") from None
+        if pairs[0].get("tools"):
+            raise InputError(
+                f"{where}: it has tools, which training renders and scoring does not yet: leave such rows out."
+            )
         subset = pairs[0].get("subset") or pairs[0].get("source") or label
         if format_ != "lists":
             items += [Item(where, subset, "pairs", [pair["chosen"]], [pair["rejected"]]) for pair in pairs]

@@ -58,12 +58,13 @@ def _files(name: str) -> list[Path]:
 def _prompts(file: Path) -> Iterable[tuple[str, Messages]]:
     """(place, prompt) of every row; a row needs a prompt only, not two answers."""
     rows = [(place(file, number), row) for number, row in read_rows(file)]
-    rows = [(where, row) for where, row in rows if isinstance(row, dict)]
     try:
         format_ = recognise((row for _, row in rows[:100]), str(file))
     except InputError:
         format_ = None
-    found = [(where, messages) for where, row in rows if (messages := _prompt(row, format_))]
+    found = [(where, messages) for where, row in rows if isinstance(row, dict) and (messages := _prompt(row, format_))]
+    if 0 < len(found) < len(rows):
+        print(f"--holdout {file}: {len(rows) - len(found)} of {len(rows)} rows have no prompt and hold nothing out.")
     if not found:
         raise InputError(f"--holdout {file}: no row has a prompt that is known (pairs, or {', '.join(PROMPTS)}).")
     return found

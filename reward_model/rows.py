@@ -79,7 +79,7 @@ def parse_line(line: bytes) -> Any:
     try:
         return json.loads(line.rstrip(b"\r\n").decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise RowError("broken encoding", f"not UTF-8 at byte {error.start}; convert the file first.") from None
+        raise RowError("not decodable", f"not UTF-8 at byte {error.start}; convert the file first.") from None
     except json.JSONDecodeError as error:
         raise RowError("not parseable", f"not valid JSON ({error.msg}, column {error.colno}).") from None
     except RecursionError:

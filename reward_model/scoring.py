@@ -55,8 +55,9 @@ def score(
     """
     flat = token_ids([render(conversation, tokenizer) for group in groups for conversation in group], tokenizer)
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if limit and (longest := max(map(len, flat))) > limit:
-        raise InputError(f"A conversation has {longest} tokens, more than the {limit} that the model takes.")
+    if limit and len(longest := max(flat, key=len)) > limit:
+        begin = tokenizer.decode(longest[:60])
+        raise InputError(f"{len(longest)} tokens, more than the {limit} that the model takes, has: {begin!r} …")
     ids = iter(flat)
     tokens = [[next(ids) for _ in group] for group in groups]
     split = [_split(group) if model.packs else ([], group) for group in tokens]

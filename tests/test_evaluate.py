@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import PAIRS, ROOT, conversation, jsonl, run
 
-from infer_transformers import infer_transformers
+from infer_transformers import conversations_of, infer_transformers
 from reward_model import InputError
 from reward_model.evaluation import Item, Scored, figures, load_items
 from reward_model.parity import cause
@@ -192,6 +192,14 @@ def test_infer_transformers_scores_a_file_and_continues_it(runs, loaded, tmp_pat
     source.write_text(json.dumps(rows[1]) + '\n{"messages": []}\n')
     failed = run(*command[:-1], tmp_path / "new.jsonl", check=False)
     assert "in.jsonl:2: messages is empty" in failed.stderr and "Traceback" not in failed.stderr
+    for row, said in (
+        ({"prompt": "?", "responses": []}, "nor prompt and responses"),
+        (rows[1] | {"tools": [{}]}, "tools"),
+    ):
+        with pytest.raises(InputError, match=said):
+            conversations_of(row)
+    with pytest.raises(InputError, match="more than the 2048 that the model takes, has: .<.im_start.>user"):
+        score(*loaded, [[conversation("word " * 9000, "Yes.")]])
 
 
 def test_infer_transformers_refuses_what_is_no_reward_model(runs, base_model, tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ MALFORMED = [
     ("messages", '{"chosen": []', "not parseable", "column 14"),
     ("messages", "chosen,rejected", "not parseable", "not valid JSON"),
     ("messages", "[" * 100_000, "not parseable", "nested too deeply"),
-    ("messages", b'{"chosen": "\xff\xfe"}', "broken encoding", "not UTF-8 at byte 12"),
+    ("messages", b'{"chosen": "\xff\xfe"}', "not decodable", "not UTF-8 at byte 12"),
     ("messages", [1, 2], "not a row", "found list"),
     ("messages", "just text", "not a row", "found str"),
     ("messages", None, "not a row", "found NoneType"),
@@ -101,7 +101,7 @@ MALFORMED = [
         "U+0000 at character 3",
     ),
     ("messages", MESSAGES | {"chosen": conversation("Why?", "né\x85\x9b.")}, "control characters", "U+009B"),
-    ("messages", MESSAGES | {"chosen": conversation("Why?", "Be\ud83d.")}, "broken encoding", "U+D83D at character 3"),
+    ("messages", MESSAGES | {"chosen": conversation("Why?", "Be\ud83d.")}, "not decodable", "U+D83D at character 3"),
     ("messages", MESSAGES | {"chosen": conversation("Why?", "caf\ufffd")}, "broken encoding", "U+FFFD"),
     ("messages", MESSAGES | {"chosen": conversation("Why?", "cafÃ©")}, "broken encoding", "'Ã©'"),
     ("messages", MESSAGES | {"chosen": conversation("Why?", "itâ€™s")}, "broken encoding", "read as another"),
@@ -181,7 +181,7 @@ def test_malformed_file_keeps_its_good_rows(tmp_path: Path) -> None:
     check_rejected(tmp_path / "2.jsonl", "not parseable", "fields as the header", f"{table}: row 2")
     table.write_bytes(b"prompt,chosen,rejected\nWhy?,Yes.,No.\nHow?,caf\xe9,So.\nWhen?,Now.,Then.\n")
     prepared(table, tmp_path / "2.jsonl")
-    check_rejected(tmp_path / "2.jsonl", "broken encoding", "half a character (U+DCE9", f"{table}: row 2")
+    check_rejected(tmp_path / "2.jsonl", "not decodable", "half a character (U+DCE9", f"{table}: row 2")
 
     lines = "".join(json.dumps(row) + "\n" for row in rows[:2]).encode()
     packed = tmp_path / "packed.jsonl.gz"
