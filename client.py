@@ -29,11 +29,21 @@ class ServerError(RuntimeError):
 
 
 def score(
-    messages: list[dict], base_url: str = BASE_URL, model: str = MODEL, timeout: float = TIMEOUT, retries: int = RETRIES
+    messages: list[dict],
+    base_url: str = BASE_URL,
+    model: str = MODEL,
+    timeout: float = TIMEOUT,
+    retries: int = RETRIES,
+    tools: list[dict] | None = None,
 ) -> float:
-    """The score of a whole conversation, whose last message is the assistant's. Raises ServerError."""
+    """The score of a whole conversation, whose last message is the assistant's, and who had `tools`.
+
+    Raises ServerError.
+    """
     url = f"{base_url.rstrip('/')}/pooling"
     body = {"model": model, "messages": messages, "add_generation_prompt": False, "use_activation": False}
+    if tools:
+        body["chat_template_kwargs"] = {"tools": tools}  # the field for what a chat template is given besides messages
     key = os.environ.get("VLLM_API_KEY")
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     for attempt in range(retries + 1):

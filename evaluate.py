@@ -16,22 +16,24 @@ import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from client import ServerError
 from client import score as served_score
 from reward_model import InputError
+
+if TYPE_CHECKING:
+    from reward_model.evaluation import Item
 
 
 def evaluate(args: argparse.Namespace) -> None:
     from reward_model import evaluation, evaluation_report
 
     items = evaluation.load_items(args.data, args.protocol)
-    groups = [item.conversations for item in items]
-    scored = evaluation.Scored(items, local_scores(args.model, groups) if args.model else ask(args, groups))
+    scored = evaluation.Scored(items, local_scores(args, items) if args.model else served_scores(args, items))
     found = evaluation.figures(scored)
     if args.base_model:
-        found["before"] = evaluation.figures(evaluation.Scored(items, untrained_scores(args, groups)))["all"]
+        found["before"] = evaluation.figures(evaluation.Scored(items, local_scores(args, items, untrained=True)))["all"]
     print(evaluation.terminal(found))
     if args.output:
         args.output.mkdir(parents=True, exist_ok=True)
@@ -45,28 +47,26 @@ def evaluate(args: argparse.Namespace) -> None:
         print(f"-> {args.output}/metrics.json, scores.jsonl, report.html")
 
 
-def local_scores(model: str, groups: list[list[Any]]) -> list[list[float]]:
-    from reward_model.scoring import load_reward_model, score
+def local_scores(args: argparse.Namespace, items: list["Item"], untrained: bool = False) -> list[list[float]]:
+    """Scores of the trained model, or of its base model with a random head, rendered as the trained model renders."""
+    from reward_model.scoring import load_reward_model, load_untrained, score
 
-    return score(*load_reward_model(model), groups)
-
-
-def untrained_scores(args: argparse.Namespace, groups: list[list[Any]]) -> list[list[float]]:
-    """Scores of the base model with a random head, rendered as the trained model renders."""
-    from reward_model.scoring import load_untrained, score
-
-    return score(*load_untrained(args.base_model, args.model), groups)
+    loaded = load_untrained(args.base_model, args.model) if untrained else load_reward_model(args.model)
+    return score(*loaded, [item.conversations for item in items], tools=[item.tools for item in items])
 
 
-def ask(args: argparse.Namespace, groups: list[list[Any]]) -> list[list[float]]:
+def served_scores(args: argparse.Namespace, items: list["Item"]) -> list[list[float]]:
     """Scores from the server, some requests at a time."""
     from tqdm import tqdm
 
-    flat = [messages for group in groups for messages in group]
+    def ask(messages: list[dict[str, Any]], tools: Any) -> float:
+        return served_score(messages, args.url, args.served_model_name, tools=tools)
+
+    each = [(messages, item.tools) for item in items for messages in item.conversations]
     with ThreadPoolExecutor(args.concurrency) as pool:
-        answers = pool.map(lambda messages: served_score(messages, args.url, args.served_model_name), flat)
-        values = iter(list(tqdm(answers, desc="Asking", total=len(flat), unit="conversation", disable=None)))
-    return [[next(values) for _ in group] for group in groups]
+        answers = pool.map(ask, *zip(*each, strict=True))
+        values = iter(list(tqdm(answers, desc="Asking", total=len(each), unit="conversation", disable=None)))
+    return [[next(values) for _ in item.conversations] for item in items]
 
 
 def compare(args: argparse.Namespace) -> None:
@@ -104,12 +104,15 @@ def parity(args: argparse.Namespace) -> None:
     from reward_model.scoring import load_reward_model, score
     from reward_model.tokenization import render, token_ids
 
-    conversations = [messages for item in load_items(args.data) for messages in item.conversations]
+    items = load_items(args.data)
+    each = [(messages, item.tools) for item in items for messages in item.conversations]
     model, tokenizer = load_reward_model(args.model)
-    here = [value for (value,) in score(model, tokenizer, [[messages] for messages in conversations])]
-    served = [value for (value,) in ask(args, [[messages] for messages in conversations])]
+    # One by one, so that nothing is shared, as a user of Transformers would.
+    alone = score(model, tokenizer, [[messages] for messages, _ in each], tools=[tools for _, tools in each])
+    here = [value for (value,) in alone]
+    served = [value for values in served_scores(args, items) for value in values]
     found = parity(here, served, str(model.dtype).removeprefix("torch."))
-    worst, (ours, theirs) = conversations[found["worst"]], (values[found["worst"]] for values in (here, served))
+    (worst, tools), ours, theirs = (values[found["worst"]] for values in (each, here, served))
     print(
         f"{found['conversations']} conversations: largest difference {found['largest_difference']:.1e} (allowed "
         f"{found['tolerance']:.0e} in {model.dtype}), rank correlation {found['rank_correlation']:.6f}"
@@ -118,8 +121,8 @@ def parity(args: argparse.Namespace) -> None:
     if not found["equal"]:
         key = os.environ.get("VLLM_API_KEY")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        received = served_tokens(args.url, args.served_model_name, worst, headers)
-        expected = token_ids([render(worst, tokenizer)], tokenizer)[0]
+        received = served_tokens(args.url, args.served_model_name, worst, tools, headers)
+        expected = token_ids([render(worst, tokenizer, tools)], tokenizer)[0]
         raise InputError(f"the scores differ: {cause(here, served, expected, received, tokenizer)}")
 
 

@@ -7,8 +7,9 @@
     infer_transformers("save/demo", [[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]])
 
 A row of the input is a conversation ({"messages": […]}), a prompt with answers ({"prompt": …, "responses": […]}), or
-a pair ({"chosen": …, "rejected": …}). The output has the same rows in the same order, with "score", "scores" (one for
-each response), or "chosen_score" and "rejected_score". If the output is there already, in part, it is continued.
+a pair ({"chosen": …, "rejected": …}), each with "tools" if the assistant had any. The output has the same rows in the
+same order, with "score", "scores" (one for each response), or "chosen_score" and "rejected_score". If the output is
+there already, in part, it is continued.
 """
 
 import argparse
@@ -20,15 +21,20 @@ from pathlib import Path
 from typing import Any
 
 from reward_model import InputError, RowError
-from reward_model.layouts import answer_messages, chat_message, prompt_messages
+from reward_model.layouts import answer_messages, chat_message, prompt_messages, tools_of
 from reward_model.record import SIDES, Messages, check_conversation
 from reward_model.rows import place, read_rows
 
 ROWS = 2048  # sorted by length, scored and written at a time: what a stopped run may lose
 
 
-def infer_transformers(model: str, conversations: list[Messages]) -> list[float]:
-    """Raw scores of conversations; neighbours that begin alike (n answers to one prompt) share that computation."""
+def infer_transformers(
+    model: str, conversations: list[Messages], tools: list[dict[str, Any]] | None = None
+) -> list[float]:
+    """Raw scores of conversations; neighbours that begin alike (n answers to one prompt) share that computation.
+
+    `tools` are those that the assistant had in all of them.
+    """
     from reward_model.scoring import load_reward_model, score
 
     groups: list[list[Messages]] = []
@@ -38,15 +44,14 @@ def infer_transformers(model: str, conversations: list[Messages]) -> list[float]
             groups[-1].append(messages)
         else:
             groups.append([messages])
-    return [value for group in score(*load_reward_model(model), groups) for value in group]
+    scores = score(*load_reward_model(model), groups, tools=[tools] * len(groups))
+    return [value for group in scores for value in group]
 
 
 def conversations_of(row: Any) -> list[Messages]:
     """The conversations of an input row; raises RowError where it has none."""
     if not isinstance(row, dict):
         raise RowError("not a row", f"an object or a list of messages is needed, found {type(row).__name__}.")
-    if row.get("tools"):
-        raise RowError("tools", "it has tools, which training renders and scoring does not yet: leave such rows out.")
     if all(side in row for side in SIDES):
         found = {side: [*_prompt(row, row[side]), *answer_messages(row[side])] for side in SIDES}
     elif isinstance(row.get("responses"), list) and row["responses"]:
@@ -120,7 +125,8 @@ def score_file(args: argparse.Namespace) -> None:
     with open(args.output, "a", encoding="utf-8") as output:
         while chunk := list(islice(rows, ROWS)):
             groups = [messages for _, messages in chunk]
-            for (row, _), scores in zip(chunk, score(model, tokenizer, groups, args.tokens_per_batch), strict=True):
+            found = score(model, tokenizer, groups, args.tokens_per_batch, [tools_of(row) for row, _ in chunk])
+            for (row, _), scores in zip(chunk, found, strict=True):
                 output.write(json.dumps(with_scores(row, scores), ensure_ascii=False) + "\n")
             output.flush()
             done += len(chunk)

@@ -48,6 +48,7 @@ class Item:
     protocol: str
     chosen: list[Messages]
     rejected: list[Messages]
+    tools: Any = None
 
     @property
     def conversations(self) -> list[Messages]:
@@ -62,7 +63,7 @@ class Item:
     @property
     def key(self) -> str:
         """Equal for equal items, wherever they lie."""
-        return xxh3_64_hexdigest(repr(self.conversations).encode("utf-8", "surrogatepass"))
+        return xxh3_64_hexdigest(f"{self.conversations}{self.tools or ''}".encode("utf-8", "surrogatepass"))
 
 
 def load_items(sources: Iterable[str], protocol: str = "auto") -> list[Item]:
@@ -91,13 +92,10 @@ def _items(source: str, rows: list[tuple[int, Any]], protocol: str) -> list[Item
             if error.reason == "tie":
                 continue
             raise InputError(f"{where}: {error} (prepare_data.py sets such rows aside and keeps the rest.)") from None
-        if pairs[0].get("tools"):
-            raise InputError(
-                f"{where}: it has tools, which training renders and scoring does not yet: leave such rows out."
-            )
+        tools = pairs[0].get("tools")
         subset = pairs[0].get("subset") or pairs[0].get("source") or label
         if format_ != "lists":
-            items += [Item(where, subset, "pairs", [pair["chosen"]], [pair["rejected"]]) for pair in pairs]
+            items += [Item(where, subset, "pairs", [pair["chosen"]], [pair["rejected"]], tools) for pair in pairs]
             continue
         rejected = len(row["rejected"])
         chosen_side, rejected_side = [p["chosen"] for p in pairs[::rejected]], [p["rejected"] for p in pairs[:rejected]]
@@ -106,7 +104,7 @@ def _items(source: str, rows: list[tuple[int, Any]], protocol: str) -> list[Item
             raise InputError(
                 f"{where}: RM-Bench has 3 chosen and 3 rejected answers, not {len(chosen_side)} and {rejected}."
             )
-        items.append(Item(where, subset, found, chosen_side, rejected_side))
+        items.append(Item(where, subset, found, chosen_side, rejected_side, tools))
     return items
 
 

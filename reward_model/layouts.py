@@ -114,12 +114,7 @@ def chat_message(turn: Any) -> Any:
 
 def pair_of(prompt: Messages, chosen: Any, rejected: Any, row: Row) -> Row:
     """An unchecked pair of two answers to one prompt, with the row's labels, margin and tools."""
-    tools = row.get("tools")
-    if isinstance(tools, str):
-        try:
-            tools = json.loads(tools) if tools.strip() else None
-        except ValueError:
-            raise RowError("not parseable", f"tools is not JSON: {tools[:60]!r}.") from None
+    tools = tools_of(row)
     kept = {} if row.get("margin") is None else {"margin": row["margin"]}
     for label, names in LABEL_FIELDS.items():
         known = [row[name] for name in names if isinstance(row.get(name), str | int)]
@@ -127,6 +122,17 @@ def pair_of(prompt: Messages, chosen: Any, rejected: Any, row: Row) -> Row:
             kept[label] = known[0]
     pair = {"chosen": prompt + answer_messages(chosen), "rejected": prompt + answer_messages(rejected)}
     return pair | ({"tools": tools} if tools else {}) | kept
+
+
+def tools_of(row: Row) -> Any:
+    """The tools that the assistant had (objects, or JSON text of them), or None."""
+    tools = row.get("tools")
+    if isinstance(tools, str):
+        try:
+            tools = json.loads(tools) if tools.strip() else None
+        except ValueError:
+            raise RowError("not parseable", f"tools is not JSON: {tools[:60]!r}.") from None
+    return tools or None
 
 
 def messages(row: Row, options: Options) -> list[Row]:

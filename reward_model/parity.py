@@ -65,8 +65,11 @@ def cause(
     return f"the server renders with another chat template: at token {at + 1} {theirs!r} instead of {ours!r}."
 
 
-def served_tokens(url: str, model: str, messages: Messages, headers: dict[str, str]) -> list[int] | None:
+def served_tokens(
+    url: str, model: str, messages: Messages, tools: list[dict[str, Any]] | None, headers: dict[str, str]
+) -> list[int] | None:
     """The tokens that the server makes of a conversation, None where it has no /tokenize."""
     body = {"model": model, "messages": messages, "add_generation_prompt": False}
+    body |= {"chat_template_kwargs": {"tools": tools}} if tools else {}
     response = requests.post(f"{url.rstrip('/')}/tokenize", json=body, headers=headers, timeout=60)
     return response.json().get("tokens") if response.ok else None

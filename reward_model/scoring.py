@@ -47,13 +47,17 @@ def score(
     tokenizer: PreTrainedTokenizerBase,
     groups: list[list[Conversation]],
     tokens_per_batch: int = 4096,
+    tools: list[Any] | None = None,
 ) -> list[list[float]]:
     """One score per conversation; `groups` are conversations that may begin alike (a pair, n answers to one prompt).
 
-    What a group shares is computed once. Scores are raw logits in the order given. Raises InputError for a conversation
-    longer than the model's context.
+    What a group shares is computed once. `tools` has for each group the tools that the assistant had, or None. Scores
+    are raw logits in the order given. Raises InputError for a conversation longer than the model's context.
     """
-    flat = token_ids([render(conversation, tokenizer) for group in groups for conversation in group], tokenizer)
+    each = zip(groups, tools or [None] * len(groups), strict=True)
+    flat = token_ids(
+        [render(messages, tokenizer, its_tools) for group, its_tools in each for messages in group], tokenizer
+    )
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if limit and len(longest := max(flat, key=len)) > limit:
         begin = tokenizer.decode(longest[:60])
