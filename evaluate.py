@@ -23,11 +23,12 @@ from client import score as served_score
 from reward_model import InputError
 
 if TYPE_CHECKING:
-    from reward_model.evaluation import Item
+    from reward_model.evaluation.items import Item
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    from reward_model import evaluation, evaluation_report
+    from reward_model.evaluation import items as evaluation
+    from reward_model.evaluation import report as evaluation_report
 
     items = evaluation.load_items(args.data, args.protocol)
     scored = evaluation.Scored(items, local_scores(args, items) if args.model else served_scores(args, items))
@@ -49,7 +50,7 @@ def evaluate(args: argparse.Namespace) -> None:
 
 def local_scores(args: argparse.Namespace, items: list["Item"], untrained: bool = False) -> list[list[float]]:
     """Scores of the trained model, or of its base model with a random head, rendered as the trained model renders."""
-    from reward_model.scoring import load_reward_model, load_untrained, score
+    from reward_model.scoring.local import load_reward_model, load_untrained, score
 
     loaded = load_untrained(args.base_model, args.model) if untrained else load_reward_model(args.model)
     return score(*loaded, [item.conversations for item in items], tools=[item.tools for item in items])
@@ -70,7 +71,7 @@ def served_scores(args: argparse.Namespace, items: list["Item"]) -> list[list[fl
 
 
 def compare(args: argparse.Namespace) -> None:
-    from reward_model.evaluation_report import compare
+    from reward_model.evaluation.report import compare
 
     runs = []
     for folder in (args.a, args.b):
@@ -99,10 +100,10 @@ def compare(args: argparse.Namespace) -> None:
 
 
 def parity(args: argparse.Namespace) -> None:
-    from reward_model.evaluation import load_items
-    from reward_model.parity import cause, parity, served_tokens
-    from reward_model.scoring import load_reward_model, score
-    from reward_model.tokenization import render, token_ids
+    from reward_model.evaluation.items import load_items
+    from reward_model.model.tokenization import render, token_ids
+    from reward_model.scoring.local import load_reward_model, score
+    from reward_model.scoring.parity import cause, parity, served_tokens
 
     items = load_items(args.data)
     each = [(messages, item.tools) for item in items for messages in item.conversations]

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from reward_model import InputError, RowError
-from reward_model.layouts import answer_messages, chat_message, prompt_messages, tools_of
-from reward_model.record import SIDES, Messages, check_conversation
-from reward_model.rows import place, read_rows
+from reward_model.data.files import place, read_rows
+from reward_model.data.layouts import answer_messages, chat_message, prompt_messages, tools_of
+from reward_model.data.pair import SIDES, Messages, check_conversation
 
 ROWS = 2048  # sorted by length, scored and written at a time: what a stopped run may lose
 
@@ -35,7 +35,7 @@ def infer_transformers(
 
     `tools` are those that the assistant had in all of them.
     """
-    from reward_model.scoring import load_reward_model, score
+    from reward_model.scoring.local import load_reward_model, score
 
     groups: list[list[Messages]] = []
     for messages in conversations:
@@ -107,7 +107,7 @@ def whole_lines(output: Path) -> int:
 
 
 def score_file(args: argparse.Namespace) -> None:
-    from reward_model.scoring import load_reward_model, score
+    from reward_model.scoring.local import load_reward_model, score
 
     done = whole_lines(args.output)
     rows = read_input(args.input)

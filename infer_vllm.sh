@@ -15,7 +15,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 python=python3
 [ -x "$here/.venv/bin/python" ] && python=$here/.venv/bin/python
 
-PYTHONPATH="$here" "$python" -m reward_model.checkpoint "$model"
+PYTHONPATH="$here" "$python" -m reward_model.model.checkpoint "$model"
 
 # On CPU: fp32, since bf16 is emulated on most machines, and no compilation, which takes minutes.
 if ! nvidia-smi -L >/dev/null 2>&1; then

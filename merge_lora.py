@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from reward_model import InputError
-from reward_model.checkpoint import merge_adapter
+from reward_model.model.checkpoint import merge_adapter
 
 
 def main() -> None:

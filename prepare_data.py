@@ -21,14 +21,15 @@ import re
 import sys
 from pathlib import Path
 
-from reward_model import InputError, data_report
-from reward_model.comparison import DOUBTS
-from reward_model.conversion import Source
-from reward_model.facts import Work
-from reward_model.formats import FORMATS
-from reward_model.holdout import Holdout
-from reward_model.layouts import Options
-from reward_model.preparation import output_files, prepare
+from reward_model import InputError
+from reward_model.data import report as data_report
+from reward_model.data.conflicts import DOUBTS
+from reward_model.data.contamination import Holdout
+from reward_model.data.features import Work
+from reward_model.data.formats import FORMATS
+from reward_model.data.layouts import Options
+from reward_model.data.prepare import output_files, prepare
+from reward_model.data.workers import Source
 
 
 def parse_source(text: str, format_: str) -> Source:

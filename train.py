@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from reward_model import InputError
-from reward_model.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
-from reward_model.checkpoint import check_base_model, merge_adapter, set_pad_token
+from reward_model.model.checkpoint import check_base_model, merge_adapter, set_pad_token
+from reward_model.training.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
 
 if TYPE_CHECKING:
     from trl import RewardTrainer
@@ -33,8 +33,8 @@ def main(argv: list[str]) -> "RewardTrainer":
 
     # --- Data: checked, tokenized once (on the main process), dropped if too long, split by prompt -----------------
     # Imported where they are needed, so that a mistake in the arguments shows sooner.
-    from reward_model.pairs import by_subset, load_pairs, split_by_prompt
-    from reward_model.tokenization import load_tokenizer, tokenize_pairs, unused_pad_token
+    from reward_model.data.dataset import by_subset, load_pairs, split_by_prompt
+    from reward_model.model.tokenization import load_tokenizer, tokenize_pairs, unused_pad_token
 
     tokenizer = load_tokenizer(
         model_args.model_name_or_path,
@@ -65,9 +65,10 @@ def main(argv: list[str]) -> "RewardTrainer":
     from trl import get_peft_config, get_quantization_config
     from trl.trainer.reward_trainer import suppress_seqcls_warning
 
-    from reward_model.packed_row import PairCollator
-    from reward_model.shared_prefix import SharedPrefixGuard, install, padded_line
-    from reward_model.throughput import ThroughputTrainer
+    from reward_model.model.attention import install
+    from reward_model.training.collator import PairCollator
+    from reward_model.training.preflight import SharedPrefixGuard, padded_line
+    from reward_model.training.trainer import ThroughputTrainer
 
     set_seed(training_args.seed)  # the new reward head is random, the same at every start
     with suppress_seqcls_warning():  # "score.weight is missing": it is new

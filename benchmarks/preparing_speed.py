@@ -1,6 +1,6 @@
 """Rows per second and peak memory of prepare_data.py on generated pairs of 3 KB each.
 
-    python benchmarks/preparing_speed.py --pairs 1000000
+    python -m benchmarks.preparing_speed --pairs 1000000
 
 Needs three times the file's size on the disk of --folder: the source, its checked pairs, and those once more in order.
 """

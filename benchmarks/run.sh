@@ -10,20 +10,20 @@ mkdir -p save/benchmarks
 train() {  # name of the result, then arguments
     name=$1
     shift
-    "$python" benchmarks/training_speed.py "$@" --json "save/benchmarks/$name.json"
+    "$python" -m benchmarks.training_speed "$@" --json "save/benchmarks/$name.json"
 }
 
-"$python" benchmarks/preparing_speed.py --pairs 1000000
-"$python" benchmarks/tokenizing_speed.py --data dialogues --model "$demo"
+"$python" -m benchmarks.preparing_speed --pairs 1000000
+"$python" -m benchmarks.tokenizing_speed --data dialogues --model "$demo"
 train dialogues-8 --data dialogues --model random --batch_size 8 --pairs 48
 for language in en zh; do
     source=../shared/data/dpo_${language}_demo.json
     test -f "$source" || continue
-    "$python" benchmarks/scoring_speed.py --data "$source" --groups 40 --json "save/benchmarks/scoring-$language.json"
+    "$python" -m benchmarks.scoring_speed --data "$source" --groups 40 --json "save/benchmarks/scoring-$language.json"
     for batch_size in 8 2 1; do
         train "$language-$batch_size" --data "$source" --model random --batch_size "$batch_size" --pairs 16
     done
 done
 train demo-8 --data data/demo/train.jsonl --model "$demo" --batch_size 8 --pairs 16
 train demo-1 --data data/demo/train.jsonl --model "$demo" --batch_size 1 --pairs 8
-"$python" benchmarks/scoring_speed.py --data best-of-n --rounds 1 --json save/benchmarks/best-of-n.json
+"$python" -m benchmarks.scoring_speed --data best-of-n --rounds 1 --json save/benchmarks/best-of-n.json

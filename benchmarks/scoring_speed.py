@@ -1,7 +1,7 @@
 """Speed of scoring against a plain padded Transformers loop: the same model, conversations, order and batch size.
 
-    python benchmarks/scoring_speed.py --data best-of-n --model random          # 100 long prompts with 16 answers each
-    python benchmarks/scoring_speed.py --data save/benchmarks/en.jsonl --model random --groups 40
+    python -m benchmarks.scoring_speed --data best-of-n --model random          # 100 long prompts with 16 answers each
+    python -m benchmarks.scoring_speed --data save/benchmarks/en.jsonl --model random --groups 40
 
 The plain loop is what most scripts do: batches of 16 conversations in the order given, padded, with the same tokens.
 `--model random` is a random Llama with 25 M parameters of body.
@@ -9,7 +9,6 @@ The plain loop is what most scripts do: batches of 16 conversations in the order
 
 import argparse
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,13 @@ import numpy as np
 import torch
 from transformers import AutoModelForSequenceClassification, LlamaConfig, PreTrainedModel, logging
 
+from reward_model.evaluation.items import load_items
+from reward_model.model.attention import install
+from reward_model.model.checkpoint import set_pad_token
+from reward_model.model.tokenization import load_tokenizer, render
+from reward_model.scoring.local import score
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-from reward_model.checkpoint import set_pad_token
-from reward_model.evaluation import load_items
-from reward_model.scoring import score
-from reward_model.shared_prefix import install
-from reward_model.tokenization import load_tokenizer, render
 
 DEMO_MODEL = str(ROOT / "models/SmolLM2-135M-Instruct")
 WORDS = (

@@ -1,6 +1,6 @@
 """Rows per second of preparing pairs (template, tokens, shared prefix) against trl's own preparation of the same rows.
 
-python benchmarks/tokenizing_speed.py --data dialogues --model models/SmolLM2-135M-Instruct
+python -m benchmarks.tokenizing_speed --data dialogues --model models/SmolLM2-135M-Instruct
 """
 
 import argparse
@@ -16,11 +16,11 @@ import numpy as np
 from datasets import Dataset
 from trl import RewardConfig, RewardTrainer
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 from benchmarks.training_speed import dialogues
-from reward_model.pairs import load_pairs
-from reward_model.tokenization import load_tokenizer, tokenize_pairs
+from reward_model.data.dataset import load_pairs
+from reward_model.model.tokenization import load_tokenizer, tokenize_pairs
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def seconds(prepare: Callable[[], Dataset]) -> tuple[float, Dataset]:

@@ -1,7 +1,7 @@
 """Training speed of packed rows against stock trl.RewardTrainer: the same rows, order, dtype, optimizer, one process.
 
-    python benchmarks/training_speed.py --data data/demo/train.jsonl --model models/SmolLM2-135M-Instruct
-    python benchmarks/training_speed.py --data dialogues --model random --pairs 64 --batch_size 8 --json out.json
+    python -m benchmarks.training_speed --data data/demo/train.jsonl --model models/SmolLM2-135M-Instruct
+    python -m benchmarks.training_speed --data dialogues --model random --pairs 64 --batch_size 8 --json out.json
 
 `--data` is any file of pairs, or `dialogues`: generated ones, about 150 tokens shared and 50 of their own a side.
 `--model` is any model folder, or `random`: a random Llama, 25 M parameters of body, with the demo model's tokenizer.
@@ -26,13 +26,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForSequenceClassification, LlamaConfig, TrainerCallback, logging
 from trl import RewardConfig, RewardTrainer
 
+from reward_model.data.dataset import load_pairs
+from reward_model.model.attention import install
+from reward_model.model.checkpoint import set_pad_token
+from reward_model.model.tokenization import load_tokenizer, tokenize_pairs, unused_pad_token
+from reward_model.training.collator import PairCollator
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-from reward_model.checkpoint import set_pad_token
-from reward_model.packed_row import PairCollator
-from reward_model.pairs import load_pairs
-from reward_model.shared_prefix import install
-from reward_model.tokenization import load_tokenizer, tokenize_pairs, unused_pad_token
 
 DEMO_MODEL = str(ROOT / "models/SmolLM2-135M-Instruct")
 SIDES = ("stock", "ours")
@@ -158,8 +158,8 @@ def matmul_peak(size: int = 2048, rounds: int = 5) -> float:
 
 def peak_memory(side: str) -> float:
     """MB that a step takes beyond weights, gradients and optimizer states, in a process of its own."""
-    command = [sys.executable, __file__, *sys.argv[1:], "--memory_of", side]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+    command = [sys.executable, "-m", "benchmarks.training_speed", *sys.argv[1:], "--memory_of", side]
+    return float(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
 def measure_memory(args: argparse.Namespace) -> None:

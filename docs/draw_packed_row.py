@@ -1,17 +1,16 @@
 """Draw docs/packed_row.svg: a packed row of two pairs and who sees whom, read out of the real attention function.
 
-python docs/draw_packed_row.py
+python -m docs.draw_packed_row
 """
 
-import sys
 from pathlib import Path
 
 import torch
 
+from reward_model.model.attention import sequence_attention
+from reward_model.model.packing import pack
+
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
-from reward_model.packed_row import pack
-from reward_model.shared_prefix import sequence_attention
 
 # Tokens of (prefix, chosen, rejected) in each pair.
 LENGTHS = [(5, 4, 3), (3, 3, 4)]

@@ -14,11 +14,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED_DATA = ROOT.parent / "shared" / "data"
-sys.path.insert(0, str(ROOT))
 os.environ["HF_HUB_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 CHATML = (ROOT / "data/demo/chatml.jinja").read_text()
+WITH_TOOLS = "{% if tools %}<|im_start|>tools\n{{ tools | tojson }}<|im_end|>\n{% endif %}" + CHATML
 ENDS_WITH_EOS = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + eos_token }}{% endfor %}"
 
 
@@ -169,7 +169,7 @@ ARGUMENTS = "--max_steps 3 --learning_rate 1e-3 --per_device_train_batch_size 4 
 VARIANTS = {
     "usual template": {},
     "pad is eos, template ends with eos": {"template": ENDS_WITH_EOS, "pad_token": "<|im_end|>"},
-    "LoRA, merged": {"model_type": "llama"},
+    "LoRA, merged": {"model_type": "llama", "template": WITH_TOOLS},
 }
 
 
@@ -198,7 +198,7 @@ def rewards_in_training(trainer) -> list[float]:
     """Rewards of PAIRS, chosen and rejected alternating, as the training forward gives them."""
     import torch
 
-    from reward_model.tokenization import render, token_ids
+    from reward_model.model.tokenization import render, token_ids
 
     rewards = []
     trainer.model.eval()

@@ -1,6 +1,6 @@
 """Check the properties that the demo data promises; exits with 1 and says which fails.
 
-python data/demo/check.py
+python -m data.demo.check
 """
 
 import json
@@ -8,9 +8,9 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+from reward_model.data.pair import check_pair, shared_messages
+
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent.parent))
-from reward_model.record import check_pair, shared_messages
 
 FILES = {"train": HERE / "train.jsonl", "eval": HERE / "eval.jsonl", "zh": HERE.parent / "demo_zh" / "train.jsonl"}
 LEAST = {"train": 256, "eval": 64, "zh": 64}

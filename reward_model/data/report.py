@@ -1,0 +1,191 @@
+"""What is in a set of pairs: figures, a summary for the terminal, and a page with plots."""
+
+from typing import Any
+
+import numpy as np
+
+from reward_model import html as page
+from reward_model.data.features import SCRIPTS, trivial_judges
+from reward_model.data.pair import SIDES, shared_messages
+from reward_model.data.prepare import Prepared
+
+BATCH_SIZES = (1, 2, 8)
+
+
+def statistics(prepared: Prepared) -> dict[str, Any]:
+    """The figures of the report, as written to pairs.report.json."""
+    facts, suffix = prepared.facts, "_tokens" if prepared.unit == "tokens" else ""
+    lengths = {name: facts[f"{name}{suffix}"] for name in ("prompt", *SIDES)}
+    return {
+        "rows": prepared.rows,
+        "pairs": len(facts) - int(prepared.in_eval.sum()),
+        "eval_pairs": int(prepared.in_eval.sum()),
+        "prompts": len(np.unique(facts["prompt_hash"])),
+        "pairs_with_margin": int(facts["has_margin"].sum()),
+        "findings": prepared.rejected,
+        "left_out_by_cap_or_weight": prepared.not_taken,
+        "unit": prepared.unit,
+        "lengths": {name: _distribution(values) for name, values in lengths.items()},
+        "length_difference": _distribution(lengths["chosen"].astype(int) - lengths["rejected"].astype(int)),
+        "sources": _counts(facts["source"], prepared.sources),
+        "scripts": _counts(facts["script"], SCRIPTS),
+        "turns": {str(turns): int(count) for turns, count in enumerate(np.bincount(facts["turns"])) if count},
+        "trivial_judges": trivial_judges(facts),
+        "shared_prefix_saves": {str(size): saved(lengths, size) for size in BATCH_SIZES},
+    }
+
+
+def saved(lengths: dict[str, np.ndarray], batch_size: int) -> float:
+    """Positions of the padded batches over those of the packed rows, for batches in random order."""
+    pairs = np.random.default_rng(0).permutation(len(lengths["prompt"]))
+    pairs = pairs[: max(1, len(pairs) // batch_size) * batch_size]
+    prompt, chosen, rejected = (lengths[name][pairs].astype(np.int64) for name in ("prompt", *SIDES))
+    longest = prompt + np.maximum(chosen, rejected)
+    batches = np.array_split(longest, max(1, len(pairs) // batch_size))
+    padded = sum(2 * len(batch) * int(batch.max()) for batch in batches)
+    return padded / max(1, int((prompt + chosen + rejected).sum()))
+
+
+def terminal(figures: dict[str, Any]) -> str:
+    """The summary that prepare_data.py prints."""
+    lines = [
+        f"{figures['rows']:,} rows -> {figures['pairs']:,} pairs"
+        + (f", {figures['eval_pairs']:,} held out for evaluation" if figures["eval_pairs"] else "")
+        + f", {figures['prompts']:,} prompts"
+    ]
+    for reason, seen in sorted(figures["findings"].items(), key=lambda item: -item[1]["count"]):
+        what = f"kept (--drop '{reason}' sets them aside)" if seen["kept"] else "set aside"
+        lines += [f"  {reason}: {seen['count']:,} {what}, first {seen['first'][0]}"]
+    if figures["left_out_by_cap_or_weight"]:
+        lines += [f"  left out by cap or weight: {figures['left_out_by_cap_or_weight']:,}"]
+    if 0 < (marked := figures["pairs_with_margin"]) < (pairs := figures["pairs"] + figures["eval_pairs"]):
+        lines += [f"only {marked:,} of {pairs:,} pairs have a margin: train.py takes margins in all rows or in none"]
+    for name, seen in figures["lengths"].items():
+        lines += [f"{name + ', ' + figures['unit']:<20} {_range(seen)}"]
+    judges = sorted(figures["trivial_judges"].items(), key=lambda item: -item[1])
+    lines += ["accuracy of trivial judges: " + ", ".join(f"{name} {value:.2f}" for name, value in judges)]
+    savings = figures["shared_prefix_saves"].items()
+    lines += [
+        "shared-prefix training computes fewer positions than padding, by: "
+        + ", ".join(f"{ratio:.1f}x at batch size {size}" for size, ratio in savings)
+    ]
+    return "\n".join(lines)
+
+
+def html(title: str, figures: dict[str, Any], prepared: Prepared) -> str:
+    """The page pairs.report.html."""
+    sections = [
+        ("Rows", _rows_section(figures)),
+        ("Lengths", _lengths_section(figures, prepared)),
+        ("What is in it", _contents_section(figures)),
+        ("Can it be guessed?", _judges_section(figures)),
+        ("What shared-prefix training saves", _savings_section(figures)),
+        ("Some pairs to read", _samples_section(prepared)),
+    ]
+    subtitle = (
+        f"{figures['pairs']:,} pairs for training, {figures['eval_pairs']:,} held out; lengths in {figures['unit']}"
+    )
+    return page.page(title, subtitle, sections)
+
+
+def _rows_section(figures: dict[str, Any]) -> str:
+    kept = [
+        ["rows read", figures["rows"]],
+        ["pairs for training", figures["pairs"]],
+        ["pairs held out", figures["eval_pairs"]],
+    ]
+    kept += [["prompts", figures["prompts"]], ["pairs with a margin", figures["pairs_with_margin"]]]
+    if figures["left_out_by_cap_or_weight"]:
+        kept += [["left out by cap or weight", figures["left_out_by_cap_or_weight"]]]
+    section = page.table(["", "number"], kept)
+    if not figures["findings"]:
+        return section + "<p>Nothing was wrong with any row.</p>"
+    found = ""
+    for reason, seen in figures["findings"].items():
+        found += f"<h3>{reason}: {seen['count']:,} {'kept' if seen['kept'] else 'set aside'}</h3>"
+        found += page.bullets(seen["first"])
+    return section + found
+
+
+def _lengths_section(figures: dict[str, Any], prepared: Prepared) -> str:
+    suffix, unit = ("_tokens", "tokens") if figures["unit"] == "tokens" else ("", "characters")
+    values = {name: prepared.facts[f"{name}{suffix}"].astype(int) for name in ("prompt", *SIDES)}
+    most = max(np.percentile(lengths, 99) for lengths in values.values()) or 1
+    bins = np.linspace(0, most, 40)
+    prompts, axes = page.plot("Prompt (what both sides share)", unit, "pairs")
+    axes.hist(values["prompt"].clip(max=most), bins, color=page.GRAY)
+    answers, axes = page.plot("Answers", unit, "pairs")
+    for side, color in zip(SIDES, (page.BLUE, page.ORANGE), strict=True):
+        axes.hist(values[side].clip(max=most), bins, histtype="step", color=color, label=side)
+    axes.legend()
+    differences, axes = page.plot("Length of chosen less that of rejected", unit, "pairs")
+    difference = values["chosen"] - values["rejected"]
+    reach = max(1, np.percentile(np.abs(difference), 99))
+    axes.hist(difference.clip(-reach, reach), np.linspace(-reach, reach, 41), color=page.BLUE)
+    axes.axvline(0, color=page.GRAY, linewidth=1)
+    columns = ["least", "5 %", "median", "mean", "95 %", "most"]
+    rows = [[name, *seen.values()] for name, seen in figures["lengths"].items()]
+    rows += [["chosen less rejected", *figures["length_difference"].values()]]
+    note = '<p class="note">The outermost bars hold everything beyond them.</p>'
+    return page.plots([prompts, answers, differences]) + note + page.table(["", *columns], rows)
+
+
+def _contents_section(figures: dict[str, Any]) -> str:
+    bars = []
+    for title, key in (("Sources", "sources"), ("Turns of the user", "turns"), ("Scripts", "scripts")):
+        counts = dict(list(figures[key].items())[:12])
+        figure, axes = page.plot(title, "pairs")
+        axes.barh(list(counts)[::-1], list(counts.values())[::-1], color=page.BLUE)
+        bars.append(figure)
+    return page.plots(bars)
+
+
+def _judges_section(figures: dict[str, Any]) -> str:
+    judges = figures["trivial_judges"]
+    figure, axes = page.plot("Judges that read nothing", "accuracy")
+    axes.barh(list(judges)[::-1], list(judges.values())[::-1], color=page.ORANGE)
+    axes.axvline(0.5, color=page.GRAY, linewidth=1)
+    axes.set_xlim(0, 1)
+    best = max(judges, key=judges.get)
+    text = (
+        f"The best of them, “{best}”, is right on {judges[best]:.1%} of the pairs (a tie counts as half). A reward "
+        "model that does no better has learned nothing else; far from 50 % it is a short cut that training will find."
+    )
+    return f"<p>{text}</p>" + page.plots([figure])
+
+
+def _savings_section(figures: dict[str, Any]) -> str:
+    rows = [[f"{size}", f"{ratio:.2f}"] for size, ratio in figures["shared_prefix_saves"].items()]
+    text = "Positions that padded batches compute for each position of packed rows, in random order:"
+    return f"<p>{text}</p>" + page.table(["pairs a batch", "ratio"], rows)
+
+
+def _samples_section(prepared: Prepared) -> str:
+    shown = []
+    for sample in prepared.samples:
+        shared = shared_messages(sample)
+        answers = [sample[side][len(shared) :] for side in SIDES]
+        first = " ".join(str(shared[-1].get("content") or "").split())
+        shown.append(page.pair(f"{sample['source']}: {first[:110]}", shared, *answers))
+    return "".join(shown)
+
+
+def _distribution(values: np.ndarray) -> dict[str, float | int]:
+    low, five, half, most_of, high = np.percentile(values, [0, 5, 50, 95, 100])
+    return {
+        "min": int(low),
+        "p5": int(five),
+        "median": int(half),
+        "mean": round(float(values.mean()), 1),
+        "p95": int(most_of),
+        "max": int(high),
+    }
+
+
+def _counts(codes: np.ndarray, names: Any) -> dict[str, int]:
+    counts = np.bincount(codes, minlength=len(names))
+    return {names[code]: int(counts[code]) for code in np.argsort(-counts, kind="stable") if counts[code]}
+
+
+def _range(seen: dict[str, float | int]) -> str:
+    return f"median {seen['median']:,}, 5 to 95 %: {seen['p5']:,} to {seen['p95']:,}, longest {seen['max']:,}"

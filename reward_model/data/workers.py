@@ -1,0 +1,156 @@
+"""From rows of a source to checked pairs, one by one and in several processes."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import orjson
+from tqdm import tqdm
+
+from reward_model import RowError
+from reward_model.data.features import Work, pair_facts
+from reward_model.data.files import data_files, hub_rows, parse_line, place, raw_rows
+from reward_model.data.formats import convert, recognise
+from reward_model.data.pair import check_pair, doubt
+
+CHUNK = 500  # rows
+BYTES_WORTH_PROCESSES = 8_000_000
+LOOKED_AT = 100  # rows, to recognise a format
+BAR = {"unit": "B", "unit_scale": True, "dynamic_ncols": True}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file, a folder or a hub id, and how it is read: `cap` pairs at most, in the mix by `weight`."""
+
+    name: str
+    format: str = "auto"
+    weight: float | None = None
+    cap: int | None = None
+
+    @property
+    def label(self) -> str:
+        """The source of pairs that name none: the file's or folder's name, or the hub id."""
+        return Path(self.name).name.split(".")[0] if data_files(self.name) else self.name
+
+
+class Bad(NamedTuple):
+    """A row or pair that is not good: where, why, and what stood there."""
+
+    place: str
+    reason: str
+    message: str
+    row: Any
+
+
+@dataclass
+class Converted:
+    """What became of a chunk of rows: lines of JSON with one of `facts` and `sources` each, bad rows, and doubts."""
+
+    lines: list[bytes] = field(default_factory=list)
+    facts: list[tuple] = field(default_factory=list)
+    sources: list[str] = field(default_factory=list)
+    bad: list[Bad] = field(default_factory=list)
+    doubts: list[Bad] = field(default_factory=list)
+    rows: int = 0
+
+
+def convert_chunk(chunk: list[tuple[int, Any]], file: str, name: str, format_: str, work: Work) -> Converted:
+    """Convert and check rows; `name` is the source label of pairs that have none."""
+    done = Converted(rows=len(chunk))
+    for number, row in chunk:
+        where = place(file, number)
+        try:
+            if isinstance(row, RowError):
+                raise row
+            parsed = parse_line(row) if isinstance(row, bytes) else row
+            pairs = convert(parsed, format_, work.options)
+        except RowError as error:
+            done.bad.append(Bad(where, error.reason, str(error), _shown(row)))
+            continue
+        for unchecked in pairs:
+            try:
+                pair = check_pair(unchecked)
+                pair.setdefault("source", name)
+                facts = pair_facts(pair, work)
+                if (found := doubt(pair)) and found.reason in work.drop:
+                    raise found
+                line = orjson.dumps(pair, option=orjson.OPT_APPEND_NEWLINE)
+            except (RowError, orjson.JSONEncodeError) as error:
+                reason = error.reason if isinstance(error, RowError) else "not text"
+                done.bad.append(Bad(where, reason, str(error), _shown(unchecked)))
+                continue
+            if found:
+                done.doubts.append(Bad(where, found.reason, str(found), None))
+            done.lines.append(line)
+            done.facts.append((0, 0, number, 0, *facts))
+            done.sources.append(pair["source"])
+    return done
+
+
+def _shown(row: Any) -> Any:
+    if isinstance(row, bytes):
+        return row.decode(errors="backslashreplace").rstrip("\n")
+    return None if isinstance(row, RowError) else row
+
+
+def converted(source: Source, work: Work, num_proc: int) -> Iterator[tuple[str, Converted]]:
+    """(file or hub id, what became of a chunk of its rows), in the order of the rows, with a progress bar."""
+    label = source.label
+    for file in data_files(source.name) or [None]:
+        name, size = (str(file), file.stat().st_size) if file else (source.name, None)
+        with open(file, "rb") if file else nullcontext() as content, tqdm(total=size, desc=label, **BAR) as bar:
+            rows = raw_rows(content, file) if file else hub_rows(name)
+            first = list(islice(rows, LOOKED_AT))
+            format_ = source.format if source.format != "auto" else recognise(_parsed(first), name)
+            tasks = ((chunk, name, label, format_) for chunk in _chunks(chain(first, rows)))
+            processes = 1 if size is not None and size < BYTES_WORTH_PROCESSES else num_proc
+            read = 0
+            for done in _in_order(tasks, processes, work):
+                read += done.rows
+                seconds = max(bar.format_dict["elapsed"], 1e-9)
+                bar.set_postfix_str(f"{read:,} rows, {read / seconds:,.0f} rows/s", refresh=False)
+                bar.update(content.tell() - bar.n if content else 0)
+                yield name, done
+
+
+def _parsed(rows: list[tuple[int, Any]]) -> Iterator[Any]:
+    for _, row in rows:
+        with suppress(RowError):  # it is reported when its chunk is converted
+            yield parse_line(row) if isinstance(row, bytes) else row
+
+
+def _chunks(rows: Iterator[Any]) -> Iterator[list[Any]]:
+    while chunk := list(islice(rows, CHUNK)):
+        yield chunk
+
+
+_WORK: list[Work] = []  # of this process: with a large holdout it is too much to send along with every chunk
+
+
+def _begin(work: Work) -> None:
+    _WORK[:] = [work]
+
+
+def _convert(*task: Any) -> Converted:
+    return convert_chunk(*task, _WORK[0])
+
+
+def _in_order(tasks: Iterable[tuple], num_proc: int, work: Work) -> Iterator[Converted]:
+    """Chunks converted, in order, a few ahead: `Executor.map` would read the whole source at once."""
+    if num_proc < 2:
+        yield from (convert_chunk(*task, work) for task in tasks)
+        return
+    with ProcessPoolExecutor(num_proc, initializer=_begin, initargs=(work,)) as executor:
+        waiting: deque[Future] = deque()
+        for task in tasks:
+            waiting.append(executor.submit(_convert, *task))
+            if len(waiting) > 3 * num_proc:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

@@ -1,0 +1,1 @@
+"""What training and scoring share: tokens, packed rows, attention, checkpoints."""

@@ -1,0 +1,190 @@
+"""Attention and pooled forward for packed rows, for any model that goes through Transformers' AttentionInterface.
+
+`install` gives a *ForSequenceClassification model both ways: a batch that carries `cu_seq_lens_q` is a packed row and
+yields one reward per branch; any other batch is handled as before. The CUDA call (`varlen_attn`) has not been run on a
+GPU yet; it takes the arguments that the CPU path, which is tested, takes.
+"""
+
+from types import MethodType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.attention.varlen import varlen_attn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+from transformers.modeling_outputs import SequenceClassifierOutputWithPast
+
+NAME = "shared_prefix"
+# Queries of one masked SDPA call, so that its mask stays small beside the activations.
+MASKED_QUERIES = 1024
+# What models pass to attention that does not change its result.
+HARMLESS = {"position_ids", "use_cache", "is_causal", "output_attentions", "output_hidden_states", "return_dict"}
+
+
+class PathCounts:
+    """What passed through the model: token positions computed, and what they stand for; and why packing cannot be."""
+
+    def __init__(self) -> None:
+        self.positions = self.padded_positions = self.real_tokens = self.pairs = 0
+        self.attention_calls = 0
+        self.own_attention = ""
+        self.unsupported: set[str] = set()
+
+
+def install(model: PreTrainedModel, shared_prefix: bool = True) -> str | None:
+    """Let `model` count what passes and take packed rows; returns why not, and then only padded batches work."""
+    model.path_counts = PathCounts()
+    model.forward = MethodType(_forward, model)
+    if not shared_prefix:
+        return "--shared_prefix is False"
+    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or [])
+    if unknown := kinds - {"full_attention", "sliding_attention"}:
+        return f"layers of the kind {', '.join(sorted(unknown))} carry state from one branch into the next"
+    if not (model._supports_sdpa and model._can_set_attn_implementation()):
+        return f"the attention of {type(model).__name__} does more than SDPA (sinks or the like)"
+    model.path_counts.own_attention = model.config._attn_implementation
+    model.set_attn_implementation(NAME)
+    return None
+
+
+def _forward(
+    self: PreTrainedModel,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    end_positions: torch.Tensor | None = None,
+    real_tokens: int = 0,
+    padded_positions: int = 0,
+    **kwargs: Any,
+) -> SequenceClassifierOutputWithPast:
+    """The class's own forward for a padded batch; for a packed row, rewards (branches, 1) at `end_positions`."""
+    if self.training:
+        self.path_counts.positions += input_ids.numel()
+        self.path_counts.padded_positions += padded_positions
+        self.path_counts.real_tokens += real_tokens
+        self.path_counts.pairs += (len(input_ids) if end_positions is None else len(end_positions)) // 2
+    kwargs.pop("margin", None)
+    if end_positions is None:
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        return type(self).forward(self, input_ids=input_ids, attention_mask=mask, **kwargs)
+    body = getattr(self, self.base_model_prefix)
+    hidden = body(input_ids=input_ids, attention_mask=None, path_counts=self.path_counts, **kwargs).last_hidden_state
+    return SequenceClassifierOutputWithPast(logits=self.score(hidden[0, end_positions]))
+
+
+def _mask(*, attention_mask: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor | None:
+    """Packed rows come without a mask and need none; a padded batch gets the one that SDPA would get."""
+    return None if attention_mask is None else sdpa_mask(attention_mask=attention_mask, **kwargs)
+
+
+def _attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    cu_seq_lens_k: torch.Tensor | None = None,
+    max_length_q: int = 0,
+    max_length_k: int = 0,
+    key_index: torch.Tensor | None = None,
+    path_counts: PathCounts | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Transformers' attention signature: query (1, heads, tokens, size) in, (1, tokens, heads, size) out."""
+    if cu_seq_lens_q is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    path_counts.attention_calls += 1
+    extra = {name for name, argument in kwargs.items() if argument is not None} - HARMLESS
+    if attention_mask is not None:
+        extra.add("attention_mask")
+    if dropout:
+        extra.add("dropout")
+    if kwargs.get("is_causal") is False or not getattr(module, "is_causal", True):
+        extra.add("is_causal=False")
+    # Not raised: the guard's probe must run to its end on every rank, or ZeRO-3 would be left half way.
+    path_counts.unsupported |= extra
+    sequences = (cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k)
+    query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
+    key, value = key.index_select(0, key_index), value.index_select(0, key_index)
+    attend = _varlen_attention if _kernel_takes(query, value) else sequence_attention
+    return attend(query, key, value, *sequences, scale=scaling, window=sliding_window)[None], None
+
+
+def _kernel_takes(query: torch.Tensor, value: torch.Tensor) -> bool:
+    size = query.shape[-1]
+    return (
+        query.is_cuda
+        and query.dtype in (torch.bfloat16, torch.float16)
+        and size == value.shape[-1]
+        and size <= 256
+        and size % 8 == 0
+        and torch.cuda.get_device_capability(query.device) >= (8, 0)
+    )
+
+
+def _varlen_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    cu_seq_q: torch.Tensor,
+    cu_seq_k: torch.Tensor,
+    max_q: int,
+    max_k: int,
+    scale: float | None,
+    window: int | None,
+) -> torch.Tensor:
+    """One FlashAttention call for the whole row. No one has run this on a GPU yet."""
+    left = -1 if window is None else window - 1
+    return varlen_attn(
+        query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale=scale, window_size=(left, 0), enable_gqa=True
+    )
+
+
+def sequence_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    cu_seq_q: torch.Tensor,
+    cu_seq_k: torch.Tensor,
+    max_q: int,
+    max_k: int,
+    scale: float | None,
+    window: int | None,
+) -> torch.Tensor:
+    """SDPA, sequence by sequence: query (queries, heads, size), key and value (keys, key heads, size).
+
+    Within a sequence, attention is causal and aligned to the end; `window` keys at most are seen, the own one included.
+    """
+    outputs = []
+    lengths_q, lengths_k = cu_seq_q.diff().tolist(), cu_seq_k.diff().tolist()
+    for q, k, v in zip(query.split(lengths_q), key.split(lengths_k), value.split(lengths_k), strict=True):
+        q, k, v = (states.transpose(0, 1)[None] for states in (q, k, v))
+        queries, keys = q.shape[2], k.shape[2]
+        if queries == keys and (window is None or keys <= window):
+            outputs.append(F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True))
+            continue
+        for start in range(0, queries, MASKED_QUERIES):
+            stop = min(start + MASKED_QUERIES, queries)
+            last = torch.arange(keys - queries + start, keys - queries + stop, device=q.device)[:, None]
+            first_key = 0 if window is None else max(0, keys - queries + start - window + 1)
+            key_range = slice(first_key, keys - queries + stop)
+            at = torch.arange(first_key, keys - queries + stop, device=q.device)
+            seen = at <= last if window is None else (at <= last) & (at > last - window)
+            outputs.append(
+                F.scaled_dot_product_attention(
+                    q[:, :, start:stop], k[:, :, key_range], v[:, :, key_range], seen, scale=scale, enable_gqa=True
+                )
+            )
+    return torch.cat(outputs, dim=2)[0].transpose(0, 1)
+
+
+AttentionInterface.register(NAME, _attention)
+AttentionMaskInterface.register(NAME, _mask)

@@ -1,0 +1,111 @@
+"""What a folder holds (a reward model, an adapter, a causal LM), and how an adapter becomes a reward model.
+
+`python -m reward_model.model.checkpoint FOLDER` says it in one line and exits with 1 unless it is a full reward model.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from reward_model import InputError
+
+
+def check_reward_model(folder: str) -> dict[str, Any]:
+    """The config of a full reward model in a local folder; InputError says what the folder is instead, and the cure."""
+    path = Path(folder)
+    if (path / "adapter_config.json").is_file():
+        raise InputError(
+            f"{folder} is a LoRA adapter; merge it into its base model first: python merge_lora.py {folder} OUTPUT_DIR"
+        )
+    if not (path / "config.json").is_file():
+        found = "has no config.json" if path.is_dir() else "is no folder"
+        raise InputError(f"{folder} {found}; give the --output_dir of train.py, or another reward model's folder.")
+    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    architecture = (config.get("architectures") or ["no architecture"])[0]
+    if not architecture.endswith("ForSequenceClassification"):
+        raise InputError(
+            f"{folder} holds {architecture}, which has no reward head: it is not a trained reward model. "
+            f"Train one: python train.py --model_name_or_path {folder} …"
+        )
+    check_one_label(config, folder)
+    return config
+
+
+def check_one_label(config: dict[str, Any], folder: str) -> None:
+    """Refuse a classifier with another number of labels than one."""
+    labels = config.get("num_labels") or len(config.get("id2label") or {"0": "", "1": ""})
+    if labels != 1:
+        raise InputError(
+            f"{folder} is a classifier with {labels} labels; a reward model has one. Start from the model it was "
+            "trained from instead."
+        )
+
+
+def check_base_model(name: str) -> None:
+    """Refuse, before anything is loaded, a local folder that cannot be trained from; a hub id is left to the hub."""
+    path = Path(name)
+    if not path.is_dir():
+        if name.startswith((".", "/", "~")) or name.count("/") != 1:
+            raise InputError(f"--model_name_or_path {name}: no such folder, and no hub id (owner/name).")
+        return
+    if (path / "adapter_config.json").is_file():
+        raise InputError(f"{name} is a LoRA adapter; merge it first: python merge_lora.py {name} OUTPUT_DIR")
+    if not (path / "config.json").is_file():
+        raise InputError(f"--model_name_or_path {name}: no config.json there; give a model folder or a hub id.")
+    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    if (config.get("architectures") or [""])[0].endswith("ForSequenceClassification"):
+        check_one_label(config, name)
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as KNOWN_TYPES
+
+    if (model_type := config.get("model_type")) not in KNOWN_TYPES and "auto_map" not in config:
+        raise InputError(
+            f"{name}: Transformers has no {model_type} model with one score per conversation "
+            "(AutoModelForSequenceClassification); start from another architecture."
+        )
+
+
+def merge_adapter(adapter: Path, output_dir: Path, base: str | None = None, dtype: str = "auto") -> None:
+    """Write the reward model that `adapter` (with a trained `score`) and its base model make to `output_dir`.
+
+    The sum is taken in fp32 and stored in `dtype`; "auto" is the base model's.
+    """
+    import torch
+    from peft import PeftConfig, PeftModel
+    from safetensors import safe_open
+    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+    from trl.trainer.reward_trainer import suppress_seqcls_warning
+
+    if not (adapter / "adapter_config.json").is_file():
+        raise InputError(f"{adapter}: no adapter_config.json there; give a checkpoint of train.py --use_peft.")
+    with safe_open(adapter / "adapter_model.safetensors", "pt") as weights:
+        if not any(key.endswith("score.weight") for key in weights.keys()):  # noqa: SIM118 (a file, not a dict)
+            raise InputError(
+                f"{adapter} has no trained reward head (score.weight), so its scores would be random. It was trained "
+                "with another task type than SEQ_CLS; train again without --lora_task_type."
+            )
+    base = base or PeftConfig.from_pretrained(adapter).base_model_name_or_path
+    if base.startswith((".", "/")) and not Path(base).is_dir():
+        raise InputError(f"The base model {base} of {adapter} is not there; name it: --base_model FOLDER_OR_HUB_ID")
+    dtype = AutoConfig.from_pretrained(base).dtype if dtype == "auto" else getattr(torch, dtype)
+    tokenizer = AutoTokenizer.from_pretrained(adapter)
+    with suppress_seqcls_warning():  # the base model has no score.weight; the adapter brings it
+        model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, dtype=torch.float32)
+    set_pad_token(model, tokenizer)
+    model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    model.to(dtype or torch.float32).save_pretrained(output_dir)
+    tokenizer.save_pretrained(output_dir)
+
+
+def set_pad_token(model: Any, tokenizer: Any) -> None:
+    """Let the model know the tokenizer's pad token, with a row of the embedding for it where it is a new one."""
+    model.config.get_text_config().pad_token_id = model.config.pad_token_id = tokenizer.pad_token_id
+    if tokenizer.pad_token_id >= model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(tokenizer.pad_token_id + 1, mean_resizing=False)
+
+
+if __name__ == "__main__":
+    try:
+        check_reward_model(sys.argv[1])
+    except InputError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,68 @@
+"""The layout of a batch without padding: one row that holds each shared prefix once, followed by its branches.
+
+    [prefix 1 | chosen 1 | rejected 1 | prefix 2 | chosen 2 | rejected 2 | …]        one prefix, any number of branches
+
+Positions restart after the prefix, so every branch stands where it would stand in a conversation of its own. Attention
+sees the row as variable-length sequences, in FlashAttention's words: `cu_seq_lens_q` cuts the queries of the row into
+(prefix + first branch), second branch, …; `key_index` gathers for each of them the keys prefix + own branch, cut at
+`cu_seq_lens_k`; within a sequence attention is causal, aligned to its end. This file has all of the index arithmetic.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+Group = tuple[list[int], list[list[int]]]
+
+
+def common_prefix_length(conversations: Sequence[list[int] | str]) -> int:
+    """Tokens (or characters) that all begin with, less one where a conversation would be left without a branch."""
+    first, shortest = conversations[0], min(map(len, conversations))
+    length = 0
+    step = 1 << max(shortest, 1).bit_length()
+    while step:  # binary search: comparing slices of lists is fast, comparing items in Python is not
+        if length + step < shortest and all(
+            other[: length + step] == first[: length + step] for other in conversations
+        ):
+            length += step
+        step >>= 1
+    return length
+
+
+def pack(groups: list[Group]) -> dict[str, Any]:
+    """One packed row from (prefix, branches) groups; a prefix may be empty, a branch has at least one token.
+
+    Returns tensors `input_ids` and `position_ids` of shape (1, tokens), `end_positions` (branches,) of each branch's
+    last token in the row, int32 `cu_seq_lens_q` and `cu_seq_lens_k` (branches + 1,), `key_index` (keys,), and the
+    ints `max_length_q` and `max_length_k`. Raises ValueError for a branch without tokens.
+    """
+    tokens, positions, ends, keys, query_lengths, key_lengths = [], [], [], [], [], []
+    row = 0
+    for prefix, branches in groups:
+        prefix_keys = np.arange(row, row + len(prefix))
+        tokens.append(prefix)
+        positions.append(np.arange(len(prefix)))
+        row += len(prefix)
+        for number, branch in enumerate(branches):
+            if not branch:
+                raise ValueError("A branch needs at least one token: the reward is read at its last one.")
+            tokens.append(branch)
+            positions.append(np.arange(len(prefix), len(prefix) + len(branch)))
+            keys += [prefix_keys, np.arange(row, row + len(branch))]
+            # The prefix is queried once, together with the first branch.
+            query_lengths.append(len(branch) + (len(prefix) if number == 0 else 0))
+            key_lengths.append(len(prefix) + len(branch))
+            row += len(branch)
+            ends.append(row - 1)
+    return {
+        "input_ids": torch.from_numpy(np.concatenate([np.asarray(part, dtype=np.int64) for part in tokens]))[None],
+        "position_ids": torch.from_numpy(np.concatenate(positions))[None],
+        "end_positions": torch.tensor(ends),
+        "key_index": torch.from_numpy(np.concatenate(keys)),
+        "cu_seq_lens_q": torch.tensor([0, *np.cumsum(query_lengths)], dtype=torch.int32),
+        "cu_seq_lens_k": torch.tensor([0, *np.cumsum(key_lengths)], dtype=torch.int32),
+        "max_length_q": max(query_lengths),
+        "max_length_k": max(key_lengths),
+    }

@@ -1,0 +1,195 @@
+"""From checked pairs to token ids: the checkpoint's own chat template, nothing added, nothing cut off."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import PartialState
+from datasets import Dataset
+from datasets.fingerprint import Hasher
+from jinja2 import TemplateError
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from reward_model import InputError
+from reward_model.data.dataset import code_stamp
+from reward_model.model.packing import common_prefix_length
+
+# Below this many pairs, starting processes takes longer than tokenizing.
+PAIRS_WORTH_PROCESSES = 5_000
+# Words in the names of special tokens that no chat template writes, best first.
+SPARE_TOKENS = ("pad", "reserved", "unused", "unk", "endoftext")
+
+
+def load_tokenizer(model: str, chat_template_path: str | None = None, **kwargs: Any) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or hub id, with its chat template or with the one at `chat_template_path`.
+
+    `chat_template_path` is a .jinja file, or a folder or hub id whose tokenizer has a template.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(model, **kwargs)
+    if chat_template_path and chat_template_path.endswith((".jinja", ".j2")):
+        if not Path(chat_template_path).is_file():
+            raise InputError(f"--chat_template_path {chat_template_path}: no such file.")
+        tokenizer.chat_template = Path(chat_template_path).read_text(encoding="utf-8")
+    elif chat_template_path:
+        tokenizer.chat_template = AutoTokenizer.from_pretrained(chat_template_path, **kwargs).chat_template
+    if not tokenizer.chat_template:
+        raise InputError(
+            f"The tokenizer of {model} has no chat template; give the one that its users will render with: "
+            "--chat_template_path template.jinja, or the folder or hub id of a tokenizer that has one."
+        )
+    return tokenizer
+
+
+def render(messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, tools: Any = None) -> str:
+    """The text of a conversation: the tokenizer's template, no generation prompt, no system message of our own."""
+    return tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=False)
+
+
+def token_ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Token ids of rendered conversations; the template has written every special token already, so none is added."""
+    encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
+    return encoded["input_ids"]
+
+
+def tokenize_pairs(
+    pairs: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int | None, num_proc: int | None, name: str
+) -> Dataset:
+    """Columns `chosen_ids`, `rejected_ids`, `prefix_length` (tokens that both begin with), `length` (of the longer)
+    and, where the pairs have one, `margin`, in the order of `pairs`.
+
+    Pairs whose longer side has more than `max_length` tokens are dropped, and the number is printed. Raises InputError
+    when nothing is left, and for a conversation that the template refuses. Cached by `datasets`.
+    """
+    if num_proc is None:
+        num_proc = min(os.cpu_count() or 1, 16) if len(pairs) >= PAIRS_WORTH_PROCESSES else None
+    # Left alone, `datasets` would miss its cache (a tokenizer's pickle changes as it is used) and hit it after a change
+    # of the code (imported functions are hashed by name).
+    vocabulary = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else tokenizer
+    key = Hasher.hash((pairs._fingerprint, code_stamp(), vocabulary, tokenizer.chat_template))
+    tokenized = pairs.map(
+        _tokenize_batch,
+        batched=True,
+        fn_kwargs={"tokenizer": tokenizer, "cutters": cut_tokens(tokenizer)},
+        num_proc=num_proc,
+        remove_columns=[column for column in pairs.column_names if column != "margin"],
+        new_fingerprint=key,
+        desc=f"Tokenizing {name} pairs",
+    )
+    if tokenized.features["margin"].dtype == "null" or pairs[0]["margin"] is None:
+        tokenized = tokenized.remove_columns("margin")
+    if max_length is None:
+        return tokenized
+    lengths = np.array(tokenized["length"][:])
+    fits = np.flatnonzero(lengths <= max_length)
+    if len(fits) == 0:
+        raise InputError(
+            f"Every one of the {len(lengths)} {name} pairs is longer than --max_length {max_length} tokens (the longer "
+            f"side counts): shortest {lengths.min()}, median {int(np.median(lengths))}, longest {lengths.max()}."
+        )
+    if len(fits) < len(lengths):
+        PartialState().print(
+            f"{name}: dropped {len(lengths) - len(fits)} of {len(lengths)} pairs with a side longer than --max_length "
+            f"{max_length} tokens (the longest has {lengths.max()})."
+        )
+        tokenized = tokenized.select(fits)
+    return tokenized
+
+
+def unused_pad_token(tokenizer: PreTrainedTokenizerBase, tokenized: list[Dataset]) -> str:
+    """A pad token that no conversation contains: the tokenizer's own, a special token kept for no use, or a new one.
+
+    Transformers reads the reward at the rightmost token that is not the pad token, vLLM at the last token. They differ
+    silently where a conversation ends with the pad token, so eos never qualifies: it is what the next data may contain.
+    """
+    present = np.unique(
+        np.concatenate(
+            [
+                np.unique(pairs.with_format("arrow")[:][side].combine_chunks().flatten().to_numpy())
+                for pairs in tokenized
+                for side in ("chosen_ids", "rejected_ids")
+            ]
+        )
+    )
+    special = [str(token) for _, token in sorted(tokenizer.added_tokens_decoder.items()) if token.special]
+    spare = [token for word in SPARE_TOKENS for token in special if word in token.lower()]
+    for token in (tokenizer.pad_token, *spare):
+        in_use = token in (None, tokenizer.eos_token, tokenizer.bos_token)
+        if not in_use and tokenizer.convert_tokens_to_ids(token) not in present:
+            return token
+    return "<|pad|>"
+
+
+def cut_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Special tokens after which a text may be cut so that encoding the two parts gives the tokens of the whole.
+
+    A tokenizer first cuts a text at its added tokens, then encodes what lies between them piece by piece. So a cut at
+    an added token changes nothing if that token is always found (no other can overlap it), takes no white space with
+    it, and the piece behind it is not treated as the begin of a text (as sentencepiece's Metaspace does). Empty where
+    that is not certain.
+    """
+    if not tokenizer.is_fast or tokenizer.split_special_tokens:
+        return []
+    pipeline = json.loads(tokenizer.backend_tokenizer.to_str())
+    steps = [pipeline["pre_tokenizer"] or {}, pipeline["normalizer"] or {}]
+    steps += [inner for step in steps for inner in step.get("pretokenizers", step.get("normalizers", []))]
+    if not {step.get("type") for step in steps} <= {None, "Sequence", "ByteLevel", "Split", "Digits", "NFC"}:
+        return []
+    added = list(tokenizer.added_tokens_decoder.values())
+
+    def overlap(one: str, other: str) -> bool:
+        return one in other or any(one[-size:] == other[:size] for size in range(1, min(len(one), len(other))))
+
+    return [
+        token.content
+        for token in added
+        if token.special
+        and not (token.normalized or token.lstrip or token.rstrip or token.single_word)
+        and not any(
+            overlap(token.content, str(other)) or overlap(str(other), token.content)
+            for other in added
+            if other != token
+        )
+    ]
+
+
+def encode_pairs(
+    chosen: list[str], rejected: list[str], tokenizer: PreTrainedTokenizerBase, cutters: list[str]
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Token ids of both sides; what a pair of texts shares is encoded once, up to its last token of `cutters`."""
+    cuts = []
+    for pair in zip(chosen, rejected, strict=True):
+        shared = pair[0][: common_prefix_length(pair)]
+        ends = [place + len(token) for token in cutters if (place := shared.rfind(token)) >= 0]
+        cuts.append(max(ends, default=0))
+    parts = [text[:cut] for text, cut in zip(chosen, cuts, strict=True)]
+    parts += [text[cut:] for texts in (chosen, rejected) for text, cut in zip(texts, cuts, strict=True)]
+    ids = token_ids(parts, tokenizer)
+    pairs = len(chosen)
+    prefixes, *rests = ids[:pairs], ids[pairs : 2 * pairs], ids[2 * pairs :]
+    first, second = ([a + b for a, b in zip(prefixes, rest, strict=True)] for rest in rests)
+    return first, second
+
+
+def _tokenize_batch(
+    batch: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBase, cutters: list[str]
+) -> dict[str, list[Any]]:
+    rendered = []
+    for side in ("chosen", "rejected"):
+        texts = []
+        for conversation, tools, place in zip(batch[side], batch["tools"], batch["place"], strict=True):
+            try:
+                texts.append(render(json.loads(conversation), tokenizer, json.loads(tools) if tools else None))
+            except TemplateError as error:
+                raise InputError(f"{place}: {side} is refused by the tokenizer's chat template: {error}") from None
+        rendered.append(texts)
+    columns: dict[str, list[Any]] = {}
+    columns["chosen_ids"], columns["rejected_ids"] = encode_pairs(*rendered, tokenizer, cutters)
+    both = list(zip(columns["chosen_ids"], columns["rejected_ids"], strict=True))
+    for pair, place in zip(both, batch["place"], strict=True):
+        if not all(pair):
+            raise InputError(f"{place}: the tokenizer's chat template makes no text of it; give another template.")
+    columns["prefix_length"] = [common_prefix_length(pair) for pair in both]
+    columns["length"] = [max(map(len, pair)) for pair in both]
+    return columns

@@ -1,0 +1,1 @@
+"""Scores of conversations, and whether a server gives the same ones."""

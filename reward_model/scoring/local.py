@@ -1,0 +1,111 @@
+"""Scores of conversations with Transformers: what training computed, on packed rows where the model takes them."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from tqdm import tqdm
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from trl.trainer.reward_trainer import suppress_seqcls_warning
+
+from reward_model import InputError
+from reward_model.model.attention import install
+from reward_model.model.checkpoint import check_base_model, check_reward_model, set_pad_token
+from reward_model.model.packing import common_prefix_length, pack
+from reward_model.model.tokenization import load_tokenizer, render, token_ids
+
+Conversation = list[dict[str, Any]]
+SEED = 42  # the default of train.py's --seed
+
+
+def load_reward_model(folder: str, dtype: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model, in `dtype` or its own on an accelerator and in fp32 on CPU, and its tokenizer; ready for `score`."""
+    check_reward_model(folder)
+    device = _device()
+    dtype = dtype or ("float32" if device.type == "cpu" else "auto")
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype)
+    model.packs = install(model) is None
+    return model.eval().to(device), load_tokenizer(folder)
+
+
+def load_untrained(base_model: str, folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A base model with a random reward head (the one that train.py begins with by default), and the tokenizer of the
+    reward model that was trained from it."""
+    check_base_model(base_model)
+    tokenizer = load_tokenizer(folder)
+    set_seed(SEED)
+    with suppress_seqcls_warning():
+        model = AutoModelForSequenceClassification.from_pretrained(base_model, num_labels=1, dtype=torch.float32)
+    set_pad_token(model, tokenizer)
+    model.packs = install(model) is None
+    return model.eval().to(_device()), tokenizer
+
+
+@torch.no_grad()
+def score(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    groups: list[list[Conversation]],
+    tokens_per_batch: int = 4096,
+    tools: list[Any] | None = None,
+) -> list[list[float]]:
+    """One score per conversation; `groups` are conversations that may begin alike (a pair, n answers to one prompt).
+
+    What a group shares is computed once. `tools` has for each group the tools that the assistant had, or None. Scores
+    are raw logits in the order given. Raises InputError for a conversation longer than the model's context.
+    """
+    each = zip(groups, tools or [None] * len(groups), strict=True)
+    flat = token_ids(
+        [render(messages, tokenizer, its_tools) for group, its_tools in each for messages in group], tokenizer
+    )
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if limit and len(longest := max(flat, key=len)) > limit:
+        begin = tokenizer.decode(longest[:60])
+        raise InputError(f"{len(longest)} tokens, more than the {limit} that the model takes, has: {begin!r} …")
+    ids = iter(flat)
+    tokens = [[next(ids) for _ in group] for group in groups]
+    split = [_split(group) if model.packs else ([], group) for group in tokens]
+    sizes = [len(prefix) + sum(map(len, branches)) for prefix, branches in split]
+    scores: list[list[float]] = [[] for _ in groups]
+    progress = tqdm(total=len(flat), desc="Scoring", unit="conversation", disable=None)
+    for numbers in _batches(sizes, tokens_per_batch):
+        batch = [split[number] for number in numbers]
+        inputs = pack(batch) if model.packs else _padded([branches for _, branches in batch], tokenizer.pad_token_id)
+        inputs = {name: v.to(model.device) if isinstance(v, torch.Tensor) else v for name, v in inputs.items()}
+        values = iter(model(**inputs, use_cache=False).logits.flatten().tolist())
+        for number in numbers:
+            scores[number] = [next(values) for _ in tokens[number]]
+        progress.update(sum(len(tokens[number]) for number in numbers))
+    progress.close()
+    return scores
+
+
+def _device() -> torch.device:
+    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+
+
+def _batches(sizes: list[int], budget: int) -> Iterator[list[int]]:
+    """Numbers of groups of similar size, as many as fit into `budget` token positions, and at least one."""
+    batch: list[int] = []
+    filled = 0
+    for number in sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True):
+        if batch and filled + sizes[number] > budget:
+            yield batch
+            batch, filled = [], 0
+        batch.append(number)
+        filled += sizes[number]
+    if batch:
+        yield batch
+
+
+def _split(group: list[list[int]]) -> tuple[list[int], list[list[int]]]:
+    """What a group of conversations begins with, and the rest of each; one conversation alone has no prefix."""
+    shared = common_prefix_length(group) if len(group) > 1 else 0
+    return group[0][:shared], [ids[shared:] for ids in group]
+
+
+def _padded(groups: list[list[list[int]]], pad_token_id: int) -> dict[str, torch.Tensor]:
+    flat = [torch.tensor(ids) for group in groups for ids in group]
+    ids = torch.nn.utils.rnn.pad_sequence(flat, batch_first=True, padding_value=pad_token_id)
+    mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(ids) for ids in flat], batch_first=True)
+    return {"input_ids": ids, "attention_mask": mask}

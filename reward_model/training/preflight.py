@@ -1,0 +1,71 @@
+"""What is refused before or at the first step."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainerCallback
+
+from reward_model import InputError
+from reward_model.training.collator import PairCollator
+
+
+@torch.no_grad()
+def packing_differs(model: nn.Module, pair: dict[str, Any], pad_token_id: int, tolerance: float) -> str | None:
+    """Compute the rewards of a pair on both paths; returns why the model cannot take packed rows, None if it can.
+
+    `pair` is an example of `PairCollator`. Where attention is asked for something it is not told how to do, the model
+    is set back to its own attention and the reason returned. Where the rewards differ all the same by more than
+    `tolerance` (relative above 1), InputError is raised. Runs the same forwards on every rank, also under ZeRO-3.
+    """
+    reward_model = next(module for module in model.modules() if hasattr(module, "path_counts"))
+    counts, training = reward_model.path_counts, model.training
+    model.eval()
+    calls, rewards = counts.attention_calls, []
+    for shared_prefix in (False, True):
+        batch = PairCollator(pad_token_id=pad_token_id, shared_prefix=shared_prefix)([pair])
+        batch = {k: v.to(reward_model.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+        rewards.append(model(**batch, use_cache=False).logits.flatten().float())
+    model.train(training)
+    layers = reward_model.config.get_text_config().num_hidden_layers
+    if (passed := counts.attention_calls - calls) < layers:
+        counts.unsupported.add(f"{layers - passed} of {layers} layers that take no packed row")
+    if counts.unsupported:
+        # SDPA leaves soft-capping out without a word; eager attention, like vLLM, does it.
+        reward_model.set_attn_implementation("eager" if "softcap" in counts.unsupported else counts.own_attention)
+        return f"{type(reward_model).__name__} uses {', '.join(sorted(counts.unsupported))}"
+    padded, packed = rewards
+    difference = ((packed - padded).abs() / padded.abs().clamp(min=1)).max().item()
+    if not difference <= tolerance:
+        raise InputError(
+            f"The rewards of one pair differ by {difference:.2g} between the shared-prefix and the padded path, so "
+            "this model cannot be trained on packed rows. Train it padded: --shared_prefix False"
+        )
+    return None
+
+
+class SharedPrefixGuard(TrainerCallback):
+    """Before the first step, the rewards of a real pair of the run must be the same on both paths.
+
+    Give it the longest pair: what only shows beyond a window or a chunk shows there. If the model cannot take packed
+    rows, the collator pads from the first batch on, and one line says why.
+    """
+
+    def __init__(self, collator: PairCollator, pair: dict[str, Any]) -> None:
+        self.collator, self.pair = collator, pair
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
+        if not self.collator.shared_prefix:
+            return
+        half = args.bf16 or args.fp16 or next(model.parameters()).dtype != torch.float32
+        with torch.autocast(args.device.type, torch.float16 if args.fp16 else torch.bfloat16, args.bf16 or args.fp16):
+            reason = packing_differs(model, self.pair, self.collator.pad_token_id, tolerance=5e-2 if half else 1e-3)
+        if reason:
+            self.collator.shared_prefix = False
+            if state.is_world_process_zero:
+                print(padded_line(reason))
+
+
+def padded_line(reason: str) -> str:
+    """The one line that announces the fall-back."""
+    return f"Shared-prefix training is off, batches are padded: {reason}."

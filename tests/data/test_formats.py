@@ -1,0 +1,153 @@
+"""Each format's sample gives exactly these pairs, through prepare_data.py and through train.py's reader alike."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, run
+
+from reward_model import RowError
+from reward_model.data.dataset import load_pairs
+from reward_model.data.files import read_rows
+from reward_model.data.formats import FORMATS, convert, recognise
+from reward_model.data.layouts import Options
+from reward_model.data.pair import check_pair
+
+SAMPLES = ROOT / "data/formats"
+ROLES = {"u": "user", "a": "assistant", "s": "system", "t": "tool"}
+
+
+def talk(*turns: str) -> list[dict]:
+    """Messages from "u: …", "a: …"."""
+    return [{"role": ROLES[turn[0]], "content": turn[3:]} for turn in turns]
+
+
+def pair(shared: list[str], chosen: str, rejected: str, **labels: object) -> dict:
+    return {"chosen": talk(*shared, f"a: {chosen}"), "rejected": talk(*shared, f"a: {rejected}"), **labels}
+
+
+COLD = ["u: My tea is cold.", "a: Shall I tell you how to keep it warm?", "u: Yes please."]
+KEYS = ["u: I lost my keys.", "a: Where did you see them last?", "u: At the shop."]
+NOUN = ["s: Be brief.", "u: What is a noun?", "a: A word for a person, a place or a thing.", "u: Shorter, please."]
+CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
+RAIN = [
+    *talk("s: You may look up the weather.", "u: Will it rain in Oslo?"),
+    {"role": "assistant", "tool_calls": [CALL]},
+    *talk('t: {"rain": true}'),
+]
+SKY, BLUE = ["u: Why is the sky blue?"], "Air scatters blue light more than red."
+WHALE = {"subset": "chat", "id": "12"}
+
+EXPECTED = {
+    "messages.jsonl": [
+        pair(["u: What is 2 + 2?"], "Four.", "Five.", margin=1.0, source="sums", id="1"),
+        pair(["u: Name a red fruit."], "A cherry.", "A banana.", margin=0.5),
+        pair(["u: Say hello in French."], "Bonjour !", "Hola.", margin=2.0),
+    ],
+    "text.jsonl": [
+        pair(["u: What is the capital of Italy?"], "Rome.", "Milan, I believe."),
+        pair(["s: Answer in one word.", "u: What do bees make?"], "Honey.", "Wax and, most of all, honey."),
+    ],
+    "transcript.jsonl": [pair(COLD, "Warm the pot before you fill it.", "No.")],
+    "sharegpt.json": [
+        pair(KEYS, "Call the shop and ask whether somebody found them.", "Buy new ones."),
+        {
+            "chosen": [*RAIN, *talk("a: Yes, take an umbrella.")],
+            "rejected": [*RAIN, *talk("a: No.")],
+            "tools": [{"type": "function", "function": {"name": "weather", "parameters": {}}}],
+        },
+    ],
+    "alpaca.json": [
+        pair(["u: Translate into German.\nGood night."], "Gute Nacht.", "Guten Tag."),
+        pair(NOUN, "A naming word.", "It is a word that names persons, places and things."),
+    ],
+    "verdict.jsonl": [
+        pair(["u: Tell me a joke."], "I used to be a banker, but I lost interest.", "No.", id="q1"),
+        pair(["u: How do I cut glass?"], "Score it with a glass cutter and wear goggles.", "Hit it."),
+        pair(["u: What is 7 x 8?"], "56", "54", source="math", id="j7"),
+    ],
+    "scored.jsonl": [
+        pair(SKY, BLUE, "It reflects light.", source="science"),
+        pair(SKY, BLUE, "Because of the sea.", source="science"),
+        pair(["u: How many legs has a spider?"], "Eight.", "Six."),
+        pair(["u: Name a prime number."], "11", "9"),
+    ],
+    "lists.jsonl": [
+        pair(["u: Is a whale a fish?"], chosen, rejected, **WHALE)
+        for chosen in ("No.", "No, it is a mammal.")
+        for rejected in ("Yes.", "Yes, a large one.")
+    ],
+    "fields.csv": [
+        pair(["u: Who wrote it?\n\nThe letter is signed by Ann."], "Ann did.", "I do not know."),
+        pair(["u: Is it late?\n\nThe clock shows 3 in the morning."], "Yes, very.", "No, it is noon."),
+    ],
+}
+FIELDS = Options(
+    prompt="question",
+    input="context",
+    candidates=("first", "second"),
+    label="preferred",
+    label_first=("A",),
+    label_second=("B",),
+    label_tie=("same",),
+)
+
+
+def pairs_of(file: Path, options: Options, name: str | None) -> list[dict]:
+    rows = [row for _, row in read_rows(file)]
+    name = name or recognise(rows, str(file))
+    pairs = []
+    for row in rows:
+        try:
+            pairs += [check_pair(pair) for pair in convert(row, name, options)]
+        except RowError as error:
+            assert error.reason == "tie"
+    return pairs
+
+
+@pytest.mark.parametrize("file", EXPECTED)
+def test_sample_gives_exactly_these_pairs(file: str) -> None:
+    name, options = ("fields", FIELDS) if file == "fields.csv" else (None, Options())
+    assert pairs_of(SAMPLES / file, options, name) == EXPECTED[file]
+    if name is None:
+        assert recognise([row for _, row in read_rows(SAMPLES / file)], file) == file.split(".")[0]
+        loaded = load_pairs(str(SAMPLES / file))[0]
+        assert [json.loads(text) for text in loaded["chosen"][:]] == [pair["chosen"] for pair in EXPECTED[file]]
+
+
+def test_every_format_has_a_sample_and_every_sample_a_test() -> None:
+    samples = {file.name for file in SAMPLES.iterdir()}
+    assert samples == set(EXPECTED)
+    assert {name.split(".")[0] for name in samples} == set(FORMATS)
+
+
+def test_pairing_of_scored_answers() -> None:
+    row = {"prompt": "?", "responses": ["a", "b", "c", "d"], "scores": [1, 4, 3, 3]}
+
+    def made(**options: object) -> list[tuple]:
+        pairs = convert(row, "scored", Options(**options))
+        return [(p["chosen"][-1]["content"], p["rejected"][-1]["content"], p.get("margin")) for p in pairs]
+
+    assert made() == [("b", "c", None), ("b", "d", None), ("b", "a", None)]
+    assert made(pairing="adjacent") == [("b", "c", None), ("d", "a", None)]
+    assert len(made(pairing="all")) == 5  # c and d tie
+    assert made(min_gap=2, margin_from_gap=True) == [("b", "a", 3)]
+
+
+def test_named_fields_reach_into_nested_rows() -> None:
+    row = {"data": {"turns": [{"text": "Hi?"}]}, "good": {"text": "Hello."}, "bad": {"text": "Go."}}
+    options = Options(prompt="data.turns.0.text", chosen="good.text", rejected="bad.text", system="Be kind.")
+    assert convert(row, "fields", options) == [pair(["s: Be kind.", "u: Hi?"], "Hello.", "Go.")]
+    with pytest.raises(RowError, match=r"no 'good.txt' \(keys: data, good, bad\)"):
+        convert(row, "fields", Options(prompt="data.turns.0.text", chosen="good.txt", rejected="bad.text"))
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_real_pairs_come_out_whole(language: str, tmp_path: Path) -> None:
+    source = ROOT.parent / f"shared/data/dpo_{language}_demo.json"
+    if not source.exists():
+        pytest.skip("no ../shared/data here")
+    shown = run(sys.executable, ROOT / "prepare_data.py", source, "--output", tmp_path / "pairs.jsonl")
+    assert "300 rows -> 300 pairs" in shown.stdout
+    assert len((tmp_path / "pairs.jsonl").read_text().splitlines()) == 300

@@ -1,0 +1,333 @@
+"""prepare_data.py sets each bad row aside with the right reason at the right place, and keeps the others."""
+
+import gzip
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, conversation, demo_pairs, jsonl, run
+
+from reward_model import InputError
+from reward_model.data.conflicts import DOUBTS
+from reward_model.data.contamination import Holdout
+from reward_model.data.features import Work
+from reward_model.data.layouts import Options
+from reward_model.data.prepare import Prepared, prepare
+from reward_model.data.workers import Source
+
+MESSAGES = {"chosen": conversation("Why?", "Because."), "rejected": conversation("Why?", "No idea.")}
+
+
+def good(format_: str, number: int) -> dict:
+    """A good row of a format, another one for each number."""
+    ask, yes, no = f"What is {number}?", "A number.", "A colour."
+    human = f"\n\nHuman: {ask}\n\nAssistant: "
+    return {
+        "messages": {"chosen": conversation(ask, yes), "rejected": conversation(ask, no)},
+        "text": {"prompt": ask, "chosen": yes, "rejected": no},
+        "transcript": {"chosen": human + yes, "rejected": human + no},
+        "sharegpt": {
+            "conversations": [{"from": "human", "value": ask}],
+            "chosen": {"from": "gpt", "value": yes},
+            "rejected": {"from": "gpt", "value": no},
+        },
+        "alpaca": {"instruction": ask, "input": "", "output": [yes, no]},
+        "verdict": {"question": ask, "response_A": no, "response_B": yes, "label": "B>A"},
+        "scored": {"prompt": ask, "completions": [{"response": yes, "score": 5}, {"response": no, "score": 1}]},
+        "lists": {"prompt": ask, "chosen": [yes], "rejected": [no]},
+    }[format_]
+
+
+def said(*roles: str) -> list[dict]:
+    return [{"role": role, "content": f"{number} {role}"} for number, role in enumerate(roles)]
+
+
+NAN = {**MESSAGES, "margin": float("nan")}
+# Format of the good rows around it, the malformed line (text, bytes or a row), the reason, part of the message.
+MALFORMED = [
+    ("messages", '{"chosen": [}', "not parseable", "not valid JSON"),
+    ("messages", '{"chosen": []', "not parseable", "column 14"),
+    ("messages", "chosen,rejected", "not parseable", "not valid JSON"),
+    ("messages", "[" * 100_000, "not parseable", "nested too deeply"),
+    ("messages", b'{"chosen": "\xff\xfe"}', "not decodable", "not UTF-8 at byte 12"),
+    ("messages", [1, 2], "not a row", "found list"),
+    ("messages", "just text", "not a row", "found str"),
+    ("messages", None, "not a row", "found NoneType"),
+    ("messages", {}, "missing field", "no 'chosen'"),
+    ("messages", {"chosen": MESSAGES["chosen"]}, "missing field", "no 'rejected' (keys: chosen)"),
+    ("messages", MESSAGES | {"rejected": None}, "missing field", "no 'rejected'"),
+    ("messages", MESSAGES | {"chosen": []}, "empty", "chosen is empty"),
+    ("messages", MESSAGES | {"chosen": "Because."}, "not messages", "chosen is a str"),
+    ("messages", MESSAGES | {"chosen": 7}, "not messages", "chosen is a int"),
+    ("messages", MESSAGES | {"rejected": ["No idea."]}, "not messages", "rejected, message 1 is not"),
+    ("messages", MESSAGES | {"chosen": [{"content": "Why?"}]}, "not messages", "chosen, message 1 is not"),
+    ("messages", MESSAGES | {"chosen": said("narrator", "assistant")}, "unknown role", "the role 'narrator'"),
+    ("messages", MESSAGES | {"chosen": [{"role": ["user"], "content": "a"}]}, "unknown role", "['user']"),
+    ("messages", MESSAGES | {"chosen": said("user")}, "roles out of order", "ends with a 'user' message"),
+    ("messages", MESSAGES | {"chosen": said("assistant")}, "roles out of order", "after nothing"),
+    (
+        "messages",
+        MESSAGES | {"chosen": said("user", "user", "assistant")},
+        "roles out of order",
+        "message 2 is the user",
+    ),
+    (
+        "messages",
+        MESSAGES | {"chosen": said("user", "assistant", "assistant")},
+        "roles out of order",
+        "message 3 is the assistant's, after the assistant",
+    ),
+    ("messages", MESSAGES | {"chosen": said("user", "system", "assistant")}, "roles out of order", "message 2"),
+    ("messages", MESSAGES | {"chosen": said("user", "tool", "assistant")}, "roles out of order", "message 2"),
+    ("messages", MESSAGES | {"chosen": conversation("Why?", "")}, "empty", "chosen ends with an empty answer"),
+    ("messages", MESSAGES | {"rejected": conversation("Why?", " \n")}, "empty", "rejected ends with an empty"),
+    ("messages", MESSAGES | {"chosen": conversation("  ", "Because.")}, "empty", "message 1, the user's, is empty"),
+    ("messages", MESSAGES | {"chosen": conversation("Why?", 4)}, "not text", "a content that is no text: '4'"),
+    ("messages", MESSAGES | {"chosen": conversation("Why?", None)}, "not text", "no text: 'None'"),
+    ("messages", MESSAGES | {"rejected": MESSAGES["chosen"]}, "identical answers", "are equal"),
+    ("messages", MESSAGES | {"rejected": conversation("Why?", " Because.\n")}, "identical answers", "are equal"),
+    ("messages", MESSAGES | {"margin": "big"}, "margin", "margin is 'big'"),
+    ("messages", MESSAGES | {"margin": True}, "margin", "margin is True"),
+    ("messages", NAN, "margin", "margin is nan"),
+    ("messages", MESSAGES | {"tools": "{"}, "not parseable", "tools is not JSON"),
+    (
+        "messages",
+        MESSAGES | {"chosen": conversation("Why?", "Be\x00cause.")},
+        "control characters",
+        "U+0000 at character 3",
+    ),
+    ("messages", MESSAGES | {"chosen": conversation("Why?", "né\x85\x9b.")}, "control characters", "U+009B"),
+    ("messages", MESSAGES | {"chosen": conversation("Why?", "Be\ud83d.")}, "not decodable", "U+D83D at character 3"),
+    ("messages", MESSAGES | {"chosen": conversation("Why?", "caf\ufffd")}, "broken encoding", "U+FFFD"),
+    ("messages", MESSAGES | {"chosen": conversation("Why?", "cafÃ©")}, "broken encoding", "'Ã©'"),
+    ("messages", MESSAGES | {"chosen": conversation("Why?", "itâ€™s")}, "broken encoding", "read as another"),
+    ("text", {"prompt": "Why?", "chosen": "Because."}, "missing field", "no 'rejected'"),
+    ("text", {"prompt": "", "chosen": "a", "rejected": "b"}, "empty", "message 1, the user's, is empty"),
+    ("text", {"prompt": 5, "chosen": "a", "rejected": "b"}, "not text", "message 1 has a content that is no text"),
+    ("text", {"prompt": "Why?", "chosen": {"a": 1}, "rejected": "b"}, "not messages", "message 2 is not"),
+    (
+        "transcript",
+        {"chosen": "Hello.", "rejected": "\n\nHuman: a\n\nAssistant: b"},
+        "not messages",
+        "no Human:/Assistant:",
+    ),
+    ("transcript", {"chosen": 1, "rejected": "b"}, "not messages", "turns in '1'"),
+    ("sharegpt", good("sharegpt", 9) | {"chosen": {"from": "bot", "value": "a"}}, "unknown role", "the role 'bot'"),
+    (
+        "sharegpt",
+        good("sharegpt", 9) | {"chosen": {"from": "function_call", "value": "a"}},
+        "not text",
+        "no JSON with name",
+    ),
+    ("sharegpt", good("sharegpt", 9) | {"conversations": None}, "missing field", "none of conversations, messages"),
+    ("alpaca", {"instruction": "Why?", "output": ["a"]}, "missing field", "a list of two answers"),
+    ("alpaca", good("alpaca", 9) | {"history": [1]}, "another layout", "not laid out as alpaca"),
+    ("verdict", good("verdict", 9) | {"label": "C>A"}, "verdict", "the verdict is 'c>a'; known are"),
+    ("verdict", good("verdict", 9) | {"response_A": None}, "missing field", "no 'response_a'"),
+    (
+        "scored",
+        {"prompt": "Why?", "completions": [{"response": "a", "score": 1}]},
+        "missing field",
+        "two answers or more",
+    ),
+    ("scored", {"prompt": "Why?", "responses": ["a", "b"], "scores": [1]}, "missing field", "2 answers, but 1 scores"),
+    ("scored", {"prompt": "Why?", "responses": ["a", "b"], "scores": [1, "N/A"]}, "score", "'N/A' is no number"),
+    ("scored", {"prompt": "Why?", "responses": ["a", "b"], "scores": [2, 2]}, "tie", "no two answers differ"),
+    ("lists", {"prompt": "Why?", "chosen": ["a"], "rejected": []}, "empty", "at least one answer"),
+]
+
+
+def read(file: Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def prepared(source: Path, output: Path, **settings: object) -> Prepared:
+    return prepare([Source(str(source))], output, Work(Options(), drop=DOUBTS), ties="keep-both-out", **settings)
+
+
+def check_rejected(output: Path, reason: str, message: str, place: str) -> None:
+    (bad,) = read(output.with_suffix(".rejected.jsonl"))
+    assert bad["reason"] == reason and message in bad["message"], bad
+    assert bad["place"] == place
+    assert len(read(output)) == 2
+
+
+@pytest.mark.parametrize(("format_", "line", "reason", "message"), MALFORMED, ids=range(len(MALFORMED)))
+def test_malformed_row_is_set_aside(format_: str, line: object, reason: str, message: str, tmp_path: Path) -> None:
+    if not isinstance(line, bytes):
+        is_row = not isinstance(line, str) or line == "just text"
+        line = (json.dumps(line) if is_row else line).encode()
+    before, after = (json.dumps(good(format_, number)).encode() for number in (1, 2))
+    source = tmp_path / "source.jsonl"
+    source.write_bytes(b"\n".join([before, b"", line, after]))
+    prepared(source, tmp_path / "pairs.jsonl")
+    check_rejected(tmp_path / "pairs.jsonl", reason, message, f"{source}:3")
+
+
+def test_malformed_file_keeps_its_good_rows(tmp_path: Path) -> None:
+    rows = [good("text", number) for number in range(3)]
+    array = tmp_path / "array.json"
+    array.write_text(f'\ufeff[{json.dumps(rows[0])},\n{json.dumps(rows[1])},\n{{"prompt" 1}}]')
+    prepared(array, tmp_path / "1.jsonl")
+    check_rejected(tmp_path / "1.jsonl", "not parseable", "(line 3: Expecting ':'", f"{array}: row 3")
+
+    table = tmp_path / "table.csv"
+    table.write_bytes(b'prompt,chosen,rejected\r\nWhy?,"So, yes.",No.\r\nHow?,So.\r\nWhen?,Now.,Then.\r\n')
+    prepared(table, tmp_path / "2.jsonl")
+    check_rejected(tmp_path / "2.jsonl", "not parseable", "fields as the header", f"{table}: row 2")
+    table.write_bytes(b"prompt,chosen,rejected\nWhy?,Yes.,No.\nHow?,caf\xe9,So.\nWhen?,Now.,Then.\n")
+    prepared(table, tmp_path / "2.jsonl")
+    check_rejected(tmp_path / "2.jsonl", "not decodable", "half a character (U+DCE9", f"{table}: row 2")
+
+    lines = "".join(json.dumps(row) + "\n" for row in rows[:2]).encode()
+    packed = tmp_path / "packed.jsonl.gz"
+    packed.write_bytes(gzip.compress(lines) + gzip.compress(lines)[:12])
+    prepared(packed, tmp_path / "3.jsonl")
+    check_rejected(tmp_path / "3.jsonl", "not parseable", "breaks off here", f"{packed}:3")
+
+
+def test_nothing_usable_stops_with_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "odd.jsonl").write_text('{"a": 1, "b": 2}\n')
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "bad.parquet").write_text("no")
+    ties = jsonl(tmp_path / "ties.jsonl", [good("verdict", 1) | {"label": "A=B"}])
+    for source, message in {
+        "odd.jsonl": r"no known layout \(keys: a, b\).*--prompt FIELD",
+        "empty.jsonl": "no JSON object in them",
+        "bad.parquet": "not a Parquet file",
+        "none.jsonl": "no such file",
+        "ties.jsonl": r"No pair is left of 1 rows\. tie: 1",
+    }.items():
+        with pytest.raises(InputError, match=message):
+            prepared(tmp_path / source, tmp_path / "pairs.jsonl")
+    with pytest.raises(
+        InputError, match=r"ties\.jsonl:1: a tie \('a=b'\)\. Nothing was written; choose another --ties"
+    ):
+        prepare([Source(str(ties))], tmp_path / "pairs.jsonl", Work(Options()), ties="stop")
+    with pytest.raises(InputError, match=r"odd\.jsonl:2: no 'chosen'.*leave out --strict"):
+        odd = jsonl(tmp_path / "odd.jsonl", [MESSAGES, {"a": 1}])
+        prepared(odd, tmp_path / "pairs.jsonl", strict=True)
+    assert not list(tmp_path.glob("pairs*"))
+
+
+def test_pairs_that_contradict_each_other(tmp_path: Path) -> None:
+    def text(chosen: str, rejected: str, prompt: str = "Which?") -> dict:
+        return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+
+    rows = [text("x", "y", "One?"), text("x", "y", "One?"), text("y", "x", "Two?"), text("x", "y", "Two?")]
+    rows += [text("a", "b"), text("b", "c"), text("c", "a"), text("a", "z"), text("w", "c")]
+    source = jsonl(tmp_path / "source.jsonl", rows)
+    made = prepared(source, tmp_path / "pairs.jsonl")
+    found = {
+        reason: [place.split(": ")[0].rsplit(":")[-1] for place in seen["first"]]
+        for reason, seen in made.rejected.items()
+    }
+    assert found == {"duplicate": ["2"], "both orders": ["3", "4"], "contradiction": ["5", "6", "7"]}
+    assert f"{source}:1 already" in made.rejected["duplicate"]["first"][0]
+    assert [pair["chosen"][-1]["content"] for pair in read(tmp_path / "pairs.jsonl")] == ["x", "a", "w"]
+
+
+def test_doubtful_pairs_are_counted_and_kept_unless_dropped(tmp_path: Path) -> None:
+    odd = MESSAGES | {"chosen": conversation("Why?", "caf\ufffd")}
+    source = jsonl(tmp_path / "source.jsonl", [MESSAGES, MESSAGES, odd])
+    made = prepare([Source(str(source))], tmp_path / "pairs.jsonl", Work(Options()))
+    found = {reason: (seen["count"], seen["kept"]) for reason, seen in made.rejected.items()}
+    assert found == {"duplicate": (1, True), "broken encoding": (1, True)} and len(made.facts) == 3
+    made = prepared(source, tmp_path / "pairs.jsonl")
+    assert not any(seen["kept"] for seen in made.rejected.values()) and len(made.facts) == 1
+
+
+def test_answers_cut_off_at_one_length(tmp_path: Path) -> None:
+    def answer(length: int, number: int) -> str:
+        return f"{number} {'word ' * length}"[: length - 1] + "d"
+
+    rows = [
+        {"prompt": f"{number}?", "chosen": answer(400 if number < 8 else 230 + 3 * number, number), "rejected": "No."}
+        for number in range(60)
+    ]
+    made = prepared(jsonl(tmp_path / "source.jsonl", rows), tmp_path / "pairs.jsonl")
+    assert made.rejected["cut off"]["count"] == 8 and len(made.facts) == 52
+
+
+def test_held_out_prompts_are_removed(tmp_path: Path) -> None:
+    question = "Explain in simple words how a heat pump can warm a house although it is cold outside."
+    prompts = [question, question.upper() + "  ", question.replace("simple", "plain"), "Explain how a fridge works."]
+    rows = [{"prompt": prompt, "chosen": "So.", "rejected": "No."} for prompt in prompts]
+    held = jsonl(tmp_path / "held.jsonl", [{"prompt": question}])
+    source = jsonl(tmp_path / "source.jsonl", rows)
+    work = Work(Options(), holdout=Holdout([str(held)], 0.7))
+    made = prepare([Source(str(source))], tmp_path / "pairs.jsonl", work)
+    assert {reason: seen["count"] for reason, seen in made.rejected.items()} == {"held out": 2, "nearly held out": 1}
+    assert f"its prompt stands in {held}:1" in made.rejected["held out"]["first"][0]
+
+
+def test_sources_are_mixed_and_split(tmp_path: Path) -> None:
+    sources = {}
+    for name, count in {"big": 300, "small": 40}.items():
+        rows = [{"prompt": f"{name} {i // 2}?", "chosen": f"yes {i}", "rejected": "no", "id": i} for i in range(count)]
+        sources[name] = str(jsonl(tmp_path / f"{name}.jsonl", rows))
+    output = tmp_path / "out" / "pairs.jsonl"
+
+    def written(**settings: int) -> list[dict]:
+        mix = [Source(sources["big"], weight=3.0, cap=200), Source(sources["small"], weight=1.0)]
+        prepare(mix, output, Work(Options()), eval_size=0.25, **settings)
+        return read(output) + read(output.with_suffix(".eval.jsonl"))
+
+    pairs = written(seed=1)
+    counts = {name: sum(pair["source"] == name for pair in pairs) for name in sources}
+    assert counts == {"big": 120, "small": 40}
+    train, held = read(output), read(output.with_suffix(".eval.jsonl"))
+    assert 35 <= len(held) <= 45
+    assert not {p["chosen"][0]["content"] for p in train} & {p["chosen"][0]["content"] for p in held}
+    for name in sources:  # each source in the order read, but mixed
+        ids = [int(pair["id"]) for pair in train if pair["source"] == name]
+        assert ids == sorted(ids)
+    assert train[:50] != sorted(train[:50], key=lambda pair: pair["source"])
+    assert written(seed=1) == pairs and written(seed=2) != pairs
+
+
+def test_several_processes_write_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reward_model.data.workers.BYTES_WORTH_PROCESSES", 0)
+    monkeypatch.setattr("reward_model.data.workers.CHUNK", 7)
+    rows = [*demo_pairs()[:100], {"a": 1}, *demo_pairs()[100:]]
+    source = jsonl(tmp_path / "source.jsonl", rows)
+    one, two = (prepared(source, tmp_path / f"{n}.jsonl", num_proc=n).rejected for n in (1, 3))
+    assert one == two and (tmp_path / "1.jsonl").read_bytes() == (tmp_path / "3.jsonl").read_bytes()
+
+
+def test_command_prints_a_summary_and_writes_the_report(base_model: Path, tmp_path: Path) -> None:
+    source = jsonl(tmp_path / "some source.jsonl", [*demo_pairs(), {"chosen": []}])
+    output = tmp_path / "some pairs.jsonl"
+    command = [sys.executable, ROOT / "prepare_data.py", source, "--output", output]
+    shown = run(*command, "--tokenizer", base_model, "--max_length", "120").stdout
+    assert "missing field: 1 set aside" in shown and "too long: " in shown
+    assert "accuracy of trivial judges: " in shown and "at batch size 8" in shown
+    figures = json.loads(output.with_suffix(".report.json").read_text())
+    assert figures["unit"] == "tokens" and figures["lengths"]["chosen"]["max"] <= 120
+    assert figures["rows"] == len(demo_pairs()) + 1
+    html = output.with_suffix(".report.html").read_text()
+    assert html.count("<svg") == 7 and "http" not in html.replace("http://www.w3.org", "").replace(
+        "http://purl.org", ""
+    )
+    assert html.count("<details>") == 10
+
+    failed = run(*command, "--chosen", "good", check=False)
+    assert failed.returncode == 2 and "needs --rejected FIELD" in failed.stderr
+
+
+def test_killed_run_leaves_nothing_under_the_final_name(tmp_path: Path) -> None:
+    source = tmp_path / "source.jsonl"
+    line = json.dumps(MESSAGES).replace("Why?", "Why %d?")
+    source.write_text("".join(line.replace("%d", str(number)) + "\n" for number in range(200_000)))
+    command = [sys.executable, str(ROOT / "prepare_data.py"), str(source), "--output", str(tmp_path / "pairs.jsonl")]
+    process = subprocess.Popen([*command, "--num_proc", "1"], stderr=subprocess.DEVNULL)
+    while not list(tmp_path.glob(".preparing-*/0")):
+        time.sleep(0.02)
+        assert process.poll() is None
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not list(tmp_path.glob("pairs*"))

@@ -1,0 +1,252 @@
+"""Packed rows give the rewards, losses and gradients of the padded batch, or say that they cannot."""
+
+import random
+
+import pytest
+import torch
+from conftest import ROOT, demo_pairs, jsonl, tiny_config
+from transformers import AddedToken, AutoModelForSequenceClassification
+
+import train as train_script
+from reward_model import InputError
+from reward_model.model.attention import install, sequence_attention
+from reward_model.model.packing import common_prefix_length, pack
+from reward_model.model.tokenization import cut_tokens, encode_pairs, token_ids
+from reward_model.training.collator import PairCollator
+from reward_model.training.preflight import packing_differs
+
+GENERATOR = random.Random(0)
+
+
+def tokens(length: int) -> list[int]:
+    return [GENERATOR.randrange(3, 640) for _ in range(length)]
+
+
+# One prefix and any number of branches: none shared, one branch, one-token branches, four branches.
+GROUPS = [
+    (tokens(5), [tokens(4), tokens(7)]),
+    ([], [tokens(6), tokens(3)]),
+    (tokens(9), [tokens(1), tokens(1)]),
+    (tokens(1), [tokens(8)]),
+    (tokens(12), [tokens(2), tokens(20), tokens(1), tokens(5)]),
+]
+
+
+def test_common_prefix_always_leaves_a_token_to_each() -> None:
+    assert common_prefix_length([[1, 2, 3], [1, 2, 4, 5]]) == 2
+    assert common_prefix_length([[1, 2], [1, 2, 3]]) == 1  # one conversation is a prefix of the other
+    assert common_prefix_length([[1, 2], [3, 2]]) == 0
+    assert common_prefix_length([[1] * 7, [1] * 7, [1] * 6 + [2]]) == 6
+
+
+def test_text_shared_by_a_pair_is_encoded_once_to_the_same_tokens(make_tokenizer) -> None:
+    tokenizer = make_tokenizer()
+    cutters = cut_tokens(tokenizer)
+    assert "<|im_start|>" in cutters
+    tokenizer.add_tokens(AddedToken("<|im_start|>tool", special=True))
+    assert "<|im_start|>" not in cut_tokens(tokenizer), "a longer token may begin where this one ends"
+    tokenizer = make_tokenizer()
+
+    pieces = "<|im_start|>/<|im_end|>/\n/user/ two  spaces /don't/3.14/né/e\u0301/好/<|im_".split("/")
+    texts = ["".join(GENERATOR.choices(pieces, k=GENERATOR.randrange(1, 40))) for _ in range(600)]
+    chosen = [text + GENERATOR.choice(pieces) for text in texts]
+    rejected = [text[: GENERATOR.randrange(len(text))] + GENERATOR.choice(pieces) for text in texts]
+    expected = token_ids(chosen, tokenizer), token_ids(rejected, tokenizer)
+    assert encode_pairs(chosen, rejected, tokenizer, cutters) == expected
+    assert encode_pairs(chosen, rejected, tokenizer, []) == expected
+
+
+def test_branch_without_tokens_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one token"):
+        pack([([1, 2], [[3], []])])
+
+
+@pytest.mark.parametrize("window", [None, 1, 4, 16])
+def test_index_arithmetic_against_a_plain_dense_mask(window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reward_model.model.attention.MASKED_QUERIES", 3)  # several blocks even here
+    row = pack(GROUPS)
+    group, branch, position = [], [], []
+    for number, (prefix, branches) in enumerate(GROUPS):
+        for part, (ids, start) in enumerate([(prefix, 0), *((ids, len(prefix)) for ids in branches)]):
+            group += [number] * len(ids)
+            branch += [part] * len(ids)  # 0 is the prefix
+            position += range(start, start + len(ids))
+    group, branch, position = map(torch.tensor, (group, branch, position))
+    assert row["position_ids"][0].tolist() == position.tolist()
+
+    sees = (group[:, None] == group) & ((branch == 0) | (branch[:, None] == branch)) & (position <= position[:, None])
+    if window is not None:
+        sees &= position > position[:, None] - window
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(len(group), heads, 8, dtype=torch.float64) for heads in (4, 2, 2))
+    scores = torch.einsum("qhd,khd->hqk", query, key.repeat_interleave(2, 1)) * 0.3
+    weights = scores.masked_fill(~sees, -torch.inf).softmax(-1)
+    expected = torch.einsum("hqk,khd->qhd", weights, value.repeat_interleave(2, 1))
+
+    sequences = [row[name] for name in ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")]
+    index = row["key_index"]
+    output = sequence_attention(query, key[index], value[index], *sequences, scale=0.3, window=window)
+    torch.testing.assert_close(output, expected)
+
+
+SLIDING = {"sliding_window": 8}
+ARCHITECTURES = {
+    "llama": {},
+    "qwen2": {},
+    "qwen2 sliding": {**SLIDING, "use_sliding_window": True, "max_window_layers": 1},
+    "qwen3": {},
+    "mistral": {"sliding_window": None},
+    "mistral sliding": SLIDING,
+    "gemma": {"head_dim": 16},
+    "gemma3_text": {**SLIDING, "head_dim": 16, "layer_types": ["sliding_attention", "full_attention"]},
+    "phi3": {},
+    "olmo2": {},
+    "smollm3": {},
+    "glm4": {"head_dim": 16},
+    "mixtral": {"num_local_experts": 4},
+    "qwen2_moe": {"num_experts": 4, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32},
+    "qwen3_moe": {"num_experts": 4, "moe_intermediate_size": 32, "num_experts_per_tok": 2},
+    "ministral3": {},
+    "gpt2": {"n_layer": 2, "n_head": 4, "n_embd": 64, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+    "gpt_neox": {},
+    "opt": {"ffn_dim": 96, "word_embed_proj_dim": 64, "dropout": 0.0},
+    "phimoe": {"num_local_experts": 4},
+    "diffllama": {},
+    "starcoder2": {"residual_dropout": 0.0, "embedding_dropout": 0.0},
+    "deepseek_v3": {
+        "kv_lora_rank": 16, "q_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 12,
+        "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1, "moe_intermediate_size": 32,
+        "first_k_dense_replace": 1, "num_key_value_heads": 4,
+    },
+}  # fmt: skip
+PADDED = {
+    "gemma2": ({"head_dim": 16}, "softcap"),
+    "gpt_oss": ({"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16}, "more than SDPA"),
+    "qwen3_next": (
+        {"layer_types": ["linear_attention", "full_attention"], "num_experts": 4, "num_experts_per_tok": 2,
+         "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32}, "linear_attention"),
+    "jamba": (
+        {"num_experts": 2, "attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False},
+        "linear_attention",
+    ),
+    "bloom": ({"n_layer": 2, "n_head": 4, "hidden_dropout": 0.0, "attention_dropout": 0.0}, "more than SDPA"),
+    "falcon alibi": ({"alibi": True, "hidden_dropout": 0.0, "attention_dropout": 0.0}, "more than SDPA"),
+    "minimax": ({"num_local_experts": 4}, "linear_attention"),
+    "stablelm": ({}, "2 of 2 layers that take no packed row"),
+    "qwen3_5_text": ({"layer_types": ["linear_attention", "full_attention"]}, "linear_attention"),
+}  # fmt: skip
+
+
+def reward_model(name: str, changes: dict) -> torch.nn.Module:
+    torch.manual_seed(0)
+    config = tiny_config(name.split()[0], num_labels=1, initializer_range=0.2, **changes)
+    return AutoModelForSequenceClassification.from_config(config, attn_implementation="eager")
+
+
+def rewards_and_gradients(model: torch.nn.Module, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
+    model.zero_grad()
+    rewards = model(**batch, use_cache=False).logits.flatten()
+    torch.nn.functional.logsigmoid(rewards[::2].sum() - rewards[1::2].sum()).backward()
+    return rewards.detach(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+def padded_batch() -> dict:
+    conversations = [torch.tensor(prefix + branch) for prefix, branches in GROUPS for branch in branches]
+    ids = torch.nn.utils.rnn.pad_sequence(conversations, batch_first=True)
+    mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(ids) for ids in conversations], batch_first=True)
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_architecture_gives_equal_rewards_and_gradients(name: str) -> None:
+    model = reward_model(name, ARCHITECTURES[name]).train()
+    # First as Transformers made it, in eager mode.
+    rewards, gradients = rewards_and_gradients(model, padded_batch())
+    assert install(model) is None
+    row = pack(GROUPS)
+    packed_rewards, packed_gradients = rewards_and_gradients(model, row)
+    assert not model.path_counts.unsupported
+    assert rewards.std() > 0.1, "rewards that hardly differ prove nothing"
+    torch.testing.assert_close(packed_rewards, rewards, atol=1e-5, rtol=1e-5)
+    assert (packed_gradients - gradients).norm() / gradients.norm() < 1e-4
+    # A padded batch still goes the padded way.
+    torch.testing.assert_close(rewards_and_gradients(model, padded_batch())[0], rewards, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", PADDED)
+def test_architecture_falls_back_and_says_why(name: str) -> None:
+    changes, said = PADDED[name]
+    model = reward_model(name, changes).eval()
+    example = {"chosen_ids": tokens(9), "rejected_ids": tokens(7), "prefix_length": 0}
+    reason = install(model) or packing_differs(model, example, pad_token_id=0, tolerance=1e-3)
+    assert said in reason
+    rewards = model(**padded_batch()).logits
+    torch.testing.assert_close(rewards, reward_model(name, changes).eval()(**padded_batch()).logits)
+
+
+def test_rewards_that_differ_stop_the_run() -> None:
+    model = reward_model("llama", {}).eval()
+    install(model)
+    # A layer that lets every token see its neighbour, as a convolution does.
+    model.model.layers[0].mlp.register_forward_hook(lambda module, args, output: output + output.roll(1, dims=1))
+    example = {"chosen_ids": [*tokens(9), 5, 6], "rejected_ids": [7, 8, 9], "prefix_length": 0}
+    with pytest.raises(InputError, match="--shared_prefix False"):
+        packing_differs(model, example, pad_token_id=0, tolerance=1e-3)
+
+
+RUNS = {
+    "plain": [],
+    "margins": ["margins"],
+    "centered": ["--center_rewards_coefficient", "0.01"],
+    "LoRA": ["--use_peft", "--lora_r", "4", "--lora_dropout", "0"],
+    "gradient checkpointing": ["--gradient_checkpointing", "True"],
+    "accumulation": ["--gradient_accumulation_steps", "2"],
+}
+TWENTY_STEPS = (
+    "--max_steps 20 --per_device_train_batch_size 4 --learning_rate 1e-4 --max_length 512 --logging_steps 1 "
+    "--report_to none --gradient_checkpointing False --eval_size 4 --eval_strategy steps --eval_steps 10 "
+    "--save_strategy no"
+)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_twenty_steps_of_training_equal_the_padded_path(name: str, base_model, tmp_path) -> None:
+    rows = demo_pairs()[:30]  # 26 for training: batches of 4, and a last one of 2
+    more = [argument for argument in RUNS[name] if argument != "margins"]
+    if name == "margins":
+        rows = [row | {"margin": 0.1 * number} for number, row in enumerate(rows)]
+    pairs = jsonl(tmp_path / "pairs.jsonl", rows)
+    trainers = []
+    for shared_prefix in ("True", "False"):
+        paths = ["--model_name_or_path", str(base_model), "--dataset_name", str(pairs)]
+        paths += ["--output_dir", str(tmp_path / shared_prefix), "--shared_prefix", shared_prefix]
+        trainers.append(train_script.main([*paths, *TWENTY_STEPS.split(), *more]))
+    logged = [trainer.state.log_history for trainer in trainers]
+    for key, count in (("loss", 20), ("eval_loss", 3)):
+        packed, padded = ([log[key] for log in history if key in log] for history in logged)
+        assert len(packed) == count and packed == pytest.approx(padded, abs=1e-5)
+    norms = [[log["grad_norm"] for log in history if "grad_norm" in log] for history in logged]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
+    saved = [log["positions_saved"] for log in logged[0] if "positions_saved" in log]
+    assert min(saved) > 0.1 and all(log.get("positions_saved", 0) == 0 for log in logged[1])
+
+
+def test_collator_orders_rewards_like_trl() -> None:
+    examples = [
+        {"chosen_ids": [1, 2, 3], "rejected_ids": [1, 2, 4, 5], "prefix_length": 2, "margin": 0.5},
+        {"chosen_ids": [6], "rejected_ids": [7, 8], "prefix_length": 0, "margin": 0.0},
+    ]
+    batch = PairCollator(pad_token_id=0)(examples)
+    assert batch["input_ids"].tolist() == [[1, 2, 3, 4, 5, 6, 7, 8]]
+    assert batch["end_positions"].tolist() == [2, 5, 4, 7]
+    assert batch["margin"].tolist() == [0.5, 0.0]
+    assert (batch["real_tokens"], batch["padded_positions"]) == (10, 16)
+
+
+def test_saved_config_knows_nothing_of_packing(tmp_path) -> None:
+    model = reward_model("qwen2", {})
+    install(model)
+    model.save_pretrained(tmp_path)
+    assert "shared_prefix" not in (tmp_path / "config.json").read_text()
+    assert "Qwen2ForSequenceClassification" in (tmp_path / "config.json").read_text()
+    assert not (ROOT / "save" / "tests").exists()

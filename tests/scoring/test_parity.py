@@ -1,0 +1,80 @@
+"""The same score in training, in Transformers and in a real vLLM server."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import PAIRS, VARIANTS, conversation, run
+
+import client
+from reward_model.model.checkpoint import check_reward_model
+from reward_model.scoring.local import load_reward_model, score
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_training_transformers_and_vllm_agree(runs, name) -> None:
+    one = runs[name]
+    model, tokenizer = load_reward_model(str(one.model))
+    here = [value for pair in score(model, tokenizer, [[p["chosen"], p["rejected"]] for p in PAIRS]) for value in pair]
+    stock = [stock_score(one.model, messages) for pair in PAIRS for messages in (pair["chosen"], pair["rejected"])]
+    served = [client.score(pair[side], base_url=one.url) for pair in PAIRS for side in ("chosen", "rejected")]
+    assert max(served) - min(served) > 1, "scores that hardly differ prove nothing"
+    assert min(served) < 0, "a sigmoid has crept in"
+    for other in (here, stock, served):
+        assert other == pytest.approx(one.in_training, abs=1e-4)
+    print(f"{name}: vLLM differs by {max(abs(a - b) for a, b in zip(served, one.in_training, strict=True)):.1e}")
+
+
+def test_tools_are_rendered_the_same_everywhere(runs) -> None:
+    one = runs["LoRA, merged"]
+    messages = PAIRS[0]["chosen"]
+    tools = [{"type": "function", "function": {"name": "weather", "parameters": {}}}]
+    (here,) = score(*load_reward_model(str(one.model)), [[messages]], tools=[tools])[0]
+    assert client.score(messages, base_url=one.url, tools=tools) == pytest.approx(here, abs=1e-4)
+    assert abs(here - one.in_training[0]) > 1e-2, "the template has not shown the tools"
+
+
+def stock_score(folder: Path, messages: list[dict]) -> float:
+    """What a user gets who follows the documentation of Transformers and knows nothing of this project."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if stock_score.folder != folder:
+        stock_score.folder, stock_score.model = folder, AutoModelForSequenceClassification.from_pretrained(folder)
+    inputs = tokenizer.apply_chat_template(messages, return_tensors="pt", return_dict=True)
+    with torch.no_grad():
+        return stock_score.model(**inputs).logits.item()
+
+
+stock_score.folder = None
+
+
+def test_pad_token_is_no_token_of_any_conversation(runs) -> None:
+    one = runs["pad is eos, template ends with eos"]
+    config = check_reward_model(str(one.model))
+    _, tokenizer = load_reward_model(str(one.model))
+    assert tokenizer.pad_token_id == config["pad_token_id"] != tokenizer.eos_token_id
+
+
+def test_adapter_and_merge_lora(runs, tmp_path) -> None:
+    one = runs["LoRA, merged"]
+    merged = tmp_path / "merged again"
+    run(sys.executable, "merge_lora.py", one.model / "adapter", merged)
+    model, tokenizer = load_reward_model(str(merged))
+    values = [
+        value for pair in score(model, tokenizer, [[p["chosen"], p["rejected"]] for p in PAIRS]) for value in pair
+    ]
+    assert values == pytest.approx(one.in_training, abs=1e-4)
+
+
+def test_client_ranks_answers_and_shows_the_servers_words(runs, tmp_path) -> None:
+    url = next(iter(runs.values())).url
+    shown = run(sys.executable, "client.py", "--base_url", url, "What is 2 + 2?", "Four.", "Five.").stdout.splitlines()
+    values = {line[9:].strip(): float(line.split()[0]) for line in shown}
+    assert sorted(values) == ["Five.", "Four."] and list(values.values()) == sorted(values.values(), reverse=True)
+    assert values["Four."] == pytest.approx(client.get_score_api("What is 2 + 2?", "Four.", base_url=url), abs=1e-4)
+    with pytest.raises(client.ServerError, match="404.*no_such_model"):
+        client.score(conversation("a", "b"), base_url=url, model="no_such_model")
+    with pytest.raises(client.ServerError, match="400.*1024"):
+        client.score(conversation("a", "b" * 9000), base_url=url)

@@ -1,0 +1,154 @@
+"""Every mistake stops before a model is loaded, with a sentence that names the place and the cure."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, conversation, run, train
+
+import client
+import train as train_script
+from reward_model import InputError
+from reward_model.model.checkpoint import check_reward_model, merge_adapter
+
+GOOD = {"chosen": conversation("What is 2 + 2?", "Four."), "rejected": conversation("What is 2 + 2?", "Five.")}
+OTHER = {"chosen": conversation("Hello?", "Hi."), "rejected": conversation("Hello?", "No.")}
+NARRATOR = [{"role": "narrator", "content": "Night."}, *GOOD["chosen"]]
+SYSTEM = [{"role": "system", "content": "Be kind."}, *GOOD["chosen"]]
+STRICT_TEMPLATE = (
+    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('No system role') }}{% endif %}"
+    "{{ m.content }}{% endfor %}"
+)
+
+# What stands in pairs.jsonl as second line -> what must be said.
+ROWS = {
+    '{"chosen": [}': r"pairs\.jsonl:2: not valid JSON",
+    json.dumps([1, 2]): r"pairs\.jsonl:2: an object .* found list",
+    json.dumps({"chosen": GOOD["chosen"]}): r"pairs\.jsonl:2: no 'rejected' \(keys: chosen\)",
+    json.dumps({"prompt": "a", "rejected": GOOD["rejected"]}): r"pairs\.jsonl:2: no 'chosen'",
+    json.dumps(GOOD | {"chosen": []}): r"pairs\.jsonl:2: chosen is empty",
+    json.dumps(GOOD | {"chosen": "Four."}): r"pairs\.jsonl:2: chosen is a str; it must be a list of messages",
+    json.dumps(GOOD | {"chosen": NARRATOR}): r"pairs\.jsonl:2: chosen, message 1 has the role 'narrator'; known are",
+    json.dumps(GOOD | {"chosen": GOOD["chosen"][:1]}): r"pairs\.jsonl:2: chosen ends with a 'user' message",
+    json.dumps(GOOD | {"chosen": conversation("a", " ")}): r"pairs\.jsonl:2: chosen ends with an empty answer",
+    json.dumps(
+        GOOD | {"chosen": conversation("a", 4)}
+    ): r"pairs\.jsonl:2: chosen, message 2 has a content that is no text: '4'",
+    json.dumps(GOOD | {"rejected": GOOD["chosen"]}): r"pairs\.jsonl:2: chosen and rejected are equal",
+    json.dumps(GOOD | {"margin": "big"}): r"pairs\.jsonl:2: margin is 'big'; it must be a number",
+    json.dumps(GOOD | {"margin": 1.0}): r"2 of 3 pairs have no margin; give all of them one, or none",
+}
+
+
+@pytest.fixture(autouse=True)
+def no_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("a model was loaded before the mistake was found")
+
+    monkeypatch.setattr("transformers.AutoModelForSequenceClassification.from_pretrained", refuse)
+
+
+def start(base_model: Path, pairs: Path | str, output_dir: Path, *more: str) -> None:
+    paths = ["--model_name_or_path", str(base_model), "--dataset_name", str(pairs), "--output_dir", str(output_dir)]
+    train_script.main([*paths, "--report_to", "none", *more])
+
+
+@pytest.mark.parametrize(("line", "said"), ROWS.items(), ids=range(len(ROWS)))
+def test_bad_row(line: str, said: str, base_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "pairs.jsonl").write_text("\n".join([json.dumps(OTHER), line, json.dumps(OTHER)]) + "\n")
+    with pytest.raises(InputError, match=said):
+        start(base_model, tmp_path / "pairs.jsonl", tmp_path / "out")
+
+
+def test_bad_file(base_model: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.json"
+    broken.write_text(f'[\n  {json.dumps(GOOD)},\n  {{"chosen" 2}}\n]')
+    with pytest.raises(InputError, match=r"broken\.json: row 2: not valid JSON \(line 3: "):
+        start(base_model, broken, tmp_path / "out")
+    with pytest.raises(InputError, match=r"missing\.jsonl: no such file"):
+        start(base_model, tmp_path / "missing.jsonl", tmp_path / "out")
+    with pytest.raises(InputError, match=r"no data file in this folder"):
+        start(base_model, base_model.parent / base_model.name / "..", tmp_path / "out")
+
+
+def test_template(tiny_model, few_pairs: Path, tmp_path: Path) -> None:
+    without = tiny_model(template=None)
+    with pytest.raises(InputError, match=r"no chat template; .* --chat_template_path"):
+        start(without, few_pairs, tmp_path / "out")
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(GOOD | {"chosen": SYSTEM}) + "\n" + json.dumps(OTHER))
+    with pytest.raises(InputError, match=r"pairs\.jsonl:\d: the tokenizer's chat template makes no text of it"):
+        start(tiny_model(template="{{ '' }}"), tmp_path / "pairs.jsonl", tmp_path / "out")
+    with pytest.raises(InputError, match=r"pairs\.jsonl:1: chosen is refused by .* template: No system role"):
+        start(tiny_model(template=STRICT_TEMPLATE), tmp_path / "pairs.jsonl", tmp_path / "out")
+
+
+def test_nothing_left(base_model: Path, few_pairs: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"Every one of .* longer than --max_length 8 tokens .* shortest \d+"):
+        start(base_model, few_pairs, tmp_path / "out", "--max_length", "8")
+
+
+def test_arguments(base_model: Path, few_pairs: Path, tmp_path: Path) -> None:
+    trained = tmp_path / "trained"
+    (trained / "checkpoint-5").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"holds a trained model or checkpoints.*--resume_from_checkpoint True"):
+        start(base_model, few_pairs, trained)
+    with pytest.raises(InputError, match=r"no checkpoint in"):
+        start(base_model, few_pairs, tmp_path / "out", "--resume_from_checkpoint", "True")
+    with pytest.raises(InputError, match=r"--deepspeed no\.json: no such file"):
+        start(base_model, few_pairs, tmp_path / "out", "--deepspeed", "no.json")
+    with pytest.raises(InputError, match=r"unknown argument --learning_rat;"):
+        start(base_model, few_pairs, tmp_path / "out", "--learning_rat", "1e-5")
+    (tmp_path / "args.json").write_text('{"output_dir": "out", "learning_rat": 1e-5}')
+    with pytest.raises(InputError, match=r"args\.json: unknown argument --learning_rat;"):
+        train_script.main([str(tmp_path / "args.json")])
+    with pytest.raises(InputError, match=r"no such folder, and no hub id"):
+        start(tmp_path / "no model", few_pairs, tmp_path / "out")
+
+
+def test_script_shows_one_sentence(base_model: Path, tmp_path: Path) -> None:
+    shown = train(
+        "--model_name_or_path",
+        base_model,
+        "--dataset_name",
+        "nowhere.jsonl",
+        "--output_dir",
+        tmp_path / "o",
+        check=False,
+    )
+    assert shown.returncode != 0 and "Traceback" not in shown.stderr
+    assert shown.stderr.splitlines()[-1].startswith("error: nowhere.jsonl: no such file")
+
+
+def test_what_is_no_reward_model_is_not_served(base_model: Path, tmp_path: Path) -> None:
+    shown = run("sh", ROOT / "infer_vllm.sh", base_model, check=False)
+    assert shown.returncode == 1 and "Qwen2ForCausalLM, which has no reward head" in shown.stderr
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(InputError, match=r"LoRA adapter; merge it .*python merge_lora.py"):
+        check_reward_model(str(tmp_path))
+    (tmp_path / "adapter_config.json").unlink()
+    two = {"architectures": ["Qwen2ForSequenceClassification"], "id2label": {"0": "a", "1": "b"}}
+    (tmp_path / "config.json").write_text(json.dumps(two))
+    with pytest.raises(InputError, match="classifier with 2 labels"):
+        check_reward_model(str(tmp_path))
+
+
+def test_adapter_without_a_trained_head_is_not_merged(base_model: Path, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base_model), LoraConfig(target_modules=["q_proj"]))
+    model.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(InputError, match="no trained reward head"):
+        merge_adapter(tmp_path / "adapter", tmp_path / "out")
+
+
+def test_client_without_a_server() -> None:
+    with pytest.raises(
+        client.ServerError, match=r"No server answers at http://127\.0\.0\.1:9; start one: sh infer_vllm"
+    ):
+        client.get_score_api("a", "b", base_url="http://127.0.0.1:9", retries=0)
+    shown = run(
+        sys.executable, "client.py", "--base_url", "http://127.0.0.1:9", "--retries", "1", "a", "b", check=False
+    )
+    assert shown.returncode == 1 and "Traceback" not in shown.stderr
