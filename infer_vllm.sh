@@ -15,10 +15,13 @@ here=$(cd "$(dirname "$0")" && pwd)
 python=python3
 [ -x "$here/.venv/bin/python" ] && python=$here/.venv/bin/python
 
-PYTHONPATH="$here" "$python" -m reward_model.model.checkpoint "$model"
+# The dtype of the weights, as Transformers loads them: left alone, vLLM serves fp32 weights as fp16 on a GPU.
+dtype=$(PYTHONPATH="$here" "$python" -m reward_model.model.checkpoint "$model")
 
 # On CPU: fp32, since bf16 is emulated on most machines, and no compilation, which takes minutes.
-if ! nvidia-smi -L >/dev/null 2>&1; then
+if nvidia-smi -L >/dev/null 2>&1; then
+  set -- --dtype "$dtype" "$@"
+else
   set -- --enforce-eager --dtype float32 "$@"
   : "${VLLM_CPU_KVCACHE_SPACE:=2}"
   export VLLM_CPU_KVCACHE_SPACE

@@ -1,7 +1,7 @@
 """Train a discriminative (Bradley-Terry) reward model on preference pairs with trl's RewardTrainer.
 
     python train.py                                   # reads train_args.json beside this file (F5 in VS Code)
-    python train.py my_args.json                      # the same arguments from a JSON file of your own
+    python train.py my_args.json --max_steps 10       # the same arguments from a JSON or YAML file; those behind it win
     python train.py --model_name_or_path Qwen/Qwen2.5-0.5B-Instruct --dataset_name pairs.jsonl --output_dir save/run
     python train.py … --use_peft --lora_r 32 --lora_alpha 16 --learning_rate 1e-4        # LoRA, reward head in full
     sh train.sh                                       # DeepSpeed ZeRO-3 on every GPU of this node
@@ -11,31 +11,42 @@ All arguments: python train.py --help. They are those of trl's ScriptArguments, 
 ours is in reward_model/arguments.py.
 """
 
+import importlib.util
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from transformers import AutoModelForSequenceClassification, set_seed
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+from trl import get_peft_config, get_quantization_config
+from trl.trainer.reward_trainer import suppress_seqcls_warning
 
 from reward_model import InputError
+from reward_model.data.dataset import by_subset, load_pairs, split_by_prompt
+from reward_model.model.attention import install
 from reward_model.model.checkpoint import check_base_model, merge_adapter, set_pad_token
-from reward_model.training.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
-
-if TYPE_CHECKING:
-    from trl import RewardTrainer
+from reward_model.model.tokenization import load_tokenizer, set_unused_pad_token, tokenize_pairs
+from reward_model.training.arguments import (
+    DataArguments,
+    ModelArguments,
+    TrainingArguments,
+    parse_arguments,
+    schedule_line,
+)
+from reward_model.training.collator import PairCollator
+from reward_model.training.preflight import SharedPrefixGuard, padded_line
+from reward_model.training.trainer import ExactRewardTrainer
 
 HERE = Path(__file__).resolve().parent
 
 
-def main(argv: list[str]) -> "RewardTrainer":
-    data_args, training_args, model_args = parse_arguments(argv, default_json=HERE / "train_args.json")
+def main(argv: list[str]) -> ExactRewardTrainer:
+    data_args, training_args, model_args = parse_arguments(argv, default_file=HERE / "train_args.json")
     check_paths(data_args, training_args, model_args)
+    if training_args.process_index == 0:
+        print(schedule_line(training_args, model_args))
 
     # --- Data: checked, tokenized once (on the main process), dropped if too long, split by prompt -----------------
-    # Imported where they are needed, so that a mistake in the arguments shows sooner.
-    from reward_model.data.dataset import by_subset, load_pairs, split_by_prompt
-    from reward_model.model.tokenization import load_tokenizer, tokenize_pairs, unused_pad_token
-
     tokenizer = load_tokenizer(
         model_args.model_name_or_path,
         training_args.chat_template_path,
@@ -46,30 +57,22 @@ def main(argv: list[str]) -> "RewardTrainer":
         train_pairs, eval_pairs = load_pairs(
             data_args.dataset_name, data_args.dataset_train_split, data_args.dataset_test_split
         )
+        max_length, num_proc = training_args.max_length, training_args.dataset_num_proc
+        train_dataset = tokenize_pairs(train_pairs, tokenizer, max_length, num_proc, "training")
         if eval_pairs is None:
-            train_pairs, eval_pairs = split_by_prompt(train_pairs, data_args.eval_size, training_args.seed)
-        train_dataset, eval_dataset = (
-            tokenize_pairs(pairs, tokenizer, training_args.max_length, training_args.dataset_num_proc, name)
-            for name, pairs in (("training", train_pairs), ("held-out", eval_pairs))
-        )
-        benchmarks = {
-            name: tokenize_pairs(pairs, tokenizer, None, training_args.dataset_num_proc, name)
-            for name, pairs in by_subset(data_args.benchmark_files).items()
-        }
-    tokenizer.pad_token = unused_pad_token(tokenizer, [train_dataset, eval_dataset, *benchmarks.values()])
+            train_dataset, eval_dataset = split_by_prompt(train_dataset, data_args.eval_size, training_args.seed)
+        else:
+            eval_dataset = tokenize_pairs(eval_pairs, tokenizer, max_length, num_proc, "held-out")
+        eval_datasets = {"held_out": eval_dataset} if len(eval_dataset) else {}
+        for name, pairs in by_subset(data_args.benchmark_files).items():
+            eval_datasets[name] = tokenize_pairs(pairs, tokenizer, None, num_proc, name)
+    set_unused_pad_token(tokenizer, [train_dataset, *eval_datasets.values()])
     # Done above; trl would filter row by row and clone a template once more.
     training_args.max_length = training_args.chat_template_path = None
+    if not eval_datasets:
+        training_args.eval_strategy = "no"
 
     # --- Model: any architecture with one score per conversation ---------------------------------------------------
-    from transformers import AutoModelForSequenceClassification, set_seed
-    from trl import get_peft_config, get_quantization_config
-    from trl.trainer.reward_trainer import suppress_seqcls_warning
-
-    from reward_model.model.attention import install
-    from reward_model.training.collator import PairCollator
-    from reward_model.training.preflight import SharedPrefixGuard, padded_line
-    from reward_model.training.trainer import ThroughputTrainer
-
     set_seed(training_args.seed)  # the new reward head is random, the same at every start
     with suppress_seqcls_warning():  # "score.weight is missing": it is new
         model = AutoModelForSequenceClassification.from_pretrained(
@@ -92,18 +95,22 @@ def main(argv: list[str]) -> "RewardTrainer":
 
     # --- Training ---------------------------------------------------------------------------------------------------
     training_args.remove_unused_columns = False  # the columns are ours, the collator takes what it needs
-    trainer = ThroughputTrainer(
+    trainer = ExactRewardTrainer(
         model=model,
         args=training_args,
         data_collator=collator,
         train_dataset=train_dataset,
-        eval_dataset={"held_out": eval_dataset, **benchmarks} if benchmarks else eval_dataset,
+        eval_dataset=eval_datasets if data_args.benchmark_files else eval_datasets.get("held_out"),
         processing_class=tokenizer,
         peft_config=get_peft_config(model_args),
         callbacks=[SharedPrefixGuard(collator, longest)],
     )
+    if not trainer.is_deepspeed_enabled:  # which keeps fp32 master weights itself
+        for parameter in trainer.model.parameters():
+            if parameter.requires_grad:  # in bf16 most steps of a small learning rate would be rounded away
+                parameter.data = parameter.data.float()
     trainer.accelerator.print(
-        f"{len(train_dataset)} training and {len(eval_dataset)} held-out pairs, {model.config.architectures[0]} in "
+        f"{len(train_dataset)} training and {len(eval_dataset)} held-out pairs, {type(model).__name__} in "
         f"{model.dtype}, bf16 autocast {'on' if training_args.bf16 else 'off'}, pad token {tokenizer.pad_token!r}"
     )
     result = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
@@ -115,12 +122,11 @@ def main(argv: list[str]) -> "RewardTrainer":
     output_dir = Path(training_args.output_dir)
     adapter_dir = output_dir / "adapter" if model_args.use_peft else None
     trainer.save_model(str(adapter_dir or output_dir))
-    metrics = trainer.evaluate()
-    trainer.log_metrics("eval", metrics)
-    trainer.save_metrics("eval", metrics)
+    if eval_datasets:
+        metrics = trainer.evaluate()
+        trainer.log_metrics("eval", metrics)
+        trainer.save_metrics("eval", metrics)
     if adapter_dir and trainer.is_world_process_zero():
-        from transformers.integrations.deepspeed import unset_hf_deepspeed_config
-
         unset_hf_deepspeed_config()  # or the merged model would be split over the ranks again
         merge_adapter(adapter_dir, output_dir, dtype=str(model.dtype).removeprefix("torch."))
     trainer.accelerator.wait_for_everyone()
@@ -134,13 +140,17 @@ def check_paths(data_args: DataArguments, training_args: TrainingArguments, mode
     if data_args.dataset_name is None or model_args.model_name_or_path is None:
         raise InputError("--model_name_or_path and --dataset_name are needed; python train.py --help says more.")
     check_base_model(model_args.model_name_or_path)
+    if (model_args.load_in_4bit or model_args.load_in_8bit) and not importlib.util.find_spec("bitsandbytes"):
+        raise InputError("--load_in_4bit and --load_in_8bit need bitsandbytes: pip install bitsandbytes")
     output_dir = Path(training_args.output_dir)
-    resume = training_args.resume_from_checkpoint
-    if str(resume).lower() == "true":
-        training_args.resume_from_checkpoint = True
-        if not any(output_dir.glob("checkpoint-*")):
-            raise InputError(f"--resume_from_checkpoint: no checkpoint in {output_dir}.")
-    elif resume is None and (any(output_dir.glob("checkpoint-*")) or any(output_dir.glob("*.safetensors"))):
+    resume = str(training_args.resume_from_checkpoint or False)
+    if resume.lower() in ("true", "false"):
+        training_args.resume_from_checkpoint = resume.lower() == "true" or None
+    if training_args.resume_from_checkpoint is True and not any(output_dir.glob("checkpoint-*")):
+        raise InputError(f"--resume_from_checkpoint: no checkpoint in {output_dir}.")
+    if training_args.resume_from_checkpoint is None and (
+        any(output_dir.glob("checkpoint-*")) or any(output_dir.glob("*.safetensors"))
+    ):
         raise InputError(
             f"{output_dir} holds a trained model or checkpoints. Choose another --output_dir, or go on from the last "
             "checkpoint: --resume_from_checkpoint True"

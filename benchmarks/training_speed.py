@@ -29,7 +29,7 @@ from trl import RewardConfig, RewardTrainer
 from reward_model.data.dataset import load_pairs
 from reward_model.model.attention import install
 from reward_model.model.checkpoint import set_pad_token
-from reward_model.model.tokenization import load_tokenizer, tokenize_pairs, unused_pad_token
+from reward_model.model.tokenization import load_tokenizer, set_unused_pad_token, tokenize_pairs
 from reward_model.training.collator import PairCollator
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -85,7 +85,7 @@ def make_trainers(args: argparse.Namespace, folder: str, sides: tuple[str, ...])
     pairs = load_pairs(str(source))[0].shuffle(seed=0)
     tokenized = tokenize_pairs(pairs, tokenizer, None, None, "benchmark")
     fits = np.flatnonzero(np.array(tokenized["length"][:]) <= args.max_length)[: args.pairs]
-    tokenizer.pad_token = unused_pad_token(tokenizer, [tokenized])
+    set_unused_pad_token(tokenizer, [tokenized])
 
     torch.manual_seed(0)
     if args.model == "random":

@@ -119,6 +119,39 @@ def few_pairs(tmp_path: Path) -> Path:
     return jsonl(tmp_path / "some pairs.jsonl", demo_pairs()[:24])
 
 
+HELD_OUT = demo_pairs()[30:47]  # 17: no multiple of any batch
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    jsonl(folder / "train.jsonl", demo_pairs()[:24])
+    jsonl(folder / "eval.jsonl", HELD_OUT)
+    return folder
+
+
+def margins(model: Path):
+    """Of HELD_OUT, with Transformers."""
+    import numpy as np
+
+    from reward_model.scoring.local import load_reward_model, score
+
+    groups = [[pair["chosen"], pair["rejected"]] for pair in HELD_OUT]
+    return np.array([chosen - rejected for chosen, rejected in score(*load_reward_model(str(model)), groups)])
+
+
+def check_figures(output_dir: Path, prefix: str = "eval") -> None:
+    """The logged figures of the held-out pairs are those of the saved model, as evaluate.py takes them."""
+    from reward_model.evaluation.metrics import log_loss, right
+
+    logged = json.loads((output_dir / "eval_results.json").read_text())
+    truth = margins(output_dir)
+    assert logged[f"{prefix}_accuracy"] == pytest.approx(right(truth).mean(), abs=1e-9)
+    assert logged[f"{prefix}_margin"] == pytest.approx(truth.mean(), abs=1e-4)
+    assert logged[f"{prefix}_loss"] == pytest.approx(log_loss(truth), abs=1e-4)
+
+
 class Server:
     """A real vLLM server, started by infer_vllm.sh on a free port."""
 

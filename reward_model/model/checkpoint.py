@@ -1,6 +1,7 @@
 """What a folder holds (a reward model, an adapter, a causal LM), and how an adapter becomes a reward model.
 
-`python -m reward_model.model.checkpoint FOLDER` says it in one line and exits with 1 unless it is a full reward model.
+`python -m reward_model.model.checkpoint FOLDER` prints the dtype of a full reward model, in which it must be served;
+for anything else it says what that is and exits with 1.
 """
 
 import json
@@ -40,6 +41,16 @@ def check_one_label(config: dict[str, Any], folder: str) -> None:
             f"{folder} is a classifier with {labels} labels; a reward model has one. Start from the model it was "
             "trained from instead."
         )
+
+
+def stored_parameters(name: str | None) -> int | None:
+    """Parameters of a model folder, by the size of its weights; None for a hub id."""
+    weights = list(Path(name).glob("*.safetensors")) if name else []
+    if not weights:
+        return None
+    config = json.loads((Path(name) / "config.json").read_text(encoding="utf-8"))
+    bytes_each = 4 if (config.get("dtype") or config.get("torch_dtype")) == "float32" else 2
+    return sum(file.stat().st_size for file in weights) // bytes_each
 
 
 def check_base_model(name: str) -> None:
@@ -106,6 +117,7 @@ def set_pad_token(model: Any, tokenizer: Any) -> None:
 
 if __name__ == "__main__":
     try:
-        check_reward_model(sys.argv[1])
+        config = check_reward_model(sys.argv[1])
+        print(config.get("dtype") or config.get("torch_dtype") or "auto")
     except InputError as error:
         sys.exit(f"error: {error}")

@@ -2,6 +2,7 @@
 
 import json
 import os
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,8 @@ def token_ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list
 def tokenize_pairs(
     pairs: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int | None, num_proc: int | None, name: str
 ) -> Dataset:
-    """Columns `chosen_ids`, `rejected_ids`, `prefix_length` (tokens that both begin with), `length` (of the longer)
-    and, where the pairs have one, `margin`, in the order of `pairs`.
+    """Columns `chosen_ids`, `rejected_ids`, `prefix_length` (tokens that both begin with), `length` (of the longer),
+    `prompt` and, where the pairs have one, `margin`, in the order of `pairs`.
 
     Pairs whose longer side has more than `max_length` tokens are dropped, and the number is printed. Raises InputError
     when nothing is left, and for a conversation that the template refuses. Cached by `datasets`.
@@ -73,7 +74,7 @@ def tokenize_pairs(
         batched=True,
         fn_kwargs={"tokenizer": tokenizer, "cutters": cut_tokens(tokenizer)},
         num_proc=num_proc,
-        remove_columns=[column for column in pairs.column_names if column != "margin"],
+        remove_columns=[column for column in pairs.column_names if column not in ("margin", "prompt")],
         new_fingerprint=key,
         desc=f"Tokenizing {name} pairs",
     )
@@ -97,8 +98,8 @@ def tokenize_pairs(
     return tokenized
 
 
-def unused_pad_token(tokenizer: PreTrainedTokenizerBase, tokenized: list[Dataset]) -> str:
-    """A pad token that no conversation contains: the tokenizer's own, a special token kept for no use, or a new one.
+def set_unused_pad_token(tokenizer: PreTrainedTokenizerBase, tokenized: list[Dataset]) -> None:
+    """Set a pad token that no conversation contains: the tokenizer's own, a spare special token, or a new one.
 
     Transformers reads the reward at the rightmost token that is not the pad token, vLLM at the last token. They differ
     silently where a conversation ends with the pad token, so eos never qualifies: it is what the next data may contain.
@@ -117,8 +118,11 @@ def unused_pad_token(tokenizer: PreTrainedTokenizerBase, tokenized: list[Dataset
     for token in (tokenizer.pad_token, *spare):
         in_use = token in (None, tokenizer.eos_token, tokenizer.bos_token)
         if not in_use and tokenizer.convert_tokens_to_ids(token) not in present:
-            return token
-    return "<|pad|>"
+            break
+    else:
+        vocabulary = tokenizer.get_vocab()
+        token = next(name for name in (f"<|pad{n or ''}|>" for n in count()) if name not in vocabulary)
+    tokenizer.add_special_tokens({"pad_token": token})
 
 
 def cut_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:

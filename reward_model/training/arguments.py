@@ -7,11 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from accelerate import PartialState
 from transformers import HfArgumentParser
 from trl import ModelConfig, RewardConfig, ScriptArguments
 
 from reward_model import InputError
+from reward_model.model.checkpoint import stored_parameters
+
+# Full fine-tuning, by parameters: SmolLM2-135M learned best at 3e-5 to 5e-5; published models of 7B and more took 2e-6
+# to 1e-5. LoRA takes ten times as much (Schulman et al. 2025, "LoRA Without Regret").
+LEARNING_RATE = {"LoRA": 1e-4, "small": 3e-5, "large": 1e-5}
+SMALL = 1_000_000_000  # parameters
 
 
 @dataclass
@@ -21,8 +28,8 @@ class DataArguments(ScriptArguments):
     eval_size: float = field(
         default=0.02,
         metadata={
-            "help": "Held-out pairs where the data has no test split: a share below 1 or a number of pairs. Split by "
-            "prompt, so that no prompt stands on both sides."
+            "help": "Held-out pairs where the data has no test split: a share below 1, a number of pairs, or 0 for "
+            "none. Split by prompt, so that no prompt stands on both sides."
         },
     )
     shared_prefix: bool = field(
@@ -45,6 +52,22 @@ class DataArguments(ScriptArguments):
 class TrainingArguments(RewardConfig):
     """trl's RewardConfig, in bf16 where that is fast, with curves in TensorBoard, distributed on CPU as well."""
 
+    num_train_epochs: float = field(
+        default=1.0, metadata={"help": "Epochs; the fraction is the part of the last one. Reward models overfit early."}
+    )
+    learning_rate: float = field(
+        default=LEARNING_RATE["large"],
+        metadata={
+            "help": "By default 1e-4 for LoRA, 3e-5 for full fine-tuning of a local model below 1 B parameters, else "
+            "1e-5."
+        },
+    )
+    eval_strategy: str = field(
+        default="steps", metadata={"help": "When held-out pairs are scored.", "choices": ["no", "steps", "epoch"]}
+    )
+    eval_steps: float | None = field(
+        default=0.2, metadata={"help": "Steps between two evaluations; below 1, as a share of all steps."}
+    )
     report_to: None | str | list[str] = field(
         default="tensorboard", metadata={"help": "Where curves go: tensorboard, wandb, …; none for nowhere."}
     )
@@ -60,9 +83,12 @@ class TrainingArguments(RewardConfig):
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
             # Left alone, accelerate takes torchrun without a GPU for one process, and DeepSpeed's batch check fails.
             os.environ["ACCELERATE_USE_DEEPSPEED"] = str(self.deepspeed is not None).lower()
-            PartialState(backend="gloo")
+            PartialState(cpu=self.deepspeed is None, backend="gloo")
             self.accelerator_config = {"use_configured_state": True}
         super().__post_init__()
+        if self.n_gpu > 1:
+            print(f"One of {self.n_gpu} GPUs is used; sh train.sh with the same arguments uses all of them.")
+            self._n_gpu = 1  # or Trainer would split every batch by nn.DataParallel, which trl refuses
 
 
 @dataclass
@@ -90,28 +116,33 @@ def bf16_is_fast() -> bool:
     return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-def parse_arguments(argv: list[str], default_json: Path) -> tuple[DataArguments, TrainingArguments, ModelArguments]:
-    """Read the arguments from a command line, from one JSON file, or, if there are none, from `default_json`.
+def parse_arguments(argv: list[str], default_file: Path) -> tuple[DataArguments, TrainingArguments, ModelArguments]:
+    """Read the arguments from a command line, which may begin with a JSON or YAML file of arguments; those behind it
+    win. If there are none, from `default_file`.
 
-    Paths in `default_json` are relative to its folder, which becomes the working directory, so that a debugger can be
+    Paths in `default_file` are relative to its folder, which becomes the working directory, so that a debugger can be
     started anywhere; all other paths are relative to where the user stands.
     """
     if not argv:
-        os.chdir(default_json.parent)
-        argv = [default_json.name]
+        os.chdir(default_file.parent)
+        argv = [default_file.name]
     where = "the command line"
-    if len(argv) == 1 and argv[0].endswith(".json"):
+    if argv[0].endswith((".json", ".yaml", ".yml")):
         where = argv[0]
-        argv = json_to_argv(Path(where))
+        argv = [*file_to_argv(Path(where)), *argv[1:]]
     parser = HfArgumentParser(
         (DataArguments, TrainingArguments, ModelArguments),
         allow_abbrev=False,
-        usage="train.py [--argument value …] | train.py arguments.json | train.py (reads train_args.json)",
+        usage="train.py [arguments.json] [--argument value …]      (without any: reads train_args.json)",
     )
     known = {option for action in parser._actions for option in action.option_strings}
     unknown = [word for word in argv if word.startswith("--") and word.split("=")[0] not in known]
     if unknown:
         raise InputError(f"{where}: unknown argument {unknown[0]}; python train.py --help lists all of them.")
+    given = parser.parse_args(argv)
+    small = (stored_parameters(given.model_name_or_path) or SMALL) < SMALL
+    mode = "LoRA" if given.use_peft else "small" if small else "large"
+    parser.set_defaults(learning_rate=LEARNING_RATE[mode])
     data_args, training_args, model_args = parser.parse_args_into_dataclasses(argv)
     if model_args.dtype is None:
         halved = training_args.bf16 and (model_args.use_peft or training_args.deepspeed is not None)
@@ -119,16 +150,29 @@ def parse_arguments(argv: list[str], default_json: Path) -> tuple[DataArguments,
     return data_args, training_args, model_args
 
 
-def json_to_argv(path: Path) -> list[str]:
-    """The words of a command line that says the same as a JSON file, so that both are checked by one parser."""
+def schedule_line(args: TrainingArguments, model_args: ModelArguments) -> str:
+    """What the run will do, in one line, since defaults differ by mode."""
+    mode = "LoRA" if model_args.use_peft else "Full fine-tuning"
+    length = f"{args.max_steps} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epoch(s)"
+    pairs = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    every = f"{args.eval_steps:.0%} of the run" if args.eval_steps < 1 else f"{args.eval_steps} steps"
+    evaluated = {"no": "at the end", "steps": f"every {every}", "epoch": "after each epoch"}[args.eval_strategy.value]
+    return f"{mode}: learning rate {args.learning_rate:g}, {length} of {pairs} pairs a step, evaluation {evaluated}"
+
+
+def file_to_argv(path: Path) -> list[str]:
+    """The words of a command line that says the same as a JSON or YAML file, so that both are checked by one parser."""
     if not path.is_file():
-        raise InputError(f"{path}: no such file; give a JSON file of arguments.")
+        raise InputError(f"{path}: no such file; give a JSON or YAML file of arguments.")
+    text = path.read_text(encoding="utf-8")
     try:
-        arguments = json.loads(path.read_text(encoding="utf-8"))
+        arguments = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except json.JSONDecodeError as error:
         raise InputError(f"{path}:{error.lineno}: not valid JSON ({error.msg}).") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not valid YAML ({error}).") from None
     if not isinstance(arguments, dict):
-        raise InputError(f"{path}: one JSON object of arguments is needed, found {type(arguments).__name__}.")
+        raise InputError(f"{path}: one object of arguments is needed, found {type(arguments).__name__}.")
 
     def words(value: Any) -> list[str]:
         if isinstance(value, list):

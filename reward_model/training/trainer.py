@@ -1,29 +1,81 @@
-"""trl's RewardTrainer with the run's speed in its logs."""
+"""trl's RewardTrainer with exact figures: of every held-out pair once, and of the run's speed."""
 
-import re
 import time
-from collections import defaultdict
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from transformers.trainer_utils import EvalLoopOutput
 from trl import RewardTrainer
 
 from reward_model.model.attention import PathCounts
 
 
-class ThroughputTrainer(RewardTrainer):
-    """Adds to every training log `pairs_per_second`, `tokens_per_second` (tokens of both sides, without padding, of all
-    ranks) and `positions_saved` (share of the padded batches' token positions that were not computed).
+class ExactRewardTrainer(RewardTrainer):
+    """Evaluates over all held-out pairs at once, each counted once, where trl takes the mean of the batches' means.
 
-    The model must have been through `reward_model.model.attention.install`, which counts.
+    Adds to every training log `pairs_per_second`, `tokens_per_second` (tokens of both sides, without padding, of all
+    ranks) and `positions_saved` (share of the padded batches' token positions that were not computed). Honours
+    `label_smoothing_factor`. The model must have been through `reward_model.model.attention.install`, which counts.
     """
 
     _counted: tuple[float, list[int]] | None = None
+    _evaluated: list[torch.Tensor]
+
+    def compute_loss(
+        self, model: torch.nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
+    ) -> Any:
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        chosen, rejected = outputs.logits.squeeze(-1).chunk(2)
+        difference = chosen - rejected - inputs.get("margin", 0)
+        # Conservative Bradley-Terry (Mitchell 2023): -(1 - e) log sigmoid(d) - e log sigmoid(-d), since
+        # log sigmoid(-d) = log sigmoid(d) - d.
+        if smoothing := self.args.label_smoothing_factor:
+            loss = loss + smoothing * difference.mean()
+        if not self.model.training:
+            pairs = torch.stack([chosen, rejected, difference], dim=1).float()
+            self._evaluated.append(self.accelerator.gather_for_metrics(pairs).cpu())
+        return (loss, outputs) if return_outputs else loss
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+        self._evaluated = []
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        self._metrics["eval"].clear()  # trl's means of batches
+        figures = self._figures(*torch.cat(self._evaluated).double().unbind(1))
+        output.metrics.update({f"{metric_key_prefix}_{name}": value.item() for name, value in figures.items()})
+        return output
+
+    def _figures(self, chosen: torch.Tensor, rejected: torch.Tensor, difference: torch.Tensor) -> dict[str, Any]:
+        """Figures of pairs from their rewards and what the loss is taken of; a tie counts half, as in evaluate.py."""
+        margins = chosen - rejected
+        losses = F.softplus(-difference) + self.args.label_smoothing_factor * difference
+        losses += (self.args.center_rewards_coefficient or 0.0) * (chosen + rejected) ** 2
+        rewards = torch.cat([chosen, rejected])
+        return {
+            "loss": losses.mean(),
+            "accuracy": torch.heaviside(margins, margins.new_tensor(0.5)).mean(),
+            "margin": margins.mean(),
+            "min_reward": rewards.min(),
+            "mean_reward": rewards.mean(),
+            "max_reward": rewards.max(),
+        }
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # A run that died after its last checkpoint has no step left; Trainer would make one more.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         if self._counted is None:
             self._counted = (time.perf_counter(), self._counts())
+            self._total_train_tokens = self.state.num_input_tokens_seen  # before a resumed run was stopped
         return super().training_step(*args, **kwargs)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        self.state.num_input_tokens_seen = self._total_train_tokens
+        super()._save_checkpoint(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self._counted is not None:
@@ -31,15 +83,13 @@ class ThroughputTrainer(RewardTrainer):
             self._counted = (time.perf_counter(), self._counts())
             new = [after - earlier for after, earlier in zip(self._counted[1], before, strict=True)]
             logs |= speed(*self._over_ranks(new), seconds=self._counted[0] - since)
-        # One of several evaluation sets: trl would log its accuracy as eval_accuracy like that of every other.
-        for name in [key[len("eval_") : -len("_loss")] for key in logs if re.fullmatch("eval_.+_loss", key)]:
-            metrics = self._metrics["eval"]
-            self._metrics["eval"] = defaultdict(list, {f"{name}_{key}": value for key, value in metrics.items()})
         super().log(logs, start_time)
 
     def totals(self, seconds: float) -> str:
         """One line for the end of the run."""
         pairs, tokens, positions, padded = self._over_ranks(self._counts())
+        if not pairs:
+            return f"No step was left after step {self.state.global_step}."
         figures = speed(pairs, tokens, positions, padded, seconds)
         return (
             f"{pairs:,} pairs in {seconds:.0f} s: {figures['pairs_per_second']:.2f} pairs/s, "

@@ -1,0 +1,154 @@
+"""What training says and saves is true: figures of all pairs once, on one process and two ranks, also after a stop."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import HELD_OUT, ROOT, check_figures, conversation, demo_pairs, jsonl, margins, run
+
+import train as train_script
+from reward_model.model.checkpoint import check_reward_model
+from reward_model.training.arguments import parse_arguments
+from reward_model.training.trainer import ExactRewardTrainer
+
+SETTINGS = "--max_steps 3 --learning_rate 1e-3 --per_device_eval_batch_size 4 --report_to none --save_strategy no"
+
+
+def words(model: Path, data: Path, output_dir: Path, more: str = "") -> list[str]:
+    paths = ["--model_name_or_path", model, "--dataset_name", data, "--output_dir", output_dir]
+    return [*map(str, paths), *SETTINGS.split(), *more.split()]
+
+
+def test_figures_are_those_of_all_held_out_pairs_once(base_model: Path, data: Path, tmp_path: Path) -> None:
+    train_script.main(words(base_model, data, tmp_path / "one", "--per_device_train_batch_size 4"))
+    check_figures(tmp_path / "one")
+
+    more = f"--benchmark_files {data / 'eval.jsonl'} --load_best_model_at_end True --save_strategy steps"
+    more += " --metric_for_best_model eval_held_out_accuracy --save_steps 1 --eval_steps 1"
+    trainer = train_script.main(words(base_model, data, tmp_path / "best", more))
+    check_figures(tmp_path / "best", "eval_held_out")
+    each = [log["eval_held_out_accuracy"] for log in trainer.state.log_history if "eval_held_out_accuracy" in log]
+    assert trainer.state.best_metric == pytest.approx(max(each), abs=1e-9)
+    logged = json.loads((tmp_path / "best" / "eval_results.json").read_text())
+    subsets = {pair["source"] for pair in HELD_OUT}
+    counts = [sum(pair["source"] == subset for pair in HELD_OUT) for subset in sorted(subsets)]
+    accuracies = [logged[f"eval_eval_{subset.replace(' ', '_')}_accuracy"] for subset in sorted(subsets)]
+    assert np.average(accuracies, weights=counts) == pytest.approx(logged["eval_held_out_accuracy"], abs=1e-9)
+
+
+def test_two_ranks_without_deepspeed_train_one_model(base_model: Path, data: Path, tmp_path: Path) -> None:
+    train_script.main(words(base_model, data, tmp_path / "one", "--per_device_train_batch_size 4"))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29512"]
+    half = words(base_model, data, tmp_path / "two", "--per_device_train_batch_size 2")
+    run(*launch, ROOT / "train.py", *half)
+    assert margins(tmp_path / "two") == pytest.approx(margins(tmp_path / "one"), abs=1e-3)
+    check_figures(tmp_path / "two")
+
+
+def test_resuming_after_the_last_step_saves_and_makes_no_other(base_model: Path, data: Path, tmp_path: Path) -> None:
+    more = "--per_device_train_batch_size 4 --save_strategy steps --save_steps 1 --logging_steps 1"
+    whole = train_script.main(words(base_model, data, tmp_path / "whole", more))
+    for last in (2, 3):
+        output_dir = tmp_path / f"died after {last}"
+        shutil.copytree(tmp_path / "whole" / f"checkpoint-{last}", output_dir / f"checkpoint-{last}")
+        trainer = train_script.main(words(base_model, data, output_dir, f"{more} --resume_from_checkpoint True"))
+        assert trainer.state.global_step == 3
+        assert margins(output_dir) == pytest.approx(margins(tmp_path / "whole"), abs=1e-5)
+        check_figures(output_dir)
+        tokens = [[log["num_tokens"] for log in t.state.log_history if "num_tokens" in log] for t in (whole, trainer)]
+        assert tokens[0] == tokens[1], "num_tokens began anew"
+
+
+def test_trainable_weights_are_fp32_under_lora(base_model: Path, data: Path, tmp_path: Path) -> None:
+    more = "--use_peft --lora_r 4 --use_cpu True --bf16 True --max_steps 1 --eval_strategy no"
+    trainer = train_script.main(words(base_model, data, tmp_path / "out", more))
+    dtypes = {True: set(), False: set()}
+    for parameter in trainer.model.parameters():
+        dtypes[parameter.requires_grad].add(parameter.dtype)
+    assert dtypes == {True: {torch.float32}, False: {torch.bfloat16}}
+
+
+def test_label_smoothing_is_conservative_bradley_terry() -> None:
+    """-(1 - e) log sigmoid(d) - e log sigmoid(-d), Mitchell 2023; and centring, Eisenstein et al. 2023, Eq. 2."""
+    args = SimpleNamespace(label_smoothing_factor=0.2, center_rewards_coefficient=0.1)
+    chosen, rejected, margin = torch.randn(3, 9, dtype=torch.float64).unbind()
+    d = chosen - rejected - margin
+    expected = -0.8 * torch.sigmoid(d).log() - 0.2 * torch.sigmoid(-d).log() + 0.1 * (chosen + rejected) ** 2
+    found = ExactRewardTrainer._figures(SimpleNamespace(args=args), chosen, rejected, d)
+    assert found["loss"].item() == pytest.approx(expected.mean().item())
+
+
+def test_training_takes_the_smoothed_loss(base_model: Path, data: Path, tmp_path: Path) -> None:
+    more = "--max_steps 1 --per_device_train_batch_size 24 --learning_rate 0 --logging_steps 1 --eval_strategy no"
+    found = {}
+    for smoothing in (0.0, 0.3):
+        output_dir = tmp_path / str(smoothing)
+        trainer = train_script.main(words(base_model, data, output_dir, f"{more} --label_smoothing_factor {smoothing}"))
+        log = next(log for log in trainer.state.log_history if "loss" in log)
+        found[smoothing] = (log["loss"], log["margin"])
+    (plain, margin), (smoothed, _) = found.values()
+    assert smoothed == pytest.approx(plain + 0.3 * margin, abs=1e-4)
+
+
+def test_one_of_several_gpus_is_used(
+    base_model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    trainer = train_script.main(words(base_model, data, tmp_path / "out", "--max_steps 1 --eval_strategy no"))
+    assert trainer.args.n_gpu == 1 and trainer.args.train_batch_size == trainer.args.per_device_train_batch_size
+    assert "One of 4 GPUs is used; sh train.sh" in capsys.readouterr().out
+
+
+def test_users_text_may_hold_the_spare_special_token(base_model: Path, data: Path, tmp_path: Path) -> None:
+    pairs = demo_pairs()[:24]
+    pairs[3] = {side: conversation("What is <|endoftext|>?", f"I was {side}.") for side in ("chosen", "rejected")}
+    jsonl(data / "train.jsonl", pairs)
+    trainer = train_script.main(words(base_model, data, tmp_path / "out", "--max_steps 1"))
+    tokenizer = trainer.processing_class
+    assert tokenizer.pad_token == "<|pad|>"
+    assert check_reward_model(str(tmp_path / "out"))["pad_token_id"] == tokenizer.convert_tokens_to_ids("<|pad|>")
+    check_figures(tmp_path / "out")
+
+
+def test_nothing_is_held_out_with_eval_size_0(base_model: Path, few_pairs: Path, tmp_path: Path) -> None:
+    trainer = train_script.main(words(base_model, few_pairs, tmp_path / "out", "--eval_size 0 --max_steps 1"))
+    assert len(trainer.train_dataset) == 24 and trainer.eval_dataset is None
+    assert not (tmp_path / "out" / "eval_results.json").exists()
+
+
+def test_learning_rate_by_mode_and_size(base_model: Path, tmp_path: Path) -> None:
+    def learning_rate(*more: str) -> float:
+        return parse_arguments(["--output_dir", str(tmp_path), *more], ROOT / "train_args.json")[1].learning_rate
+
+    local = ["--model_name_or_path", str(base_model)]
+    assert learning_rate(*local) == 3e-5
+    assert learning_rate("--model_name_or_path", "Qwen/Qwen2.5-7B-Instruct") == 1e-5
+    assert learning_rate(*local, "--use_peft") == 1e-4
+    assert learning_rate(*local, "--use_peft", "--learning_rate", "2e-6") == 2e-6
+
+
+def test_server_gets_the_dtype_of_the_weights(tmp_path: Path) -> None:
+    """On a GPU, by stand-ins for nvidia-smi and for the Python that would start vLLM."""
+    model, checkout = tmp_path / "a model", tmp_path / "checkout"
+    model.mkdir()
+    (checkout / ".venv" / "bin").mkdir(parents=True)
+    (checkout / "reward_model").symlink_to(ROOT / "reward_model")
+    shutil.copy(ROOT / "infer_vllm.sh", checkout)
+    stand_ins = {
+        checkout
+        / ".venv/bin/python": f'case "$*" in *cli.main*|*api_server*) echo "$@";; *) exec {sys.executable} "$@";; esac',
+        tmp_path / "nvidia-smi": "echo GPU 0",
+    }
+    for path, script in stand_ins.items():
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+    for dtype in ("float32", "bfloat16"):
+        config = {"architectures": ["Qwen2ForSequenceClassification"], "num_labels": 1, "dtype": dtype}
+        (model / "config.json").write_text(json.dumps(config))
+        shown = run("sh", checkout / "infer_vllm.sh", model, PATH=f"{tmp_path}:/usr/bin:/bin").stdout
+        assert f"--dtype {dtype}" in shown
