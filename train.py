@@ -129,6 +129,8 @@ def main(argv: list[str]) -> ExactRewardTrainer:
     if adapter_dir and trainer.is_world_process_zero():
         unset_hf_deepspeed_config()  # or the merged model would be split over the ranks again
         merge_adapter(adapter_dir, output_dir, dtype=str(model.dtype).removeprefix("torch."))
+        if model_args.load_in_4bit or model_args.load_in_8bit:
+            print("Trained on quantised weights, merged into the whole ones: scores differ a little from training's.")
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.print(f"Reward model: {output_dir}   Serve it: sh infer_vllm.sh {output_dir}")
     trainer.end()
@@ -142,6 +144,8 @@ def check_paths(data_args: DataArguments, training_args: TrainingArguments, mode
     check_base_model(model_args.model_name_or_path)
     if (model_args.load_in_4bit or model_args.load_in_8bit) and not importlib.util.find_spec("bitsandbytes"):
         raise InputError("--load_in_4bit and --load_in_8bit need bitsandbytes: pip install bitsandbytes")
+    if model_args.use_peft and model_args.lora_dropout and training_args.disable_dropout:
+        raise InputError("--lora_dropout does nothing while dropout is disabled; add --disable_dropout False.")
     output_dir = Path(training_args.output_dir)
     resume = str(training_args.resume_from_checkpoint or False)
     if resume.lower() in ("true", "false"):

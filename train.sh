@@ -37,15 +37,12 @@ exec "$python" -m torch.distributed.run \
   --output_dir "$OUTPUT_DIR" \
   --deepspeed "$here/ds_config_zero3.json" \
   --max_length 2048 \
-  --num_train_epochs 1 \
   --per_device_train_batch_size 4 \
   --gradient_accumulation_steps 2 \
   --per_device_eval_batch_size 8 \
-  --learning_rate 1e-5 \
   --lr_scheduler_type cosine \
   --warmup_steps 0.03 \
   --gradient_checkpointing True \
-  --eval_strategy steps --eval_steps 0.1 \
   --save_strategy steps --save_steps 0.25 --save_total_limit 2 \
   --logging_steps 5 \
   "$@"

@@ -77,6 +77,8 @@ class TrainingArguments(RewardConfig):
             raise InputError(
                 f"--deepspeed {self.deepspeed}: no such file; ds_config_zero3.json comes with this project."
             )
+        if self.fsdp:
+            raise InputError("--fsdp: packed rows and saving were never tried under FSDP; use DeepSpeed: sh train.sh")
         if self.bf16 is None and not self.fp16:
             self.bf16 = bf16_is_fast()
         self.dataloader_pin_memory &= torch.accelerator.is_available()
@@ -104,6 +106,8 @@ class ModelArguments(ModelConfig):
         },
     )
     lora_task_type: str = field(default="SEQ_CLS", metadata={"help": "Task type for LoRA; SEQ_CLS trains `score`."})
+
+    lora_dropout: float = field(default=0.0, metadata={"help": "LoRA dropout; needs --disable_dropout False."})
 
     def __post_init__(self) -> None:
         if self.use_peft and self.lora_target_modules is None:

@@ -132,6 +132,17 @@ def test_learning_rate_by_mode_and_size(base_model: Path, tmp_path: Path) -> Non
     assert learning_rate(*local, "--use_peft", "--learning_rate", "2e-6") == 2e-6
 
 
+def test_arguments_behind_a_file_win(base_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps({"output_dir": "out", "max_steps": 3, "benchmark_files": ["a", "b"]}))
+    (tmp_path / "a.yaml").write_text("output_dir: out\nmax_steps: 3\nlearning_rate: 3e-4\nbf16: false\n")
+    data_args, training_args, _ = parse_arguments([str(tmp_path / "a.json"), "--max_steps", "2"], ROOT / "none")
+    assert (training_args.max_steps, data_args.benchmark_files) == (2, ["a", "b"])
+    _, training_args, _ = parse_arguments(
+        [str(tmp_path / "a.yaml"), "--resume_from_checkpoint", "False"], ROOT / "none"
+    )
+    assert (training_args.max_steps, training_args.learning_rate, training_args.bf16) == (3, 3e-4, False)
+
+
 def test_server_gets_the_dtype_of_the_weights(tmp_path: Path) -> None:
     """On a GPU, by stand-ins for nvidia-smi and for the Python that would start vLLM."""
     model, checkout = tmp_path / "a model", tmp_path / "checkout"

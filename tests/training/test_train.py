@@ -5,6 +5,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, SHARED_DATA, check_figures, demo_pairs, jsonl, run, train
@@ -84,13 +85,17 @@ def test_resumed_run_ends_like_one_without_a_stop(base_model: Path, few_pairs: P
     assert torch.allclose(scores(tmp_path / "stopped"), scores(tmp_path / "whole"), atol=1e-5)
 
 
-def test_long_pairs_are_dropped_and_told(base_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    long = json.loads(json.dumps(PAIRS[0]))
-    long["chosen"][-1]["content"] *= 40
-    pairs = jsonl(tmp_path / "pairs.jsonl", [*PAIRS[1:], long])
+def test_long_pairs_are_dropped_and_told_before_the_split(
+    base_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    long = json.loads(json.dumps(PAIRS[:12]))
+    for pair in long:
+        pair["chosen"][-1]["content"] *= 40
+    pairs = jsonl(tmp_path / "pairs.jsonl", [*long, *PAIRS[12:]])
     words = arguments(base_model, pairs, tmp_path / "out", "--max_steps", "1", "--save_strategy", "no")
-    train_script.main([*words, "--max_length", "600", "--seed", "1"])
-    assert "dropped 1 of" in capsys.readouterr().out
+    trainer = train_script.main([*words, "--max_length", "600"])
+    assert "dropped 12 of 24 pairs" in capsys.readouterr().out
+    assert (len(trainer.train_dataset), len(trainer.eval_dataset)) == (8, 4), "--eval_size 4 counts what is left"
 
 
 @pytest.mark.skipif(not SHARED_DATA.exists(), reason="../shared/data is not there")
@@ -100,4 +105,5 @@ def test_trains_on_real_multi_turn_data(name: str, base_model: Path, tmp_path: P
         base_model, SHARED_DATA / f"{name}.json", tmp_path / "out", "--max_steps", "2", "--save_strategy", "no"
     )
     trainer = train_script.main([*words, "--max_length", "2048"])
-    assert len(losses(tmp_path / "out")) == 2 and len(trainer.train_dataset) > 150
+    assert len(losses(tmp_path / "out")) == 2 and np.isfinite(losses(tmp_path / "out")).all()
+    assert len(trainer.train_dataset) > 150
