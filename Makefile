@@ -1,4 +1,4 @@
-# One command to see it work: `make demo`. One to check it: `make test`.
+# One command to see it work: `make demo`. One to check it: `make test`; while you work on it: `make check`.
 
 PYTHON ?= python3
 VENV   := .venv
@@ -10,7 +10,7 @@ STAMP  := $(VENV)/installed-$(notdir $(REQUIREMENTS))
 DEMO_MODEL := models/SmolLM2-135M-Instruct
 MODEL  ?= $(DEMO_MODEL)
 
-.PHONY: help setup model demo test lint bench
+.PHONY: help setup model demo check test lint types bench freeze
 
 help:  ## what can be made
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -20,9 +20,9 @@ setup: $(STAMP)  ## a virtual environment in .venv with everything pinned
 # torchvision, torchaudio and torchcodec come along from PyPI built for CUDA; beside a CPU torch they break
 # `from trl import RewardTrainer`, and text models need none of them.
 $(STAMP): $(REQUIREMENTS)
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed: make setup PYTHON=python3.11"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	"$(PYTHON)" -m venv $(VENV)
 	$(PY) -m pip install -r $(REQUIREMENTS) || { test $(REQUIREMENTS) != requirements-cpu.txt || \
 	  echo "If torch==2.13.0+cpu was not found: export PIP_EXTRA_INDEX_URL with the address of PyTorch's CPU wheel index" \
 	       "(pytorch.org, Get started, pip, CPU shows it) and run make setup again."; exit 1; }
@@ -36,14 +36,25 @@ $(DEMO_MODEL)/config.json: data/demo/fetch_model.py | $(STAMP)
 	$(PY) data/demo/fetch_model.py $(DEMO_MODEL)
 
 demo: setup $(if $(filter $(DEMO_MODEL),$(MODEL)),model)  ## train on the demo pairs, serve with vLLM, score two answers
-	sh data/demo/run.sh $(MODEL)
+	sh data/demo/run.sh "$(MODEL)"
 
 lint: setup  ## ruff
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
-test: lint  ## lint and every test; needs no network after setup
+types: setup  ## mypy
+	$(PY) -m mypy
+
+check: lint types  ## lint, types and every test that needs neither server nor training; under two minutes
+	HF_HUB_OFFLINE=1 $(PY) -m pytest -m "not server and not slow"
+
+test: lint types  ## lint, types and every test; needs no network after setup
 	HF_HUB_OFFLINE=1 $(PY) -m pytest
 
 bench: setup model  ## speed and memory against stock trl, about two hours; figures in save/benchmarks
 	sh benchmarks/run.sh
+
+# torch and vllm, whose versions differ between the two files, are moved by hand (CONTRIBUTING.md).
+freeze:  ## write the versions that .venv has into both requirement files
+	$(PY) -m pip freeze | sed -n 's/^\([^=@ ]*\)==\([^+]*\)$$/s|^\1==.*|\1==\2|/p' | \
+	  sed -i -f /dev/stdin requirements.txt requirements-cpu.txt

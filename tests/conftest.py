@@ -22,6 +22,13 @@ WITH_TOOLS = "{% if tools %}<|im_start|>tools\n{{ tools | tojson }}<|im_end|>\n{
 ENDS_WITH_EOS = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + eos_token }}{% endfor %}"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what asks a vLLM server, for `make check` to leave out."""
+    for item in items:
+        if {"serve", "runs"} & set(item.fixturenames):
+            item.add_marker("server")
+
+
 def run(*command: str | Path, cwd: Path = ROOT, check: bool = True, **environment: str) -> subprocess.CompletedProcess:
     """Run a command as a user would; its whole output is shown when it fails."""
     env = {**os.environ, **environment}
