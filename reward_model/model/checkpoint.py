@@ -45,10 +45,11 @@ def check_one_label(config: dict[str, Any], folder: str) -> None:
 
 def stored_parameters(name: str | None) -> int | None:
     """Parameters of a model folder, by the size of its weights; None for a hub id."""
-    weights = list(Path(name).glob("*.safetensors")) if name else []
+    folder = Path(name or "no folder")
+    weights = list(folder.glob("*.safetensors"))
     if not weights:
         return None
-    config = json.loads((Path(name) / "config.json").read_text(encoding="utf-8"))
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     bytes_each = 4 if (config.get("dtype") or config.get("torch_dtype")) == "float32" else 2
     return sum(file.stat().st_size for file in weights) // bytes_each
 

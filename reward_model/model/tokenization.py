@@ -179,7 +179,7 @@ def encode_pairs(
 def _tokenize_batch(
     batch: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBase, cutters: list[str]
 ) -> dict[str, list[Any]]:
-    rendered = []
+    rendered = {}
     for side in ("chosen", "rejected"):
         texts = []
         for conversation, tools, place in zip(batch[side], batch["tools"], batch["place"], strict=True):
@@ -187,9 +187,11 @@ def _tokenize_batch(
                 texts.append(render(json.loads(conversation), tokenizer, json.loads(tools) if tools else None))
             except TemplateError as error:
                 raise InputError(f"{place}: {side} is refused by the tokenizer's chat template: {error}") from None
-        rendered.append(texts)
+        rendered[side] = texts
     columns: dict[str, list[Any]] = {}
-    columns["chosen_ids"], columns["rejected_ids"] = encode_pairs(*rendered, tokenizer, cutters)
+    columns["chosen_ids"], columns["rejected_ids"] = encode_pairs(
+        rendered["chosen"], rendered["rejected"], tokenizer, cutters
+    )
     both = list(zip(columns["chosen_ids"], columns["rejected_ids"], strict=True))
     for pair, place in zip(both, batch["place"], strict=True):
         if not all(pair):

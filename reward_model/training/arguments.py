@@ -10,6 +10,7 @@ import torch
 import yaml
 from accelerate import PartialState
 from transformers import HfArgumentParser
+from transformers.trainer_utils import IntervalStrategy
 from trl import ModelConfig, RewardConfig, ScriptArguments
 
 from reward_model import InputError
@@ -72,6 +73,8 @@ class TrainingArguments(RewardConfig):
         default="tensorboard", metadata={"help": "Where curves go: tensorboard, wandb, …; none for nowhere."}
     )
 
+    bf16: bool | None = field(default=None, metadata={"help": "bf16 autocast; by default where a GPU has it."})
+
     def __post_init__(self) -> None:
         if isinstance(self.deepspeed, str) and not Path(self.deepspeed).is_file():
             raise InputError(
@@ -110,7 +113,7 @@ class ModelArguments(ModelConfig):
     lora_dropout: float = field(default=0.0, metadata={"help": "LoRA dropout; needs --disable_dropout False."})
 
     def __post_init__(self) -> None:
-        if self.use_peft and self.lora_target_modules is None:
+        if self.use_peft and self.lora_target_modules is None:  # type: ignore[has-type]
             self.lora_target_modules = ["all-linear"]
         super().__post_init__()
 
@@ -159,8 +162,11 @@ def schedule_line(args: TrainingArguments, model_args: ModelArguments) -> str:
     mode = "LoRA" if model_args.use_peft else "Full fine-tuning"
     length = f"{args.max_steps} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epoch(s)"
     pairs = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    every = f"{args.eval_steps:.0%} of the run" if args.eval_steps < 1 else f"{args.eval_steps} steps"
-    evaluated = {"no": "at the end", "steps": f"every {every}", "epoch": "after each epoch"}[args.eval_strategy.value]
+    steps = args.eval_steps or 1
+    every = f"every {steps:.0%} of the run" if steps < 1 else f"every {steps} steps"
+    evaluated = {"no": "at the end", "steps": every, "epoch": "after each epoch"}[
+        IntervalStrategy(args.eval_strategy).value
+    ]
     return f"{mode}: learning rate {args.learning_rate:g}, {length} of {pairs} pairs a step, evaluation {evaluated}"
 
 

@@ -82,18 +82,18 @@ class ExactRewardTrainer(RewardTrainer):
             since, before = self._counted
             self._counted = (time.perf_counter(), self._counts())
             new = [after - earlier for after, earlier in zip(self._counted[1], before, strict=True)]
-            logs |= speed(*self._over_ranks(new), seconds=self._counted[0] - since)
+            logs |= speed(self._over_ranks(new), self._counted[0] - since)
         super().log(logs, start_time)
 
     def totals(self, seconds: float) -> str:
         """One line for the end of the run."""
-        pairs, tokens, positions, padded = self._over_ranks(self._counts())
-        if not pairs:
+        counts = self._over_ranks(self._counts())
+        if not any(counts):
             return f"No step was left after step {self.state.global_step}."
-        figures = speed(pairs, tokens, positions, padded, seconds)
+        figures = speed(counts, seconds)
         return (
-            f"{pairs:,} pairs in {seconds:.0f} s: {figures['pairs_per_second']:.2f} pairs/s, "
-            f"{figures['tokens_per_second']:,.0f} tokens/s, {figures['positions_saved']:.0%} of {padded:,} token "
+            f"{counts[0]:,} pairs in {seconds:.0f} s: {figures['pairs_per_second']:.2f} pairs/s, "
+            f"{figures['tokens_per_second']:,.0f} tokens/s, {figures['positions_saved']:.0%} of {counts[3]:,} token "
             "positions saved"
         )
 
@@ -106,8 +106,9 @@ class ExactRewardTrainer(RewardTrainer):
         return self.accelerator.reduce(torch.tensor(counts, device=self.args.device)).tolist()
 
 
-def speed(pairs: int, tokens: int, positions: int, padded_positions: int, seconds: float) -> dict[str, float]:
-    """The logged figures from counts over `seconds`."""
+def speed(counts: list[int], seconds: float) -> dict[str, float]:
+    """The logged figures from counts (pairs, tokens, positions, padded positions) over `seconds`."""
+    pairs, tokens, positions, padded_positions = counts
     return {
         "pairs_per_second": pairs / seconds,
         "tokens_per_second": tokens / seconds,
