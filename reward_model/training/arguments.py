@@ -72,7 +72,6 @@ class TrainingArguments(RewardConfig):
     report_to: None | str | list[str] = field(
         default="tensorboard", metadata={"help": "Where curves go: tensorboard, wandb, …; none for nowhere."}
     )
-
     bf16: bool | None = field(default=None, metadata={"help": "bf16 autocast; by default where a GPU has it."})
 
     def __post_init__(self) -> None:
@@ -109,7 +108,6 @@ class ModelArguments(ModelConfig):
         },
     )
     lora_task_type: str = field(default="SEQ_CLS", metadata={"help": "Task type for LoRA; SEQ_CLS trains `score`."})
-
     lora_dropout: float = field(default=0.0, metadata={"help": "LoRA dropout; needs --disable_dropout False."})
 
     def __post_init__(self) -> None:
