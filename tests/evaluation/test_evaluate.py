@@ -216,6 +216,7 @@ def test_infer_transformers_refuses_what_is_no_reward_model(runs, base_model, tm
         ]
 
 
+@pytest.mark.slow
 def test_training_logs_the_accuracy_of_benchmark_files(base_model, few_pairs, tmp_path: Path) -> None:
     import train as train_script
 
