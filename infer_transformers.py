@@ -22,7 +22,7 @@ from typing import Any
 
 from reward_model import InputError, RowError
 from reward_model.data.files import place, read_rows
-from reward_model.data.layouts import answer_messages, chat_message, prompt_messages, tools_of
+from reward_model.data.layouts import answer_messages, prompt_messages, tools_of
 from reward_model.data.pair import SIDES, Messages, check_conversation
 
 ROWS = 2048  # sorted by length, scored and written at a time: what a stopped run may lose
@@ -48,27 +48,22 @@ def infer_transformers(
     return [value for group in scores for value in group]
 
 
-def conversations_of(row: Any) -> list[Messages]:
+def conversations_of(row: dict[str, Any]) -> list[Messages]:
     """The conversations of an input row; raises RowError where it has none."""
-    if not isinstance(row, dict):
-        raise RowError("not a row", f"an object or a list of messages is needed, found {type(row).__name__}.")
     if all(side in row for side in SIDES):
-        found = {side: [*_prompt(row, row[side]), *answer_messages(row[side])] for side in SIDES}
+        answers = {side: row[side] for side in SIDES}
     elif isinstance(row.get("responses"), list) and row["responses"]:
-        found = {f"response {n}": [*_prompt(row, a), *answer_messages(a)] for n, a in enumerate(row["responses"], 1)}
+        answers = {f"response {number}": answer for number, answer in enumerate(row["responses"], 1)}
     elif isinstance(messages := row.get("messages", row.get("conversations")), list):
-        found = {"messages": [chat_message(message) for message in messages]}
+        return [check_conversation(prompt_messages(messages), "messages")]
     else:
-        keys = ", ".join(map(str, row))
-        raise RowError(
-            "missing field", f"neither messages, nor prompt and responses, nor chosen and rejected ({keys})."
-        )
-    return [check_conversation(messages, name) for name, messages in found.items()]
-
-
-def _prompt(row: dict[str, Any], answer: Any) -> Messages:
-    whole = isinstance(answer, list) and answer and isinstance(answer[0], dict) and answer[0].get("role") != "assistant"
-    return [] if whole or not row.get("prompt") else prompt_messages(row["prompt"])
+        text = f"neither messages, nor prompt and responses, nor chosen and rejected ({', '.join(map(str, row))})."
+        raise RowError("missing field", text)
+    prompt = prompt_messages(row["prompt"]) if row.get("prompt") else []
+    said = {name: answer_messages(answer) for name, answer in answers.items()}
+    # What begins with the assistant's turn is an answer to the prompt, all else a whole conversation.
+    alone = {name: isinstance(m[0], dict) and m[0].get("role") == "assistant" for name, m in said.items() if m}
+    return [check_conversation(prompt + m if alone.get(name) else m, name) for name, m in said.items()]
 
 
 def with_scores(row: dict[str, Any], scores: list[float]) -> dict[str, Any]:
@@ -87,7 +82,7 @@ def read_input(file: Path) -> Iterator[tuple[dict[str, Any], list[Messages]]]:
         try:
             if isinstance(row, RowError):
                 raise row
-            row = {"messages": row} if isinstance(row, list) else row
+            row = row if isinstance(row, dict) else {"messages": row}
             yield row, conversations_of(row)
         except RowError as error:
             raise InputError(f"{place(file, number)}: {error} What was scored before it is kept.") from None

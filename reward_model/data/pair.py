@@ -147,4 +147,4 @@ def _trimmed(message: dict[str, Any]) -> dict[str, Any]:
 
 def prompt_key(prompt: Messages) -> int:
     """64 bits that are equal for equal prompts (what the sides of a pair share), whatever order their keys stand in."""
-    return xxh3_64_intdigest(json.dumps(prompt, sort_keys=True))
+    return xxh3_64_intdigest(json.dumps(prompt, sort_keys=True, default=str).encode())

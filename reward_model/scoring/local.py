@@ -81,7 +81,7 @@ def score(
 
 
 def _device() -> torch.device:
-    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 def _batches(sizes: list[int], budget: int) -> Iterator[list[int]]:
