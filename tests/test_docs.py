@@ -21,7 +21,7 @@ SMALLER = {
     "training_speed": "--rounds 1 --pairs 4 --batch_size 2",
     "tokenizing_speed": "--rounds 1",
     "preparing_speed": "--pairs 1000",
-    "scoring_speed": "--groups 2",
+    "scoring_speed": "--groups 2 --answers 2",
 }
 ADDRESS = "http://127.0.0.1:5001"
 
