@@ -62,8 +62,11 @@ class Item:
         return xxh3_64_hexdigest(json.dumps([self.conversations, self.tools], sort_keys=True).encode())
 
 
-def load_items(sources: Iterable[str], protocol: str = "auto") -> list[Item]:
-    """The items of files, folders or hub ids, in order; raises InputError at the first row that is not one."""
+def load_items(sources: Iterable[str], protocol: str = "auto", skipped: list[str] | None = None) -> list[Item]:
+    """The items of files, folders or hub ids, in order.
+
+    Raises InputError at the first row that is none; with a list `skipped`, what it would say is added to that.
+    """
     rows_of: dict[str, Iterable[tuple[int, Any]]] = {}
     for source in sources:
         train_files, test_files = train_and_test_files(source)
@@ -74,7 +77,7 @@ def load_items(sources: Iterable[str], protocol: str = "auto") -> list[Item]:
         label = stem = _stem(source)
         if stem.lower() in SAYS_NOTHING or stems[stem] > 1:  # LLMBar has six files dataset.json
             label = Path(source).resolve().parent.name
-        items += _items(source, list(rows), protocol, label)
+        items += _items(source, list(rows), protocol, label, skipped)
     if not items:
         raise InputError(f"{', '.join(rows_of)}: no labelled pairs in there.")
     return items
@@ -85,7 +88,9 @@ def _stem(source: str) -> str:
     return re.sub(r"-\d+-of-\d+$", "", Path(source).name.split(".")[0])
 
 
-def _items(source: str, rows: list[tuple[int, Any]], protocol: str, label: str) -> Iterator[Item]:
+def _items(
+    source: str, rows: list[tuple[int, Any]], protocol: str, label: str, skipped: list[str] | None
+) -> Iterator[Item]:
     format_ = None
     for number, row in rows:
         where = place(source, number)
@@ -97,7 +102,10 @@ def _items(source: str, rows: list[tuple[int, Any]], protocol: str, label: str) 
         except RowError as error:
             if error.reason == "tie":
                 continue
-            raise InputError(f"{where}: {error} (prepare_data.py sets such rows aside and keeps the rest.)") from None
+            if skipped is None:
+                raise InputError(f"{where}: {error} (evaluate.py --skip_bad leaves such rows out.)") from None
+            skipped.append(f"{where}: {error}")
+            continue
         subset = pairs[0].get("subset") or pairs[0].get("source") or label
         # Several answers on both sides become one item, all other rows one for each pair.
         width = len(row["rejected"]) if format_ == "lists" else 1

@@ -146,6 +146,17 @@ def test_rows_keep_their_subset_and_answers(tmp_path: Path) -> None:
     assert {name: row["accuracy"] for name, row in found["subsets"].items()} == {"math": 1, "Factuality": 0, "Ties": 0}
 
 
+def test_bad_rows_stop_or_are_left_out_and_named(tmp_path: Path) -> None:
+    good = {"prompt": "?", "chosen": ["a"], "rejected": ["b", "c"], "subset": "x"}
+    file = jsonl(tmp_path / "rows.jsonl", [good, good | {"rejected": ["b", ""]}, good])
+    file.write_text(file.read_text() + "{\n")
+    with pytest.raises(InputError, match=r"rows\.jsonl:2: rejected ends with an empty answer.*--skip_bad"):
+        load_items([str(file)])
+    skipped: list[str] = []
+    assert [item.place.rpartition(":")[2] for item in load_items([str(file)], skipped=skipped)] == ["1", "3"]
+    assert ["rows.jsonl:2: rejected ends" in skipped[0], "rows.jsonl:4: not valid JSON" in skipped[1]] == [True, True]
+
+
 def test_a_score_that_is_no_number_stops(tmp_path: Path) -> None:
     item = Item("here:4", "x", "pairs", [conversation("?", "Yes.")], [conversation("?", "No.")])
     with pytest.raises(InputError, match=r"here:4: the score is nan, of the conversation that ends with 'No\.'"):
