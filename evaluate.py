@@ -31,12 +31,16 @@ def accuracy(args: argparse.Namespace) -> None:
     from reward_model.evaluation import report
     from reward_model.evaluation.items import Scored, load_items
 
-    items = load_items(args.data, args.protocol)
+    skipped: list[str] | None = [] if args.skip_bad else None
+    items = load_items(args.data, args.protocol, skipped)
     scored = Scored(items, local_scores(args, items) if args.model else served_scores(args, items))
     found = report.figures(scored)
     if args.base_model:
         found["before"] = report.figures(Scored(items, local_scores(args, items, untrained=True)))["all"]
     print(report.terminal(found))
+    if skipped:
+        found["skipped"] = skipped
+        print(f"{len(skipped)} bad rows left out, such as", *skipped[:3], sep="\n  ")
     if args.output:
         report.write(args.output, args.model or args.url, found, scored)
         print(f"-> {args.output}/metrics.json, scores.jsonl, report.html")
@@ -131,6 +135,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     one.add_argument("--base_model", help="measure this model, with a head that was not trained, as well")
     one.add_argument("data", nargs="+", metavar="DATA")
     one.add_argument("--protocol", default="auto", choices=["auto", "pairs", "best", "ties", "rm-bench"])
+    one.add_argument("--skip_bad", action="store_true", help="leave bad rows out, and list them in metrics.json")
     one.add_argument("--output", type=Path, help="folder for metrics.json, scores.jsonl and report.html")
     one = sub["compare"]
     one.add_argument("a", type=Path)

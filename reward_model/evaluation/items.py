@@ -5,6 +5,9 @@ public benchmarks (benchmarks.py).
 """
 
 import json
+import math
+import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice, product
@@ -21,6 +24,7 @@ from reward_model.data.layouts import Options
 from reward_model.data.pair import Messages, check_pair, prompt_key, shared_messages
 from reward_model.evaluation.benchmarks import item_accuracy, item_protocol
 
+SAYS_NOTHING = ("dataset", "data", "test", "train", "eval")  # as the name of a file
 EXCERPT = 200  # characters of a message, to know it by
 
 
@@ -34,6 +38,8 @@ class Item:
     chosen: list[Messages]
     rejected: list[Messages]
     tools: Any = None
+    id: str | None = None
+    domain: str = ""  # of RM-Bench
 
     @property
     def conversations(self) -> list[Messages]:
@@ -56,20 +62,35 @@ class Item:
         return xxh3_64_hexdigest(json.dumps([self.conversations, self.tools], sort_keys=True).encode())
 
 
-def load_items(sources: Iterable[str], protocol: str = "auto") -> list[Item]:
-    """The items of files, folders or hub ids, in order; raises InputError at the first row that is not one."""
-    items: list[Item] = []
+def load_items(sources: Iterable[str], protocol: str = "auto", skipped: list[str] | None = None) -> list[Item]:
+    """The items of files, folders or hub ids, in order.
+
+    Raises InputError at the first row that is none; with a list `skipped`, what it would say is added to that.
+    """
+    rows_of: dict[str, Iterable[tuple[int, Any]]] = {}
     for source in sources:
         train_files, test_files = train_and_test_files(source)
-        files = [(str(file), read_rows(file)) for file in test_files or train_files]
-        for name, rows in files or [(source, hub_rows(source))]:
-            items += _items(name, list(rows), protocol)
+        rows_of |= {str(file): read_rows(file) for file in test_files or train_files} or {source: hub_rows(source)}
+    stems = Counter(map(_stem, rows_of))
+    items: list[Item] = []
+    for source, rows in rows_of.items():
+        label = stem = _stem(source)
+        if stem.lower() in SAYS_NOTHING or stems[stem] > 1:  # LLMBar has six files dataset.json
+            label = Path(source).resolve().parent.name
+        items += _items(source, list(rows), protocol, label, skipped)
     if not items:
-        raise InputError(f"{', '.join(sources)}: no labelled pairs in there.")
+        raise InputError(f"{', '.join(rows_of)}: no labelled pairs in there.")
     return items
 
 
-def _items(source: str, rows: list[tuple[int, Any]], protocol: str) -> Iterator[Item]:
+def _stem(source: str) -> str:
+    """The name of a file without endings and the number of its part ("test-00000-of-00001.parquet")."""
+    return re.sub(r"-\d+-of-\d+$", "", Path(source).name.split(".")[0])
+
+
+def _items(
+    source: str, rows: list[tuple[int, Any]], protocol: str, label: str, skipped: list[str] | None
+) -> Iterator[Item]:
     format_ = None
     for number, row in rows:
         where = place(source, number)
@@ -81,8 +102,11 @@ def _items(source: str, rows: list[tuple[int, Any]], protocol: str) -> Iterator[
         except RowError as error:
             if error.reason == "tie":
                 continue
-            raise InputError(f"{where}: {error} (prepare_data.py sets such rows aside and keeps the rest.)") from None
-        subset = pairs[0].get("subset") or pairs[0].get("source") or Path(source).name.split(".")[0]
+            if skipped is None:
+                raise InputError(f"{where}: {error} (evaluate.py --skip_bad leaves such rows out.)") from None
+            skipped.append(f"{where}: {error}")
+            continue
+        subset = pairs[0].get("subset") or pairs[0].get("source") or label
         # Several answers on both sides become one item, all other rows one for each pair.
         width = len(row["rejected"]) if format_ == "lists" else 1
         for group in [pairs] if format_ == "lists" else [[pair] for pair in pairs]:
@@ -91,7 +115,8 @@ def _items(source: str, rows: list[tuple[int, Any]], protocol: str) -> Iterator[
             if found == "rm-bench" and (len(chosen), len(rejected)) != (3, 3):
                 sizes = f"not {len(chosen)} and {len(rejected)}"
                 raise InputError(f"{where}: RM-Bench has 3 chosen and 3 rejected answers, {sizes}.")
-            yield Item(where, subset, found, chosen, rejected, group[0].get("tools"))
+            tools, id_, domain = group[0].get("tools"), group[0].get("id"), str(row.get("domain") or subset)
+            yield Item(where, subset, found, chosen, rejected, tools, id_, domain)
 
 
 @dataclass
@@ -104,10 +129,17 @@ class Scored:
     def __post_init__(self) -> None:
         cuts = [len(item.chosen) for item in self.items]
         self.split = [(scores[:cut], scores[cut:]) for scores, cut in zip(self.scores, cuts, strict=True)]
+        for item, scores in zip(self.items, self.scores, strict=True):
+            for messages, score in zip(item.conversations, scores, strict=True):
+                if not math.isfinite(score):
+                    text = f"the score is {score}, of the conversation that ends with {text_of(messages[-1])[:80]!r}"
+                    raise InputError(f"{item.place}: {text}; look at the model's weights and dtype.")
         # margins[i][j]: score of chosen answer i less that of rejected answer j
         self.margins = [np.subtract.outer(chosen, rejected) for chosen, rejected in self.split]
-        both = zip(self.items, self.margins, strict=True)
-        self.right = np.array([item_accuracy(item.protocol, margins) for item, margins in both])
+        self.protocols = np.array([item.protocol for item in self.items])
+        each = list(zip(self.protocols, self.split, strict=True))
+        self.right = np.array([item_accuracy(protocol, *scores) for protocol, scores in each])
+        self.strict = np.array([item_accuracy(protocol, *scores, tie=0.0) for protocol, scores in each])
         self.subsets = np.array([item.subset for item in self.items])
         self.prompts = np.array([prompt_key(item.prompt) for item in self.items], dtype=np.uint64)
 

@@ -43,7 +43,8 @@ def _subset(scored: Scored, inside: np.ndarray, seed: int) -> dict[str, Any]:
     prompts = np.repeat(scored.prompts[indices], [len(values) for values in margins])
     found = measures(np.concatenate(margins), prompts, seed)
     low, high = interval(scored.right[indices], scored.prompts[indices], seed)
-    return {"items": len(indices), **found, "accuracy": float(scored.right[indices].mean()), "low": low, "high": high}
+    accuracy, strict = (float(values[indices].mean()) for values in (scored.right, scored.strict))
+    return {"items": len(indices), **found, "accuracy": accuracy, "low": low, "high": high, "strict_accuracy": strict}
 
 
 def _scores_and_lengths(scored: Scored) -> tuple[np.ndarray, np.ndarray]:
@@ -64,8 +65,8 @@ def terminal(found: dict[str, Any]) -> str:
     return "\n".join(
         [
             _subset_table(found).to_string(),
-            f"ties: {everything['ties']}; the temperature that calibrates sigmoid(margin): "
-            f"{everything['temperature']:.2f}",
+            f"ties: {everything['ties']}; with those of pairs as wrong accuracy is {everything['strict_accuracy']:.3f}",
+            f"the temperature that calibrates sigmoid(margin): {everything['temperature']:.2f}",
             f"chosen answer is … than rejected: {', '.join(by_length)}",
             f"rank correlation of score and length: {found['length_correlation']:+.2f}",
             f"judges that read nothing: {', '.join(judges)}",
@@ -134,8 +135,8 @@ def _subset_section(found: dict[str, Any]) -> str:
 
 def _before_section(found: dict[str, Any]) -> str:
     names = ("accuracy", "mean_margin", "log_loss", "calibration_error")
-    rows = [[name, f"{found['before'][name]:.3f}", f"{found['all'][name]:.3f}"] for name in names]
-    return page.table(["", "before", "after"], rows)
+    shown = (found["before"], found["all"])
+    return page.table(["", "before", "after"], [[name, *(f"{row[name]:.3f}" for row in shown)] for name in names])
 
 
 def _score_section(found: dict[str, Any], scored: Scored) -> str:

@@ -91,13 +91,14 @@ def test_the_same_item_with_its_keys_in_another_order() -> None:
 def test_the_commands_of_evaluate(tmp_path: Path) -> None:
     shown = run(sys.executable, "evaluate.py", "--help").stdout
     assert all(f"\n    {command} " in shown for command in ("accuracy", "compare", "parity"))
-    data = jsonl(tmp_path / "pairs.jsonl", [])
+    data = jsonl(tmp_path / "pairs.jsonl", [{"prompt": "?", "chosen": "a", "rejected": "b"}])
     for arguments, said in {
         (data,): "give --model DIR or --url URL",
         (data, "--url", "http://x", "--base_model", "y"): "--base_model needs --model",
         ("parity", "folder", data): "required: --url",
         ("compare", tmp_path): "required: b",
-        ("accuracy", "--model", tmp_path, data): "no labelled pairs in there",
+        ("accuracy", "--model", tmp_path, data): "has no config.json",
+        ("--model", tmp_path, data): "has no config.json",
     }.items():
         failed = run(sys.executable, "evaluate.py", *arguments, check=False)
         assert failed.returncode and said in failed.stderr and "Traceback" not in failed.stderr, failed.stderr

@@ -32,12 +32,17 @@ class Handler(BaseHTTPRequestHandler):
             return
         if what == "slow":
             time.sleep(1)
+            self.close_connection = True
+            return
         fails = what == "broken" or (what == "busy once" and Handler.requests == 1)
         answer = {"error": {"message": "no memory"}} if fails else {"data": [{"data": [len(Handler.connections)]}]}
         self.send_response(503 if fails else 200)
         self.send_header("Content-Length", str(len(json.dumps(answer))))
         self.end_headers()
         self.wfile.write(json.dumps(answer).encode())
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Not in the middle of the report of the tests."""
 
 
 @pytest.fixture
