@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from reward_model import InputError, RowError
+from reward_model.data.fields import tools_of
 from reward_model.data.files import place, read_rows
-from reward_model.data.layouts import answer_messages, chat_message, prompt_messages, tools_of
+from reward_model.data.messages import answer_messages, chat_message, prompt_messages
 from reward_model.data.pair import SIDES, Messages, check_conversation
 
 ROWS = 2048  # sorted by length, scored and written at a time: what a stopped run may lose

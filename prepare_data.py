@@ -26,8 +26,7 @@ from reward_model.data import report as data_report
 from reward_model.data.conflicts import DOUBTS
 from reward_model.data.contamination import Holdout
 from reward_model.data.features import Work
-from reward_model.data.formats import FORMATS
-from reward_model.data.layouts import Options
+from reward_model.data.formats import FORMATS, Options
 from reward_model.data.prepare import output_files, prepare
 from reward_model.data.workers import Source
 
@@ -77,8 +76,9 @@ def parse_arguments() -> argparse.Namespace:
     scores.add_argument("--min_gap", type=float, default=0.0, help="least difference of scores")
     scores.add_argument("--margin_from_gap", action="store_true", help="keep the difference of scores as margin")
     named = parser.add_argument_group("any other layout, by its fields (dotted paths)")
-    for name in ("prompt", "chosen", "rejected", "label", "input"):
-        named.add_argument(f"--{name}", metavar="FIELD", help="text put behind the prompt" if name == "input" else None)
+    for name in ("prompt", "chosen", "rejected", "label"):
+        named.add_argument(f"--{name}", metavar="FIELD")
+    named.add_argument("--input", dest="context", metavar="FIELD", help="text put behind the prompt")
     named.add_argument("--candidates", nargs=2, metavar="FIELD")
     for name in ("label_first", "label_second", "label_tie"):
         named.add_argument(f"--{name}", nargs="+", default=[], metavar="VALUE")

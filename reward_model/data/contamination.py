@@ -8,9 +8,10 @@ from datasketch import MinHash, MinHashLSH
 from xxhash import xxh32_intdigest
 
 from reward_model import InputError, RowError
+from reward_model.data.fields import PROMPTS
 from reward_model.data.files import data_files, place, read_rows
-from reward_model.data.formats import convert, recognise
-from reward_model.data.layouts import PROMPTS, Options, prompt_messages
+from reward_model.data.formats import Options, convert, recognise
+from reward_model.data.messages import prompt_messages
 from reward_model.data.pair import Messages, shared_messages
 
 PERMUTATIONS = 128

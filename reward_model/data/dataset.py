@@ -15,8 +15,7 @@ from datasets.exceptions import DatasetGenerationError
 
 from reward_model import InputError, RowError
 from reward_model.data.files import place, read_rows, train_and_test_files
-from reward_model.data.formats import convert, recognise
-from reward_model.data.layouts import Options
+from reward_model.data.formats import Options, convert, recognise
 from reward_model.data.pair import LABELS, SIDES, check_pair, shared_messages
 from reward_model.data.split import held_out
 

@@ -10,7 +10,7 @@ from xxhash import xxh3_64_intdigest
 
 from reward_model import RowError
 from reward_model.data.contamination import Holdout
-from reward_model.data.layouts import Options
+from reward_model.data.formats import Options
 from reward_model.data.pair import SIDES, Messages, shared_messages
 
 SCRIPTS = ("Latin", "Cyrillic", "Greek", "Arabic", "Hebrew", "Devanagari", "Thai", "Hangul", "Kana", "Han", "other")

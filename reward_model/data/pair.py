@@ -16,6 +16,7 @@ from reward_model import RowError
 SIDES = ("chosen", "rejected")
 LABELS = ("source", "subset", "id")
 Messages = list[dict[str, Any]]
+Pair = dict[str, Any]
 
 # The role that may follow each role; a conversation begins as after None.
 NEXT = {

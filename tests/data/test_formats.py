@@ -10,8 +10,7 @@ from conftest import ROOT, run
 from reward_model import RowError
 from reward_model.data.dataset import load_pairs
 from reward_model.data.files import read_rows
-from reward_model.data.formats import FORMATS, convert, recognise
-from reward_model.data.layouts import Options
+from reward_model.data.formats import FORMATS, Options, convert, recognise
 from reward_model.data.pair import check_pair
 
 SAMPLES = ROOT / "data/formats"
@@ -85,7 +84,7 @@ EXPECTED = {
 }
 FIELDS = Options(
     prompt="question",
-    input="context",
+    context="context",
     candidates=("first", "second"),
     label="preferred",
     label_first=("A",),

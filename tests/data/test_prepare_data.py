@@ -15,7 +15,7 @@ from reward_model import InputError
 from reward_model.data.conflicts import DOUBTS
 from reward_model.data.contamination import Holdout
 from reward_model.data.features import Work
-from reward_model.data.layouts import Options
+from reward_model.data.formats import Options
 from reward_model.data.prepare import Prepared, prepare
 from reward_model.data.workers import Source
 
