@@ -22,7 +22,8 @@ from typing import Any
 
 from reward_model import InputError, RowError
 from reward_model.data.fields import tools_of
-from reward_model.data.files import place, read_rows
+from reward_model.data.files import place_of as place
+from reward_model.data.files import read_rows
 from reward_model.data.messages import answer_messages, chat_message, prompt_messages
 from reward_model.data.pair import SIDES, Messages, check_conversation
 

@@ -45,6 +45,9 @@ class Options:
     system: str | None = None
 
 
+NO_OPTIONS = Options()
+
+
 @dataclass(frozen=True)
 class Format:
     """`matches` says whether a row looks like the format, `pairs` converts it."""

@@ -21,7 +21,8 @@ from xxhash import xxh3_64_hexdigest
 
 from reward_model import InputError, RowError
 from reward_model.data.features import FACTS, Work, pair_facts, trivial_judges
-from reward_model.data.files import hub_rows, place, read_rows, train_and_test_files
+from reward_model.data.files import hub_rows, read_rows, train_and_test_files
+from reward_model.data.files import place_of as place
 from reward_model.data.formats import Options, convert, recognise
 from reward_model.data.pair import Messages, check_pair, shared_messages
 from reward_model.evaluation.metrics import by_length, interval, length_correlation, measures, right

@@ -12,9 +12,8 @@ import pytest
 from conftest import ROOT, conversation, demo_pairs, jsonl, run
 
 from reward_model import InputError
-from reward_model.data.conflicts import DOUBTS
-from reward_model.data.contamination import Holdout
-from reward_model.data.features import Work
+from reward_model.data.contamination import Contamination
+from reward_model.data.features import DOUBTS, Work
 from reward_model.data.formats import Options
 from reward_model.data.prepare import Prepared, prepare
 from reward_model.data.workers import Source
@@ -197,7 +196,7 @@ def test_nothing_usable_stops_with_a_sentence(tmp_path: Path) -> None:
     ties = jsonl(tmp_path / "ties.jsonl", [good("verdict", 1) | {"label": "A=B"}])
     for source, message in {
         "odd.jsonl": r"no known layout \(keys: a, b\).*--prompt FIELD",
-        "empty.jsonl": "no JSON object in them",
+        "empty.jsonl": r"empty\.jsonl: empty, no row in there",
         "bad.parquet": "not a Parquet file",
         "none.jsonl": "no such file",
         "ties.jsonl": r"No pair is left of 1 rows\. tie: 1",
@@ -259,10 +258,13 @@ def test_held_out_prompts_are_removed(tmp_path: Path) -> None:
     rows = [{"prompt": prompt, "chosen": "So.", "rejected": "No."} for prompt in prompts]
     held = jsonl(tmp_path / "held.jsonl", [{"prompt": question}])
     source = jsonl(tmp_path / "source.jsonl", rows)
-    work = Work(Options(), holdout=Holdout([str(held)], 0.7))
+    work = Work(Options(), check_prompt=Contamination([str(held)], 0.7).check)
     made = prepare([Source(str(source))], tmp_path / "pairs.jsonl", work)
-    assert {reason: seen["count"] for reason, seen in made.rejected.items()} == {"held out": 2, "nearly held out": 1}
-    assert f"its prompt stands in {held}:1" in made.rejected["held out"]["first"][0]
+    assert {reason: seen["count"] for reason, seen in made.rejected.items()} == {
+        "contaminated": 2,
+        "nearly contaminated": 1,
+    }
+    assert f"its prompt stands in {held}:1" in made.rejected["contaminated"]["first"][0]
 
 
 def test_sources_are_mixed_and_split(tmp_path: Path) -> None:
