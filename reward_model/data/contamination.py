@@ -28,13 +28,12 @@ class Contamination:
         self.exact: dict[int, str] = {}
         self.near = MinHashLSH(threshold=similarity, num_perm=PERMUTATIONS)
         self.hashes: dict[str, MinHash] = {}
-        for name in files:
-            found = data_files(name)
-            if not found:
-                raise InputError(f"--exclude_prompts {name}: no such file or folder.")
-            for file in found:
-                for place, prompt in _prompts(file):
-                    self._add(place, prompt)
+        for place, prompt in (found for name in files for file in _files(name) for found in _prompts(file)):
+            words = _words(prompt)
+            if _key(words) not in self.exact:
+                self.exact[_key(words)] = place
+                self.hashes[place] = _minhash(words)
+                self.near.insert(place, self.hashes[place], check_duplication=False)
 
     def check(self, prompt: Messages) -> None:
         """Raises RowError if a prompt (messages) is one of them."""
@@ -48,12 +47,11 @@ class Contamination:
                 found = f"its prompt is {similarity:.0%} that of {place}"
                 raise RowError("nearly contaminated", f"{found}, which must not be trained on.")
 
-    def _add(self, place: str, prompt: Messages) -> None:
-        words = _words(prompt)
-        if _key(words) not in self.exact:
-            self.exact[_key(words)] = place
-            self.hashes[place] = _minhash(words)
-            self.near.insert(place, self.hashes[place], check_duplication=False)
+
+def _files(name: str) -> list[Path]:
+    if files := data_files(name):
+        return files
+    raise InputError(f"--exclude_prompts {name}: no such file or folder.")
 
 
 def _prompts(file: Path) -> list[tuple[str, Messages]]:
