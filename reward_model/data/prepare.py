@@ -21,7 +21,7 @@ from reward_model import InputError
 from reward_model.data.conflicts import GOOD, REASONS, find_conflicts
 from reward_model.data.features import FACTS, Work
 from reward_model.data.files import data_files, place_of
-from reward_model.data.split import held_out
+from reward_model.data.split import check_eval_size, held_out
 from reward_model.data.workers import Bad, Source, converted
 
 PLACES = 5  # of bad rows of each reason, kept for the summary
@@ -78,6 +78,7 @@ def prepare(
 
     Pairs stand in the order read; several sources are interleaved at random, each in its own order.
     """
+    check_eval_size(eval_size)
     output.parent.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(seed)
     with TemporaryDirectory(dir=output.parent, prefix=".preparing-") as folder:
