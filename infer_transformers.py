@@ -21,9 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from reward_model import InputError, RowError
-from reward_model.data.files import place, read_rows
-from reward_model.data.layouts import answer_messages, prompt_messages, tools_of
+from reward_model.data.fields import tools_of
+from reward_model.data.files import place_of, read_rows
+from reward_model.data.messages import answer_messages
 from reward_model.data.pair import SIDES, Messages, check_conversation
+from reward_model.data.reader import conversations_of
 
 ROWS = 2048  # sorted by length, scored and written at a time: what a stopped run may lose
 
@@ -48,24 +50,6 @@ def infer_transformers(
     return [value for group in scores for value in group]
 
 
-def conversations_of(row: dict[str, Any]) -> list[Messages]:
-    """The conversations of an input row; raises RowError where it has none."""
-    if all(side in row for side in SIDES):
-        answers = {side: row[side] for side in SIDES}
-    elif isinstance(row.get("responses"), list) and row["responses"]:
-        answers = {f"response {number}": answer for number, answer in enumerate(row["responses"], 1)}
-    elif isinstance(messages := row.get("messages", row.get("conversations")), list):
-        return [check_conversation(prompt_messages(messages), "messages")]
-    else:
-        text = f"neither messages, nor prompt and responses, nor chosen and rejected ({', '.join(map(str, row))})."
-        raise RowError("missing field", text)
-    prompt = prompt_messages(row["prompt"]) if row.get("prompt") else []
-    said = {name: answer_messages(answer) for name, answer in answers.items()}
-    # What begins with the assistant's turn is an answer to the prompt, all else a whole conversation.
-    alone = {name: isinstance(m[0], dict) and m[0].get("role") == "assistant" for name, m in said.items() if m}
-    return [check_conversation(prompt + m if alone.get(name) else m, name) for name, m in said.items()]
-
-
 def with_scores(row: dict[str, Any], scores: list[float]) -> dict[str, Any]:
     """The row as it is written."""
     if all(side in row for side in SIDES):
@@ -80,12 +64,10 @@ def read_input(file: Path) -> Iterator[tuple[dict[str, Any], list[Messages]]]:
     """
     for number, row in read_rows(file):
         try:
-            if isinstance(row, RowError):
-                raise row
-            row = row if isinstance(row, dict) else {"messages": row}
-            yield row, conversations_of(row)
+            row = {"messages": row} if isinstance(row, list) else row
+            yield row, list(conversations_of(row).values())
         except RowError as error:
-            raise InputError(f"{place(file, number)}: {error} What was scored before it is kept.") from None
+            raise InputError(f"{place_of(file, number)}: {error} What was scored before it is kept.") from None
 
 
 def whole_lines(output: Path) -> int:

@@ -6,6 +6,7 @@ Optional: "margin" (float), "source", "subset", "id" (strings), "tools". Checks 
 import json
 import math
 import re
+from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any
 
@@ -16,6 +17,7 @@ from reward_model import RowError
 SIDES = ("chosen", "rejected")
 LABELS = ("source", "subset", "id")
 Messages = list[dict[str, Any]]
+Pair = dict[str, Any]
 
 # The role that may follow each role; a conversation begins as after None.
 NEXT = {
@@ -148,3 +150,17 @@ def _trimmed(message: dict[str, Any]) -> dict[str, Any]:
 def prompt_key(prompt: Messages) -> int:
     """64 bits that are equal for equal prompts (what the sides of a pair share), whatever order their keys stand in."""
     return xxh3_64_intdigest(json.dumps(prompt, sort_keys=True, default=str).encode())
+
+
+def common_prefix_length(conversations: Sequence[list[int] | str]) -> int:
+    """Tokens (or characters) that all begin with, less one where a conversation would be left without a branch."""
+    first, shortest = conversations[0], min(map(len, conversations))
+    length = 0
+    step = 1 << max(shortest, 1).bit_length()
+    while step:  # binary search: comparing slices of lists is fast, comparing items in Python is not
+        if length + step < shortest and all(
+            other[: length + step] == first[: length + step] for other in conversations
+        ):
+            length += step
+        step >>= 1
+    return length

@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice, product
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,10 @@ import numpy as np
 from xxhash import xxh3_64_hexdigest
 
 from reward_model import InputError, RowError
-from reward_model.data.files import hub_rows, place, read_rows, train_and_test_files
-from reward_model.data.formats import convert, recognise
-from reward_model.data.layouts import Options
-from reward_model.data.pair import Messages, check_pair, prompt_key, shared_messages
+from reward_model.data.files import hub_rows, read_rows, train_and_test_files
+from reward_model.data.formats import Options
+from reward_model.data.pair import Messages, prompt_key, shared_messages
+from reward_model.data.reader import read
 from reward_model.evaluation.benchmarks import item_accuracy, item_protocol
 
 SAYS_NOTHING = ("dataset", "data", "test", "train", "eval")  # as the name of a file
@@ -91,25 +91,20 @@ def _stem(source: str) -> str:
 def _items(
     source: str, rows: list[tuple[int, Any]], protocol: str, label: str, skipped: list[str] | None
 ) -> Iterator[Item]:
-    format_ = None
-    for number, row in rows:
-        where = place(source, number)
-        try:
-            if isinstance(row, RowError):
-                raise row
-            format_ = format_ or recognise((row for _, row in islice(rows, 100)), source)
-            pairs = [check_pair(pair) for pair in convert(row, format_, Options(pairing="all"))]
-        except RowError as error:
-            if error.reason == "tie":
-                continue
+    for reading in read(rows, source, Options(pairing="all")):
+        bad = [pair for pair in reading.pairs if isinstance(pair, RowError)]
+        for error in (error for error in bad if error.reason != "tie"):
             if skipped is None:
-                raise InputError(f"{where}: {error} (evaluate.py --skip_bad leaves such rows out.)") from None
-            skipped.append(f"{where}: {error}")
+                raise InputError(f"{reading.place}: {error} (evaluate.py --skip_bad leaves such rows out.)")
+            skipped.append(f"{reading.place}: {error}")
+        pairs = [pair for pair in reading.pairs if not isinstance(pair, RowError)]
+        if bad or not pairs:
             continue
+        row, where, is_lists = reading.row, reading.place, reading.format == "lists"
         subset = pairs[0].get("subset") or pairs[0].get("source") or label
         # Several answers on both sides become one item, all other rows one for each pair.
-        width = len(row["rejected"]) if format_ == "lists" else 1
-        for group in [pairs] if format_ == "lists" else [[pair] for pair in pairs]:
+        width = len(row["rejected"]) if is_lists else 1
+        for group in [pairs] if is_lists else [[pair] for pair in pairs]:
             chosen, rejected = [pair["chosen"] for pair in group[::width]], [pair["rejected"] for pair in group[:width]]
             found = item_protocol(subset, len(chosen), len(rejected)) if protocol == "auto" else protocol
             if found == "rm-bench" and (len(chosen), len(rejected)) != (3, 3):

@@ -10,7 +10,7 @@ import pandas as pd
 
 from reward_model import html as page
 from reward_model.data.features import FACTS, Work, pair_facts, trivial_judges
-from reward_model.data.layouts import Options
+from reward_model.data.formats import NO_OPTIONS
 from reward_model.evaluation.benchmarks import official_figures
 from reward_model.evaluation.items import Scored, text_of
 from reward_model.evaluation.metrics import by_length, interval, length_correlation, measures, reliability
@@ -22,7 +22,7 @@ e => e.hidden = this.value && e.dataset.subset !== this.value)"><option value=""
 
 def figures(scored: Scored, seed: int = 0) -> dict[str, Any]:
     """All that is measured, as written to metrics.json."""
-    work = Work(Options())
+    work = Work(NO_OPTIONS)
     facts = np.array([(0, 0, 0, 0, *pair_facts(pair, work)) for item in scored.items for pair in item.pairs], FACTS)
     margins = np.concatenate([margins.ravel() for margins in scored.margins])
     everything = np.ones(len(scored.items), dtype=bool)

@@ -9,8 +9,9 @@ from transformers import AddedToken, AutoModelForSequenceClassification
 
 import train as train_script
 from reward_model import InputError
+from reward_model.data.pair import common_prefix_length
 from reward_model.model.attention import install, sequence_attention
-from reward_model.model.packing import common_prefix_length, pack
+from reward_model.model.packing import pack
 from reward_model.model.tokenization import cut_tokens, encode_pairs, token_ids
 from reward_model.training.collator import PairCollator
 from reward_model.training.preflight import packing_differs

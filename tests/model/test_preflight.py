@@ -45,7 +45,7 @@ def window_ignored(row: dict) -> None:
 
 # Relative difference of the hidden states, over three pairs and tiny random models of 2 and 12 layers:
 #                     fp32               bf16 weights       bf16 autocast
-# right packing       0 to 6e-7          0 to 1.3e-2        0 to 7.8e-3      (trained demo model in bf16: 0.7e-2 to 1.9e-2)
+# right packing       0 to 6e-7          0 to 1.3e-2        0 to 7.8e-3      (trained demo, bf16: 0.7e-2 to 1.9e-2)
 # sees_chosen         0.06 to 1.4        0.06 to 1.4        0.06 to 1.4
 # positions_go_on     0.11 to 1.0        0.12 to 1.0        0.12 to 1.0      (rotary within a window: 1e-6, no leak)
 # window_ignored      1.1 to 1.6         1.1 to 1.6         1.1 to 1.6
