@@ -64,8 +64,8 @@ def read_input(file: Path) -> Iterator[tuple[dict[str, Any], list[Messages]]]:
     """
     for number, row in read_rows(file):
         try:
-            row = {"messages": row} if isinstance(row, list) else row
-            yield row, list(conversations_of(row).values())
+            found = list(conversations_of(row).values())
+            yield row if isinstance(row, dict) else {"messages": row}, found
         except RowError as error:
             raise InputError(f"{place_of(file, number)}: {error} What was scored before it is kept.") from None
 

@@ -20,6 +20,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from reward_model import InputError
 from reward_model.data.features import DOUBTS, Work
@@ -105,9 +106,9 @@ def main() -> None:
 
     sources = [parse_source(source, args.format) for source in args.sources]
     check_output(args.output, [*(source.name for source in sources), *args.exclude_prompts], args.overwrite)
-    given = {name: getattr(args, name) for name in Options.__dataclass_fields__}
-    options = Options(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
-    work = Work(options, DOUBTS if "all" in args.drop else tuple(args.drop))
+    given: dict[str, Any] = {name: getattr(args, name) for name in Options.__dataclass_fields__}
+    given |= {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
+    work = Work(Options(**given), DOUBTS if "all" in args.drop else tuple(args.drop))
     if args.tokenizer:
         from reward_model.model.token_lengths import TokenLengths
 

@@ -103,6 +103,7 @@ def _columns(name: str, found: list[Path] | Dataset, stamp: str) -> Iterator[dic
     for source, rows in sources.items():
         for reading in read_strictly(rows, source):
             for pair in reading.pairs:
+                assert isinstance(pair, dict)  # read_strictly has raised what was not
                 none_yet = False
                 yield {
                     **{side: json.dumps(pair[side], ensure_ascii=False) for side in SIDES},

@@ -53,7 +53,7 @@ def number(value: Any) -> float:
 
 def tools_of(row: Row) -> Any:
     """The tools that the assistant had (objects, or JSON text of them), or None."""
-    tools = row.get("tools")
+    tools: Any = row.get("tools")
     if isinstance(tools, str):
         try:
             tools = json.loads(tools) if tools.strip() else None

@@ -115,7 +115,7 @@ def convert(row: Any, name: str, options: Options) -> list[Pair]:
 def sharegpt(row: Row, options: Options) -> list[Pair]:
     """conversations with from/value, chosen and rejected as one such turn (LLaMA-Factory)."""
     history = system_messages(row.get("system")) + prompt_messages(first_field(row, ("conversations", "messages")))
-    return [pair_of(history, field(row, "chosen"), field(row, "rejected"), row)]
+    return [pair_of(history, [field(row, side) for side in SIDES], row)]
 
 
 @entry(
@@ -131,7 +131,7 @@ def alpaca(row: Row, options: Options) -> list[Pair]:
     output = row.get("output") or [row.get("chosen"), row.get("rejected")]
     if not isinstance(output, list) or len(output) != 2:
         raise RowError("missing field", "output must be a list of two answers, the better one first.")
-    return [pair_of([*history, {"role": "user", "content": prompt}], *output, row)]
+    return [pair_of([*history, {"role": "user", "content": prompt}], output, row)]
 
 
 @entry(
@@ -140,7 +140,7 @@ def alpaca(row: Row, options: Options) -> list[Pair]:
 )
 def transcript(row: Row, options: Options) -> list[Pair]:
     """chosen and rejected as transcripts with Human: and Assistant: turns (HH-RLHF)."""
-    return [pair_of([], *(transcript_messages(field(row, side)) for side in SIDES), row)]
+    return [pair_of([], [transcript_messages(field(row, side)) for side in SIDES], row)]
 
 
 @entry(
@@ -155,13 +155,13 @@ def lists(row: Row, options: Options) -> list[Pair]:
     if not all(isinstance(answers, list) and answers for answers in both):
         raise RowError("empty", "chosen and rejected must be lists of at least one answer.")
     prompt = prompt_messages(first_field(row, PROMPTS))
-    return [pair_of(prompt, chosen, rejected, row) for chosen, rejected in product(*both)]
+    return [pair_of(prompt, pair, row) for pair in product(*both)]
 
 
 @entry("prompt + chosen, rejected as text", lambda row: "prompt" in row and both_are(row, str))
 def text(row: Row, options: Options) -> list[Pair]:
     """A prompt as text or messages, chosen and rejected as text."""
-    return [pair_of(prompt_messages(field(row, "prompt")), field(row, "chosen"), field(row, "rejected"), row)]
+    return [pair_of(prompt_messages(field(row, "prompt")), [field(row, side) for side in SIDES], row)]
 
 
 # Field of the first candidate, of the second, of the verdict; then the verdicts for first, second, tie.
@@ -219,7 +219,7 @@ def scored(row: Row, options: Options) -> list[Pair]:
     for better, worse in chances[options.pairing]:
         gap = scores[better] - scores[worse]
         if gap > 0 and gap >= options.min_gap:
-            pair = pair_of(prompt, answers[better], answers[worse], row)
+            pair = pair_of(prompt, (answers[better], answers[worse]), row)
             pairs.append(pair | ({"margin": gap} if options.margin_from_gap else {}))
     if not pairs:
         raise RowError("tie", f"no two answers differ by a score of {max(options.min_gap, 0):g} or more.")
@@ -229,7 +229,7 @@ def scored(row: Row, options: Options) -> list[Pair]:
 @entry("chosen, rejected as messages (the one record)", lambda row: "chosen" in row or "rejected" in row)
 def messages(row: Row, options: Options) -> list[Pair]:
     """chosen and rejected as message lists, whole conversations or answers to `prompt` (UltraFeedback-binarized)."""
-    pair = pair_of([], [], [], row)
+    pair = pair_of([], ([], []), row)
     for side in SIDES:
         said = field(row, side)
         said = [said] if isinstance(said, dict) else said
@@ -251,5 +251,5 @@ def fields(row: Row, options: Options) -> list[Pair]:
     if options.candidates:
         both = [field(row, name) for name in options.candidates]
         labels = (options.label_first, options.label_second, options.label_tie)
-        return [judged_pair(prompt, both, field(row, options.label), labels, row)]
-    return [pair_of(prompt, field(row, options.chosen), field(row, options.rejected), row)]
+        return [judged_pair(prompt, both, field(row, str(options.label)), labels, row)]
+    return [pair_of(prompt, [field(row, str(name)) for name in (options.chosen, options.rejected)], row)]

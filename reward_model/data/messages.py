@@ -7,7 +7,7 @@ from typing import Any
 
 from reward_model import RowError
 from reward_model.data.fields import Row, labels_of
-from reward_model.data.pair import Messages, Pair
+from reward_model.data.pair import SIDES, Messages, Pair
 
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "observation": "tool"}
 TURN = re.compile(r"\s*(Human|Assistant):")
@@ -45,7 +45,7 @@ def chat_message(turn: Any) -> Any:
     if role != "function_call":
         return {"role": SHAREGPT_ROLES.get(role, role), "content": value}
     try:
-        calls = json.loads(value)
+        calls = json.loads(str(value))
         calls = calls if isinstance(calls, list) else [calls]
         functions = [{"name": call["name"], "arguments": call["arguments"]} for call in calls]
     except (TypeError, ValueError, KeyError):
@@ -64,9 +64,10 @@ def transcript_messages(transcript: Any) -> Messages:
     return system_messages(parts[0].strip()) + [{"role": roles[who], "content": said.strip()} for who, said in turns]
 
 
-def pair_of(prompt: Messages, chosen: Any, rejected: Any, row: Row) -> Pair:
-    """An unchecked pair of two answers to one prompt, with what its row says of it."""
-    return {"chosen": prompt + answer_messages(chosen), "rejected": prompt + answer_messages(rejected)} | labels_of(row)
+def pair_of(prompt: Messages, both: Iterable[Any], row: Row) -> Pair:
+    """An unchecked pair of two answers to one prompt, chosen first, with what its row says of it."""
+    sides = zip(SIDES, both, strict=True)
+    return {side: prompt + answer_messages(answer) for side, answer in sides} | labels_of(row)
 
 
 def judged_pair(prompt: Messages, both: list[Any], label: Any, labels: Iterable[Iterable[str]], row: Row) -> Pair:
@@ -80,4 +81,4 @@ def judged_pair(prompt: Messages, both: list[Any], label: Any, labels: Iterable[
         raise RowError("tie", f"a tie ({label!r}).")
     if label not in (*first, *second):
         raise RowError("verdict", f"the verdict is {label!r}; known are {', '.join([*first, *second, *tie])}.")
-    return pair_of(prompt, *(both if label in first else both[::-1]), row)
+    return pair_of(prompt, both if label in first else both[::-1], row)

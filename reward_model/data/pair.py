@@ -43,7 +43,7 @@ def check_pair(row: Any) -> dict[str, Any]:
             raise RowError(
                 "missing field", f"no {side!r} (keys: {', '.join(map(str, row))}); a pair needs chosen and rejected."
             )
-    pair = {side: check_conversation(row[side], side) for side in SIDES}
+    pair: Pair = {side: check_conversation(row[side], side) for side in SIDES}
     chosen, rejected = pair["chosen"], pair["rejected"]
     # From the end, where they nearly always differ.
     both = zip(reversed(chosen), reversed(rejected), strict=False)
@@ -88,7 +88,7 @@ def check_conversation(messages: Any, name: str) -> Messages:
             raise RowError(
                 "not text", f"{name}, message {number} has a content that is no text: {str(content)[:60]!r}."
             )
-        if role == "user" and not content.strip():
+        if role == "user" and not (content or "").strip():
             raise RowError("empty", f"{name}, message {number}, the user's, is empty; remove the pair or fill it in.")
         last = role
     if last != "assistant":

@@ -140,7 +140,9 @@ def _convert_all(
     sources: list[Source], folder: Path, rejected: Rejected, work: Work, num_proc: int
 ) -> tuple[np.ndarray, list[str], list[str], int]:
     """Good pairs of each source into a file of its number; returns FACTS, names of files and of sources, rows read."""
-    arrays, files, labels, rows = [np.zeros(0, FACTS)], {}, {}, 0
+    arrays, rows = [np.zeros(0, FACTS)], 0
+    files: dict[str, int] = {}
+    labels: dict[str, int] = {}
     for part, source in enumerate(sources):
         with open(folder / str(part), "wb") as lines:
             for file, done in converted(source, work, num_proc):

@@ -45,7 +45,7 @@ def read_strictly(rows: Iterable[NumberedRow], source: str, options: Options = N
             if isinstance(error, RowError) and error.reason != "tie":
                 cure = "(prepare_data.py sets such rows aside and keeps the rest.)"
                 raise InputError(f"{reading.place}: {error} {cure}")
-        pairs = [pair for pair in reading.pairs if not isinstance(pair, RowError)]
+        pairs: list[Pair | RowError] = [pair for pair in reading.pairs if not isinstance(pair, RowError)]
         ties += len(reading.pairs) - len(pairs)
         if pairs:
             yield reading._replace(pairs=pairs)

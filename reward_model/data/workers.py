@@ -59,8 +59,12 @@ class Converted:
     rows: int = 0
 
 
-def convert_chunk(chunk: list[NumberedRow], file: str, label: str, format_: str, work: Work) -> Converted:
-    """Convert and check rows of a file or hub id; `label` is the source of pairs that name none."""
+Task = tuple[list[NumberedRow], str, str, str]  # rows, their file or hub id, the source of pairs that name none, format
+
+
+def convert_chunk(task: Task, work: Work) -> Converted:
+    """Convert and check some rows."""
+    chunk, file, label, format_ = task
     done = Converted(rows=len(chunk))
     for reading in read(chunk, file, work.options, format_):
         for pair in reading.pairs:
@@ -93,10 +97,11 @@ def _shown(row: Any) -> Any:
 def converted(source: Source, work: Work, num_proc: int) -> Iterator[tuple[str, Converted]]:
     """(file or hub id, what became of a chunk of its rows), in the order of the rows, with a progress bar."""
     label = source.label
-    for file in data_files(source.name) or [None]:
+    files: list[Path | None] = [*data_files(source.name)]
+    for file in files or [None]:
         name, size = (str(file), file.stat().st_size) if file else (source.name, None)
         with open(file, "rb") if file else nullcontext() as content, tqdm(total=size, desc=label, **BAR) as bar:
-            rows = raw_rows(content, file) if file else hub_rows(name)
+            rows = raw_rows(content, file) if file and content else hub_rows(name)
             format_, rows = with_format(rows, name, source.format)
             tasks = ((chunk, name, label, format_) for chunk in _chunks(rows))
             processes = 1 if size is not None and size < BYTES_WORTH_PROCESSES else num_proc
@@ -121,19 +126,19 @@ def _begin(work: Work) -> None:
     _WORK[:] = [work]
 
 
-def _convert(*task: Any) -> Converted:
-    return convert_chunk(*task, _WORK[0])
+def _convert(task: Task) -> Converted:
+    return convert_chunk(task, _WORK[0])
 
 
-def _in_order(tasks: Iterable[tuple], num_proc: int, work: Work) -> Iterator[Converted]:
+def _in_order(tasks: Iterable[Task], num_proc: int, work: Work) -> Iterator[Converted]:
     """Chunks converted, in order, a few ahead: `Executor.map` would read the whole source at once."""
     if num_proc < 2:
-        yield from (convert_chunk(*task, work) for task in tasks)
+        yield from (convert_chunk(task, work) for task in tasks)
         return
     with ProcessPoolExecutor(num_proc, initializer=_begin, initargs=(work,)) as executor:
         waiting: deque[Future] = deque()
         for task in tasks:
-            waiting.append(executor.submit(_convert, *task))
+            waiting.append(executor.submit(_convert, task))
             if len(waiting) > 3 * num_proc:
                 yield waiting.popleft().result()
         while waiting:

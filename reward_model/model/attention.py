@@ -136,7 +136,7 @@ def _attention(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Transformers' attention signature: query (1, heads, tokens, size) in, (1, tokens, heads, size) out."""
-    if cu_seq_lens_q is None:
+    if cu_seq_lens_q is None or path_counts is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )

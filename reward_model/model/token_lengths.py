@@ -28,10 +28,10 @@ class TokenLengths:
     def __call__(self, pair: Pair) -> tuple[int, int, int]:
         tokenizer, cutters = self._loaded
         try:
-            texts = [[render(pair[side], tokenizer, pair.get("tools"))] for side in SIDES]
+            both = [render(pair[side], tokenizer, pair.get("tools")) for side in SIDES]
         except TemplateError as error:
             raise RowError("template", f"refused by the tokenizer's chat template: {error}.") from None
-        (chosen,), (rejected,) = encode_pairs(*texts, tokenizer, cutters)
+        (chosen,), (rejected,) = encode_pairs(both[:1], both[1:], tokenizer, cutters)
         longest = max(len(chosen), len(rejected))
         if self.max_length and longest > self.max_length:
             raise RowError(

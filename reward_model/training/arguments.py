@@ -111,7 +111,7 @@ class ModelArguments(ModelConfig):
     lora_dropout: float = field(default=0.0, metadata={"help": "LoRA dropout; needs --disable_dropout False."})
 
     def __post_init__(self) -> None:
-        if self.use_peft and self.lora_target_modules is None:  # type: ignore[has-type]
+        if self.use_peft and self.lora_target_modules is None:
             self.lora_target_modules = ["all-linear"]
         super().__post_init__()
 
