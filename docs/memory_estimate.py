@@ -2,7 +2,6 @@
 
     python -m docs.memory_estimate                                                       # the table of docs/recipes.md
     python -m docs.memory_estimate --recipe "Qwen2.5-7B, full, 8 x 80 GB" --pairs 8      # one of them, part by part
-    python -m docs.memory_estimate --layers 36 --hidden 4096 --heads 32 --kv_heads 8 --intermediate 12288 --zero3 True
 
 Sources: states, Rajbhandari et al. 2020 (ZeRO, arXiv:1910.02054); activations, Korthikanti et al. 2022
 (arXiv:2205.05198), counted again for gated MLPs and attention that keeps no scores; operations, Kaplan et al. 2020
@@ -60,8 +59,7 @@ class Run:
         shards = self.gpus if self.zero3 else 1
         row = self.pairs * 2 * self.max_length  # nothing shared, nothing shorter: the worst row
         size = 2 if self.bf16 else 4
-        # Weight, gradient, Adam's two in fp32 make 16 bytes, and so do bf16 weight and gradient with fp32 masters.
-        # Without DeepSpeed, autocast keeps a bf16 copy of fp32 weights.
+        # 16: fp32 weight, gradient, Adam's two; or bf16 weight and gradient, fp32 the rest. 2: autocast's bf16 copy.
         states = self.trained * (16 / shards + (2 if self.bf16 and not (self.zero3 or self.lora) else 0))
         widths = 8 * self.hidden + 4 * self.head_size * self.kv_heads + 4 * self.intermediate
         layer = row * (size * widths + 16 * self.hidden)  # kept by one layer for backward; norms compute in fp32
@@ -77,7 +75,7 @@ class Run:
 
     def hours(self) -> float:
         """Of one epoch over PAIRS."""
-        passes = 2 + (2 if self.lora else 4) + (2 if self.checkpointing else 0)  # forward, backward, recomputation
+        passes = 2 + (2 if self.lora else 4) + 2 * self.checkpointing  # forward, backward, recomputation
         attention = passes * POSITIONS * self.head_size * self.heads * self.layers
         compute = (passes * self.body + attention) * POSITIONS * PAIRS / self.gpus / PEAK[self.card] / USE
         # Every bf16 weight comes in for forward, recomputation and backward; gradients go out.
@@ -105,8 +103,8 @@ def table_row(name: str) -> str:
     run = RECIPES[name]
     frozen, states, *moving = run.memory().values()
     step = run.pairs * run.accumulation * run.gpus
-    memory = f"{frozen + states:.1f} | {sum(moving):.1f} | {frozen + states + sum(moving):.0f}"
-    return f"| {name} | {step} | {memory} | {run.hours():.1f} |"
+    memory = [frozen + states, sum(moving), frozen + states + sum(moving)]
+    return f"| {name} | {step} | {memory[0]:.1f} | {memory[1]:.1f} | {memory[2]:.0f} | {run.hours():.1f} |"
 
 
 if __name__ == "__main__":
