@@ -79,21 +79,18 @@ class Run:
         attention = passes * POSITIONS * self.head_size * self.heads * self.layers
         compute = (passes * self.body + attention) * POSITIONS * PAIRS / self.gpus / PEAK[self.card] / USE
         # Every bf16 weight comes in for forward, recomputation and backward; gradients go out.
-        gathers = (3 if self.lora else 4) * PAIRS / (self.pairs * self.gpus)
-        between = gathers * 2 * self.parameters / (8 * LINK) if self.zero3 and self.gpus > 8 else 0
-        return max(compute, between) / 3600
+        moved = (3 if self.lora else 4) * 2 * self.parameters * PAIRS / (self.pairs * self.gpus)
+        return max(compute, moved / (8 * LINK) if self.zero3 and self.gpus > 8 else 0) / 3600
 
 
-QWEN_7 = Run()
-QWEN_32 = Run(64, 5120, 40, 8, 27648)
 QWEN_72 = Run(80, 8192, 64, 8, 29568)
 RECIPES = {
     "Qwen3-0.6B, full, 1 x 24 GB": Run(28, 1024, 16, 8, 3072, 151936, accumulation=16, card="4090"),
-    "Qwen2.5-7B, full, 4 x 80 GB": replace(QWEN_7, gpus=4, zero3=True, accumulation=4),
-    "Qwen2.5-7B, full, 8 x 80 GB": replace(QWEN_7, gpus=8, zero3=True, accumulation=2),
-    "Qwen2.5-7B, LoRA, 1 x 80 GB": replace(QWEN_7, lora=32, pairs=8, accumulation=8),
-    "Qwen2.5-7B, LoRA, 1 x 24 GB": replace(QWEN_7, lora=16, pairs=1, accumulation=64, card="4090"),
-    "Qwen2.5-32B, LoRA, 4 x 80 GB": replace(QWEN_32, lora=32, gpus=4, zero3=True, accumulation=4),
+    "Qwen2.5-7B, full, 4 x 80 GB": Run(gpus=4, zero3=True, accumulation=4),
+    "Qwen2.5-7B, full, 8 x 80 GB": Run(gpus=8, zero3=True, accumulation=2),
+    "Qwen2.5-7B, LoRA, 1 x 80 GB": Run(lora=32, pairs=8, accumulation=8),
+    "Qwen2.5-7B, LoRA, 1 x 24 GB": Run(lora=16, pairs=1, accumulation=64, card="4090"),
+    "Qwen2.5-32B, LoRA, 4 x 80 GB": Run(64, 5120, 40, 8, 27648, lora=32, gpus=4, zero3=True, accumulation=4),
     "Qwen2.5-72B, LoRA, 2 x 8 x 80 GB": replace(QWEN_72, lora=32, gpus=16, zero3=True),
     "Qwen2.5-72B, full, 4 x 8 x 80 GB": replace(QWEN_72, gpus=32, zero3=True, pairs=2),
 }
@@ -101,10 +98,9 @@ RECIPES = {
 
 def table_row(name: str) -> str:
     run = RECIPES[name]
-    frozen, states, *moving = run.memory().values()
-    step = run.pairs * run.accumulation * run.gpus
-    memory = [frozen + states, sum(moving), frozen + states + sum(moving)]
-    return f"| {name} | {step} | {memory[0]:.1f} | {memory[1]:.1f} | {memory[2]:.0f} | {run.hours():.1f} |"
+    parts, step = list(run.memory().values()), run.pairs * run.accumulation * run.gpus
+    states, rest = sum(parts[:2]), sum(parts[2:])
+    return f"| {name} | {step} | {states:.1f} | {rest:.1f} | {states + rest:.0f} | {run.hours():.1f} |"
 
 
 if __name__ == "__main__":
@@ -118,7 +114,6 @@ if __name__ == "__main__":
     else:
         run = Run(**(asdict(RECIPES.get(given.pop("recipe", ""), Run())) | given))
         print(f"{run.parameters / 1e9:.2f} billion parameters, {run.trained / 1e9:.3f} trained. GB per GPU, computed:")
-        parts = run.memory()
-        for part, value in (parts | {"together": sum(parts.values())}).items():
+        for part, value in [*run.memory().items(), ("together", sum(run.memory().values()))]:
             print(f"{value:8.1f}  {part}")
         print(f"{run.hours():8.1f}  hours for {PAIRS:,} pairs of {POSITIONS:,} positions, on {run.card}")
