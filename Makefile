@@ -10,7 +10,7 @@ STAMP  := $(VENV)/installed-$(notdir $(REQUIREMENTS))
 DEMO_MODEL := models/SmolLM2-135M-Instruct
 MODEL  ?= $(DEMO_MODEL)
 
-.PHONY: help setup model demo check test lint types bench freeze
+.PHONY: help setup model demo check test lint types bench freeze notebook
 
 help:  ## what can be made
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -51,6 +51,10 @@ check: lint types  ## lint, types and every test that needs neither server nor t
 
 test: lint types  ## lint, types and every test; needs no network after setup
 	HF_HUB_OFFLINE=1 $(PY) -m pytest
+
+notebook: setup model  ## open the walk-through in Jupyter, which is installed for it
+	$(PY) -m pip install -q jupyterlab==4.6.6
+	$(PY) -m jupyterlab notebooks/walkthrough.ipynb
 
 bench: setup model  ## speed and memory against stock trl, about two hours; figures in save/benchmarks
 	sh benchmarks/run.sh
