@@ -13,19 +13,42 @@ API key, if the server has one, is read from the environment variable VLLM_API_K
 import argparse
 import os
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
+from typing import Any, Self
 
 import requests
+from requests.adapters import HTTPAdapter
+from urllib3 import Retry
+from urllib3.exceptions import ReadTimeoutError
 
 BASE_URL = "http://127.0.0.1:5001"
 MODEL = "base_reward"
 TIMEOUT = 60.0  # seconds for one answer of the server
-RETRIES = 4  # after a connection error or a 5xx, waiting 0.5, 1, 2, 4 seconds
+RETRIES = 4  # after a connection error or a 5xx: at once, then after 1, 2 and 4 seconds
 
 
 class ServerError(RuntimeError):
     """The server is not there, or refused; the message is its own where it gave one."""
+
+
+class _Retry(Retry):
+    """Not after a timeout: the server has the request, and asking twice makes it no faster."""
+
+    def increment(self, *args: Any, **kwargs: Any) -> Self:
+        if isinstance(kwargs.get("error"), ReadTimeoutError):
+            raise kwargs["error"]
+        return super().increment(*args, **kwargs)
+
+
+@cache
+def _session(retries: int) -> requests.Session:
+    """Connections that stay open between requests, also of several threads."""
+    status, session = range(500, 600), requests.Session()
+    retry = _Retry(retries, backoff_factor=0.5, status_forcelist=status, allowed_methods=None, raise_on_status=False)
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, HTTPAdapter(pool_maxsize=256, max_retries=retry))
+    return session
 
 
 def score(
@@ -36,37 +59,31 @@ def score(
     retries: int = RETRIES,
     tools: list[dict] | None = None,
 ) -> float:
-    """The score of a whole conversation, whose last message is the assistant's, and who had `tools`.
-
-    Raises ServerError.
-    """
+    """The score of a conversation that ends with an answer of an assistant who had `tools`; raises ServerError."""
     url = f"{base_url.rstrip('/')}/pooling"
-    body = {"model": model, "messages": messages, "add_generation_prompt": False, "use_activation": False}
+    body: dict[str, Any] = {
+        "model": model,
+        "messages": messages,
+        "add_generation_prompt": False,
+        "use_activation": False,
+    }
     if tools:
         body["chat_template_kwargs"] = {"tools": tools}  # the field for what a chat template is given besides messages
     key = os.environ.get("VLLM_API_KEY")
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    for attempt in range(retries + 1):
-        try:
-            response = requests.post(url, json=body, headers=headers, timeout=timeout)
-        except requests.ConnectionError as error:
-            failure = ServerError(f"No server answers at {base_url}; start one: sh infer_vllm.sh MODEL_DIR")
-            failure.__cause__ = error
-        except requests.Timeout:
-            raise ServerError(f"{url} gave no answer within {timeout:g} s; allow it more: --timeout") from None
-        else:
-            if response.ok:
-                (value,) = response.json()["data"][0]["data"]
-                return float(value)
-            failure = ServerError(f"{url} answered {response.status_code}: {_message(response)}")
-            if response.status_code < 500:
-                raise failure
-        if attempt < retries:
-            time.sleep(0.5 * 2**attempt)
-    raise failure
+    try:
+        response = _session(retries).post(url, json=body, headers=headers, timeout=timeout)
+    except requests.ConnectionError as error:
+        raise ServerError(f"No server answers at {base_url}; start one: sh infer_vllm.sh MODEL_DIR") from error
+    except requests.Timeout:
+        raise ServerError(f"{url} gave no answer within {timeout:g} s; allow it more: --timeout") from None
+    if not response.ok:
+        raise ServerError(f"{url} answered {response.status_code}: {_message(response)}")
+    (value,) = response.json()["data"][0]["data"]
+    return float(value)
 
 
-def get_score_api(query: str, response: str, system: str | None = None, **server: object) -> float:
+def get_score_api(query: str, response: str, system: str | None = None, **server: Any) -> float:
     """The score of one answer to one question. A system message is sent only if given: training adds none."""
     messages = [{"role": "user", "content": query}, {"role": "assistant", "content": response}]
     if system is not None:
@@ -89,15 +106,12 @@ def main() -> None:
     parser.add_argument("--base_url", default=BASE_URL, help="default: %(default)s")
     parser.add_argument("--model", default=MODEL, help="the name it is served under, default: %(default)s")
     parser.add_argument("--timeout", type=float, default=TIMEOUT, help="seconds, default: %(default)g")
-    parser.add_argument(
-        "--retries", type=int, default=RETRIES, help="on connection errors and 5xx, default: %(default)s"
-    )
+    parser.add_argument("--retries", type=int, default=RETRIES, help="on connection errors, 5xx; default: %(default)s")
     args = parser.parse_args()
     server = {name: getattr(args, name) for name in ("base_url", "model", "timeout", "retries")}
+    ask = partial(get_score_api, args.question, system=args.system, **server)
     with ThreadPoolExecutor(8) as pool:
-        scores = list(
-            pool.map(lambda answer: get_score_api(args.question, answer, args.system, **server), args.answers)
-        )
+        scores = list(pool.map(ask, args.answers))
     for value, answer in sorted(zip(scores, args.answers, strict=True), reverse=True):
         print(f"{value:+.4f}  {answer}")
 

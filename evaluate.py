@@ -6,7 +6,7 @@
     python evaluate.py parity save/demo --url http://127.0.0.1:5001 data/demo/eval.jsonl      # the same scores there?
 
 DATA is anything that prepare_data.py reads: a file, a folder (its held-out files, if it has some) or a hub id. Lists of
-chosen and rejected answers are judged as RewardBench 2 and RM-Bench do (reward_model/evaluation.py says how).
+chosen and rejected answers are judged as their benchmarks do (reward_model/evaluation/benchmarks.py says how).
 With --output: metrics.json, scores.jsonl and report.html, a page to look at.
 """
 
@@ -26,25 +26,23 @@ if TYPE_CHECKING:
     from reward_model.evaluation.items import Item
 
 
-def evaluate(args: argparse.Namespace) -> None:
-    from reward_model.evaluation import items as evaluation
-    from reward_model.evaluation import report as evaluation_report
+def accuracy(args: argparse.Namespace) -> None:
+    """Measure a model or a server on labelled pairs (this runs where no command is named)."""
+    from reward_model.evaluation import report
+    from reward_model.evaluation.items import Scored, load_items
 
-    items = evaluation.load_items(args.data, args.protocol)
-    scored = evaluation.Scored(items, local_scores(args, items) if args.model else served_scores(args, items))
-    found = evaluation.figures(scored)
+    skipped: list[str] | None = [] if args.skip_bad else None
+    items = load_items(args.data, args.protocol, skipped)
+    scored = Scored(items, local_scores(args, items) if args.model else served_scores(args, items))
+    found = report.figures(scored)
     if args.base_model:
-        found["before"] = evaluation.figures(evaluation.Scored(items, local_scores(args, items, untrained=True)))["all"]
-    print(evaluation.terminal(found))
+        found["before"] = report.figures(Scored(items, local_scores(args, items, untrained=True)))["all"]
+    print(report.terminal(found))
+    if skipped:
+        found["skipped"] = skipped
+        print(f"{len(skipped)} bad rows left out, such as", *skipped[:3], sep="\n  ")
     if args.output:
-        args.output.mkdir(parents=True, exist_ok=True)
-        (args.output / "metrics.json").write_text(
-            json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
-        with open(args.output / "scores.jsonl", "w", encoding="utf-8") as file:
-            file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in scored.records())
-        page = evaluation_report.html(args.model or args.url, found, scored)
-        (args.output / "report.html").write_text(page, encoding="utf-8")
+        report.write(args.output, args.model or args.url, found, scored)
         print(f"-> {args.output}/metrics.json, scores.jsonl, report.html")
 
 
@@ -71,39 +69,31 @@ def served_scores(args: argparse.Namespace, items: list["Item"]) -> list[list[fl
 
 
 def compare(args: argparse.Namespace) -> None:
-    from reward_model.evaluation.report import compare
+    """Paired differences of two runs (--output folders) on the same pairs, B less A."""
+    from reward_model.evaluation.compare import load_run, paired_differences
 
-    runs = []
-    for folder in (args.a, args.b):
-        if not (folder / "scores.jsonl").is_file():
-            raise InputError(f"{folder}: no scores.jsonl; make it with evaluate.py … --output {folder}")
-        runs.append([json.loads(line) for line in (folder / "scores.jsonl").read_text(encoding="utf-8").splitlines()])
-    found, disagree = compare(*runs)
-    if not found["all"]["pairs"]:
-        raise InputError(f"{args.a} and {args.b} have no pair in common; evaluate both on the same data.")
-    print(f"{'subset':<28}{'items':>7}{'A':>8}{'B':>8}{'B - A':>8}{'95 % interval':>18}{'McNemar p':>11}")
-    for name, row in found.items():
-        limits = f"{row['low']:+.3f} to {row['high']:+.3f}"
-        print(
-            f"{name:<28}{row['pairs']:>7}{row['accuracy_a']:>8.3f}{row['accuracy_b']:>8.3f}{row['difference']:>+8.3f}"
-            f"{limits:>18}{row['p_value']:>11.3g}"
-        )
-    missing = max(map(len, runs)) - found["all"]["pairs"]
+    runs = [load_run(args.a), load_run(args.b)]
+    found, disagree = paired_differences(*runs)
+    print(found.to_string(float_format="{:.3f}".format, formatters={"p_value": "{:.3g}".format}))
+    missing = max(map(len, runs)) - int(found["items"].iloc[-1])
     print(f"They disagree on {len(disagree)} items" + (f"; {missing} stand in one run only." if missing else "."))
-    for item in disagree[: args.show]:
-        better = "A" if item["a_right"] > item["b_right"] else "B"
-        print(f"  only {better} is right: {item['place']} ({item['subset']}) {' '.join(item['prompt'].split())[:100]}")
+    for item in disagree[: args.show].itertuples():
+        better = "A" if item.right_a > item.right_b else "B"
+        print(f"  only {better} is right: {item.place} ({item.subset}) {' '.join(item.prompt.split())[:100]}")
     if args.output:
-        args.output.write_text(
-            json.dumps({"subsets": found, "disagree": disagree}, indent=2, ensure_ascii=False) + "\n"
-        )
+        result = {
+            "subsets": found.reset_index(names="subset").to_dict("records"),
+            "disagree": disagree.to_dict("records"),
+        }
+        args.output.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def parity(args: argparse.Namespace) -> None:
-    from reward_model.evaluation.items import load_items
+    """Whether a server gives the scores that Transformers gives, and if not, which rule of scoring is broken."""
+    from reward_model.evaluation.items import load_items, text_of
     from reward_model.model.tokenization import render, token_ids
     from reward_model.scoring.local import load_reward_model, score
-    from reward_model.scoring.parity import cause, parity, served_tokens
+    from reward_model.scoring.parity import cause, score_differences, served_tokens
 
     items = load_items(args.data)
     each = [(messages, item.tools) for item in items for messages in item.conversations]
@@ -112,64 +102,61 @@ def parity(args: argparse.Namespace) -> None:
     alone = score(model, tokenizer, [[messages] for messages, _ in each], tools=[tools for _, tools in each])
     here = [value for (value,) in alone]
     served = [value for values in served_scores(args, items) for value in values]
-    found = parity(here, served, str(model.dtype).removeprefix("torch."))
-    (worst, tools), ours, theirs = (values[found["worst"]] for values in (each, here, served))
+    found = score_differences(here, served, str(model.dtype).removeprefix("torch."))
+    worst = found["worst"]
+    messages, tools = each[worst]
     print(
         f"{found['conversations']} conversations: largest difference {found['largest_difference']:.1e} (allowed "
         f"{found['tolerance']:.0e} in {model.dtype}), rank correlation {found['rank_correlation']:.6f}"
     )
-    print(f"worst: {ours:+.6f} here, {theirs:+.6f} served: {str(worst[-1].get('content'))[:80]!r}")
+    print(f"worst: {here[worst]:+.6f} here, {served[worst]:+.6f} served: {text_of(messages[-1])[:80]!r}")
     if not found["equal"]:
         key = os.environ.get("VLLM_API_KEY")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        received = served_tokens(args.url, args.served_model_name, worst, tools, headers)
-        expected = token_ids([render(worst, tokenizer, tools)], tokenizer)[0]
+        received = served_tokens(args.url, args.served_model_name, messages, tools, headers)
+        expected = token_ids([render(messages, tokenizer, tools)], tokenizer)[0]
         raise InputError(f"the scores differ: {cause(here, served, expected, received, tokenizer)}")
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    server = argparse.ArgumentParser(add_help=False)
-    server.add_argument("--url", help="a server started by infer_vllm.sh; an API key is read from VLLM_API_KEY")
-    server.add_argument("--served_model_name", default="base_reward")
-    server.add_argument("--concurrency", type=int, default=8, help="requests at a time")
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, parents=[server]
-    )
-    if argv[:1] == ["compare"]:
-        parser = argparse.ArgumentParser(
-            prog="evaluate.py compare", description="Paired differences of two runs, B less A."
-        )
-        parser.add_argument("a", type=Path)
-        parser.add_argument("b", type=Path)
-        parser.add_argument("--show", type=int, default=20, help="items on which they disagree")
-        parser.add_argument("--output", type=Path, help="a .json file for figures and all disagreements")
-        return parser.parse_args(argv[1:])
-    if argv[:1] == ["parity"]:
-        parser = argparse.ArgumentParser(
-            prog="evaluate.py parity", description="The same scores here and there?", parents=[server]
-        )
-        parser.add_argument("model")
-        parser.add_argument("data", nargs="+")
-        args = parser.parse_args(argv[1:])
-        if not args.url:
-            parser.error("parity needs --url.")
-        return args
-    parser.add_argument("--model", help="folder of a reward model, scored with Transformers")
-    parser.add_argument("--base_model", help="measure this model, with a head that was not trained, as well")
-    parser.add_argument("data", nargs="+", metavar="DATA")
-    parser.add_argument("--protocol", default="auto", choices=["auto", "pairs", "best", "ties", "rm-bench"])
-    parser.add_argument("--output", type=Path, help="folder for metrics.json, scores.jsonl and report.html")
-    args = parser.parse_args(argv)
-    if bool(args.model) == bool(args.url):
-        parser.error("give --model DIR or --url URL.")
-    if args.base_model and not args.model:
-        parser.error("--base_model needs --model, whose chat template it is rendered with.")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", description="evaluate.py COMMAND --help")
+    sub = {}
+    for run in (accuracy, compare, parity):
+        sub[run.__name__] = commands.add_parser(run.__name__, help=run.__doc__, description=run.__doc__)
+        sub[run.__name__].set_defaults(run=run)
+    for one in (sub["accuracy"], sub["parity"]):
+        text = "a server started by infer_vllm.sh; an API key is read from VLLM_API_KEY"
+        one.add_argument("--url", required=one is sub["parity"], help=text)
+        one.add_argument("--served_model_name", default="base_reward")
+        one.add_argument("--concurrency", type=int, default=8, help="requests at a time")
+    one = sub["accuracy"]
+    one.add_argument("--model", help="folder of a reward model, scored with Transformers")
+    one.add_argument("--base_model", help="measure this model, with a head that was not trained, as well")
+    one.add_argument("data", nargs="+", metavar="DATA")
+    one.add_argument("--protocol", default="auto", choices=["auto", "pairs", "best", "ties", "rm-bench"])
+    one.add_argument("--skip_bad", action="store_true", help="leave bad rows out, and list them in metrics.json")
+    one.add_argument("--output", type=Path, help="folder for metrics.json, scores.jsonl and report.html")
+    one = sub["compare"]
+    one.add_argument("a", type=Path)
+    one.add_argument("b", type=Path)
+    one.add_argument("--show", type=int, default=20, help="items on which they disagree")
+    one.add_argument("--output", type=Path, help="a .json file for figures and all disagreements")
+    one = sub["parity"]
+    one.add_argument("model")
+    one.add_argument("data", nargs="+", metavar="DATA")
+    named = argv[:1] and argv[0] in (*sub, "-h", "--help")
+    args = parser.parse_args(argv if named else ["accuracy", *argv])
+    if args.run is accuracy and bool(args.model) == bool(args.url):
+        sub["accuracy"].error("give --model DIR or --url URL.")
+    if args.run is accuracy and args.base_model and not args.model:
+        sub["accuracy"].error("--base_model needs --model, whose chat template it is rendered with.")
     return args
 
 
 if __name__ == "__main__":
-    commands = {"compare": compare, "parity": parity}
     try:
-        commands.get(sys.argv[1] if sys.argv[1:] else "", evaluate)(parse_arguments(sys.argv[1:]))
+        args = parse_arguments(sys.argv[1:])
+        args.run(args)
     except (InputError, ServerError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -21,9 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from reward_model import InputError, RowError
-from reward_model.data.files import place, read_rows
-from reward_model.data.layouts import answer_messages, chat_message, prompt_messages, tools_of
+from reward_model.data.fields import tools_of
+from reward_model.data.files import place_of, read_rows
+from reward_model.data.messages import answer_messages
 from reward_model.data.pair import SIDES, Messages, check_conversation
+from reward_model.data.reader import conversations_of
 
 ROWS = 2048  # sorted by length, scored and written at a time: what a stopped run may lose
 
@@ -48,29 +50,6 @@ def infer_transformers(
     return [value for group in scores for value in group]
 
 
-def conversations_of(row: Any) -> list[Messages]:
-    """The conversations of an input row; raises RowError where it has none."""
-    if not isinstance(row, dict):
-        raise RowError("not a row", f"an object or a list of messages is needed, found {type(row).__name__}.")
-    if all(side in row for side in SIDES):
-        found = {side: [*_prompt(row, row[side]), *answer_messages(row[side])] for side in SIDES}
-    elif isinstance(row.get("responses"), list) and row["responses"]:
-        found = {f"response {n}": [*_prompt(row, a), *answer_messages(a)] for n, a in enumerate(row["responses"], 1)}
-    elif isinstance(messages := row.get("messages", row.get("conversations")), list):
-        found = {"messages": [chat_message(message) for message in messages]}
-    else:
-        keys = ", ".join(map(str, row))
-        raise RowError(
-            "missing field", f"neither messages, nor prompt and responses, nor chosen and rejected ({keys})."
-        )
-    return [check_conversation(messages, name) for name, messages in found.items()]
-
-
-def _prompt(row: dict[str, Any], answer: Any) -> Messages:
-    whole = isinstance(answer, list) and answer and isinstance(answer[0], dict) and answer[0].get("role") != "assistant"
-    return [] if whole or not row.get("prompt") else prompt_messages(row["prompt"])
-
-
 def with_scores(row: dict[str, Any], scores: list[float]) -> dict[str, Any]:
     """The row as it is written."""
     if all(side in row for side in SIDES):
@@ -85,12 +64,10 @@ def read_input(file: Path) -> Iterator[tuple[dict[str, Any], list[Messages]]]:
     """
     for number, row in read_rows(file):
         try:
-            if isinstance(row, RowError):
-                raise row
-            row = {"messages": row} if isinstance(row, list) else row
-            yield row, conversations_of(row)
+            found = list(conversations_of(row).values())
+            yield row if isinstance(row, dict) else {"messages": row}, found
         except RowError as error:
-            raise InputError(f"{place(file, number)}: {error} What was scored before it is kept.") from None
+            raise InputError(f"{place_of(file, number)}: {error} What was scored before it is kept.") from None
 
 
 def whole_lines(output: Path) -> int:

@@ -2,7 +2,7 @@
 
     python prepare_data.py ../shared/data/dpo_en_demo.json --output data/pairs.jsonl --eval_size 0.05
     python prepare_data.py hh.jsonl.gz arena.parquet@cap=20000 extra.csv@format=alpaca --output data/pairs.jsonl \\
-        --holdout benchmark.jsonl --tokenizer save/demo --max_length 2048
+        --exclude_prompts benchmark.jsonl --tokenizer save/demo --max_length 2048
     python prepare_data.py mine.jsonl --prompt question --candidates a.text b.text --label winner \\
         --label_first A --label_second B --label_tie same --output data/pairs.jsonl
 
@@ -20,15 +20,11 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from reward_model import InputError
-from reward_model.data import report as data_report
-from reward_model.data.conflicts import DOUBTS
-from reward_model.data.contamination import Holdout
-from reward_model.data.features import Work
-from reward_model.data.formats import FORMATS
-from reward_model.data.layouts import Options
-from reward_model.data.prepare import output_files, prepare
+from reward_model.data.features import DOUBTS, Work
+from reward_model.data.formats import FORMATS, Options
 from reward_model.data.workers import Source
 
 
@@ -54,14 +50,16 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sources", nargs="+", metavar="SOURCE")
     parser.add_argument("--output", type=Path, required=True, help="pairs.jsonl")
+    overwrite = "replace files beside --output that this script has not made"
+    parser.add_argument("--overwrite", action="store_true", help=overwrite)
     parser.add_argument(
         "--format", default="auto", choices=["auto", *FORMATS], help=f"recognised by content. {formats}"
     )
     parser.add_argument("--eval_size", type=float, default=0, help="share (or number) of pairs to hold out, by prompt")
-    parser.add_argument("--holdout", nargs="+", default=[], help="files whose prompts must not be trained on")
-    parser.add_argument(
-        "--holdout_similarity", type=float, default=0.8, help="Jaccard; from there on prompts are equal"
-    )
+    exclude = "files whose prompts must not be trained on (benchmarks): pairs with such a prompt are set aside"
+    parser.add_argument("--exclude_prompts", nargs="+", default=[], metavar="FILE", help=exclude)
+    similarity = "from this Jaccard similarity on, two prompts are one (0.8)"
+    parser.add_argument("--exclude_similarity", type=float, default=0.8, help=similarity)
     parser.add_argument("--tokenizer", help="model folder or hub id: lengths in tokens, and its template is tried")
     parser.add_argument("--max_length", type=int, help="set aside pairs with a longer side, in tokens (--tokenizer)")
     drop = "kept unless named here, and counted in any case"
@@ -77,8 +75,9 @@ def parse_arguments() -> argparse.Namespace:
     scores.add_argument("--min_gap", type=float, default=0.0, help="least difference of scores")
     scores.add_argument("--margin_from_gap", action="store_true", help="keep the difference of scores as margin")
     named = parser.add_argument_group("any other layout, by its fields (dotted paths)")
-    for name in ("prompt", "chosen", "rejected", "label", "input"):
-        named.add_argument(f"--{name}", metavar="FIELD", help="text put behind the prompt" if name == "input" else None)
+    for name in ("prompt", "chosen", "rejected", "label"):
+        named.add_argument(f"--{name}", metavar="FIELD")
+    named.add_argument("--input", dest="context", metavar="FIELD", help="text put behind the prompt")
     named.add_argument("--candidates", nargs=2, metavar="FIELD")
     for name in ("label_first", "label_second", "label_tie"):
         named.add_argument(f"--{name}", nargs="+", default=[], metavar="VALUE")
@@ -102,25 +101,36 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
-    given = {name: getattr(args, name) for name in Options.__dataclass_fields__}
-    options = Options(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
-    holdout = Holdout(args.holdout, args.holdout_similarity) if args.holdout else None
-    prepared = prepare(
-        [parse_source(source, args.format) for source in args.sources],
-        args.output,
-        Work(options, args.tokenizer, args.max_length, holdout, DOUBTS if "all" in args.drop else tuple(args.drop)),
-        eval_size=args.eval_size,
-        ties=args.ties,
-        strict=args.strict,
-        seed=args.seed,
-        num_proc=args.num_proc,
-    )
-    figures = data_report.statistics(prepared)
-    made = output_files(args.output)
-    made["report"].write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    made["page"].write_text(data_report.html(args.output.name, figures, prepared), encoding="utf-8")
-    print(data_report.terminal(figures))
-    print(f"-> {', '.join(str(path) for path in made.values() if path.exists())}")
+    # Imported where they are needed, so that a mistake in the arguments shows sooner.
+    from reward_model.data.prepare import check_output, output_files, prepare
+
+    sources = [parse_source(source, args.format) for source in args.sources]
+    check_output(args.output, [*(source.name for source in sources), *args.exclude_prompts], args.overwrite)
+    given: dict[str, Any] = {name: getattr(args, name) for name in Options.__dataclass_fields__}
+    given |= {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
+    work = Work(Options(**given), DOUBTS if "all" in args.drop else tuple(args.drop))
+    if args.tokenizer:
+        from reward_model.model.token_lengths import TokenLengths
+
+        work = work._replace(token_lengths=TokenLengths(args.tokenizer, args.max_length))
+    if args.exclude_prompts:
+        from reward_model.data.contamination import Contamination
+
+        contamination = Contamination(args.exclude_prompts, args.exclude_similarity)
+        work = work._replace(check_prompt=contamination.check)
+    how = {name: getattr(args, name) for name in ("eval_size", "ties", "strict", "seed", "num_proc")}
+    prepared = prepare(sources, args.output, work, **how)
+
+    from reward_model.data.report import html, statistics, terminal
+
+    figures = statistics(prepared)
+    made = {name: path for name, path in output_files(args.output).items() if name != "eval" or path.exists()}
+    files = {"files": [path.name for path in made.values()]}  # what a later run may replace
+    text = json.dumps(files | figures, indent=2, ensure_ascii=False)
+    made["report"].write_text(text + "\n", encoding="utf-8")
+    made["page"].write_text(html(args.output.name, figures, prepared), encoding="utf-8")
+    print(terminal(figures))
+    print(f"-> {', '.join(map(str, made.values()))}")
 
 
 if __name__ == "__main__":

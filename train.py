@@ -88,7 +88,8 @@ def main(argv: list[str]) -> ExactRewardTrainer:
         )
     training_args.model_init_kwargs = None
     set_pad_token(model, tokenizer)
-    reason_to_pad = install(model, data_args.shared_prefix)
+    reason_to_pad = install(model, data_args.shared_prefix, training_args.disable_dropout)
+    training_args.disable_dropout = False  # done above; trl would take LoRA's dropout away as well
     collator = PairCollator(pad_token_id=tokenizer.pad_token_id, shared_prefix=reason_to_pad is None)
     if reason_to_pad and training_args.process_index == 0:
         print(padded_line(reason_to_pad))
@@ -152,8 +153,10 @@ def check_paths(data_args: DataArguments, training_args: TrainingArguments, mode
     check_base_model(model_args.model_name_or_path)
     if (model_args.load_in_4bit or model_args.load_in_8bit) and not importlib.util.find_spec("bitsandbytes"):
         raise InputError("--load_in_4bit and --load_in_8bit need bitsandbytes: pip install bitsandbytes")
-    if model_args.use_peft and model_args.lora_dropout and training_args.disable_dropout:
-        raise InputError("--lora_dropout does nothing while dropout is disabled; add --disable_dropout False.")
+    if training_args.torch_compile:
+        raise InputError(
+            "--torch_compile would compile anew for every batch: no two have the same lengths. Leave it out."
+        )
     output_dir = Path(training_args.output_dir)
     asked, tell = training_args.resume_from_checkpoint, training_args.process_index == 0
     training_args.resume_from_checkpoint = resume_from(asked, output_dir, tell)

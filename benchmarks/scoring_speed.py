@@ -75,8 +75,14 @@ def main() -> None:
     torch.manual_seed(0)
     if args.model == "random":
         tokenizer.pad_token = "<file_sep>"
-        sizes = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8}
-        config = LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=8192, num_labels=1, **sizes)
+        sizes: dict[str, Any] = {
+            "num_labels": 1,
+            "hidden_size": 512,
+            "intermediate_size": 1408,
+            "num_hidden_layers": 8,
+            "num_attention_heads": 8,
+        }
+        config = LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=8192, **sizes)
         stock = AutoModelForSequenceClassification.from_config(config).eval()
     else:
         stock = AutoModelForSequenceClassification.from_pretrained(args.model, dtype=torch.float32).eval()

@@ -7,16 +7,14 @@ from pathlib import Path
 
 import torch
 
+from docs.svg import COLORS, page, rectangle, text
 from reward_model.model.attention import sequence_attention
 from reward_model.model.packing import pack
 
-HERE = Path(__file__).resolve().parent
-
 # Tokens of (prefix, chosen, rejected) in each pair.
-LENGTHS = [(5, 4, 3), (3, 3, 4)]
+LENGTHS = [(5, 4, 4), (4, 4, 5)]
 NAMES = ("prefix", "chosen", "rejected")
-COLORS = {"prefix": "#4c78a8", "chosen": "#54a24b", "rejected": "#e45756"}
-CELL, LEFT, TOP = 20, 76, 56
+CELL, LEFT, TOP = 14, 54, 48
 
 
 def visible(row: dict) -> torch.Tensor:
@@ -35,36 +33,24 @@ def draw() -> str:
     kinds = [name for name, length in parts for _ in range(length)]
     ends = set(row["end_positions"].tolist())
     size = CELL * len(kinds)
-    shapes = []
+    shapes = [text(LEFT, 16, "one row: what a query (line) sees of the keys (columns)")]
+    shapes += [text(LEFT - 6, TOP - 8, "position", "end", size=11)]
+    start = 0
+    for name, length in parts:
+        x, width = LEFT + CELL * start, CELL * length
+        shapes.append(rectangle(x, TOP - 21, width - 1, 18, COLORS[name]))
+        shapes.append(text(x + width / 2, TOP - 8, name, "middle", "white", size=11))
+        start += length
     for query, kind in enumerate(kinds):
         y = TOP + CELL * query
         for key, key_kind in enumerate(kinds):
             color = COLORS[key_kind] if sees[query, key] else "#f2f2f2"
-            shapes.append(
-                f'<rect x="{LEFT + CELL * key}" y="{y}" width="{CELL - 1}" height="{CELL - 1}" fill="{color}"/>'
-            )
-        shapes.append(text(LEFT - 8, y + 14, str(positions[query]), "end"))
+            shapes.append(rectangle(LEFT + CELL * key, y, CELL - 1, CELL - 1, color))
+        shapes.append(text(LEFT - 6, y + 11, str(positions[query]), "end", size=11))
         if query in ends:
-            shapes.append(text(LEFT + size + 6, y + 14, f"→ reward of {kind}", "start", COLORS[kind]))
-    start = 0
-    for name, length in parts:
-        x, width = LEFT + CELL * start, CELL * length
-        shapes.append(f'<rect x="{x}" y="{TOP - 24}" width="{width - 1}" height="18" fill="{COLORS[name]}"/>')
-        shapes.append(text(x + width / 2, TOP - 10, name, "middle", "white"))
-        start += length
-    shapes += [text(LEFT, 18, "one row: what a query (line) sees of the keys (columns)", "start")]
-    shapes += [text(LEFT - 8, TOP - 10, "position", "end")]
-    width, height = LEFT + size + 150, TOP + size + 8
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
-        f'font-family="sans-serif" font-size="12">'
-        f'<rect width="100%" height="100%" fill="white"/>{"".join(shapes)}</svg>\n'
-    )
-
-
-def text(x: float, y: float, words: str, anchor: str, color: str = "#333") -> str:
-    return f'<text x="{x}" y="{y}" text-anchor="{anchor}" fill="{color}">{words}</text>'
+            shapes.append(text(LEFT + size + 4, y + 11, "→ reward", color=COLORS[kind]))
+    return page(LEFT + size + 66, TOP + size + 8, shapes)
 
 
 if __name__ == "__main__":
-    (HERE / "packed_row.svg").write_text(draw(), encoding="utf-8")
+    Path(__file__).with_name("packed_row.svg").write_text(draw(), encoding="utf-8")

@@ -11,3 +11,6 @@ class RowError(InputError):
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
+
+    def __reduce__(self) -> tuple:  # it goes to other processes, and would be made anew from the message alone
+        return RowError, (self.reason, str(self))

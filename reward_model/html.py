@@ -1,5 +1,6 @@
 """A report as one HTML file that needs nothing else: text, tables, and plots as SVG."""
 
+from collections.abc import Sequence
 from html import escape
 from io import StringIO
 
@@ -73,7 +74,7 @@ def svg(figure: Figure) -> str:
     return text[text.index("<svg") :]
 
 
-def table(header: list[str], rows: list[list[object]]) -> str:
+def table(header: list[str], rows: Sequence[Sequence[object]]) -> str:
     """A table; numbers stand to the right."""
 
     def cell(tag: str, value: object) -> str:

@@ -8,7 +8,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from reward_model.data.pair import check_pair, shared_messages
+from reward_model.data.pair import check_pair, prompt_key, shared_messages
 
 HERE = Path(__file__).resolve().parent
 
@@ -22,7 +22,7 @@ def problems() -> list[str]:
     for name, file in FILES.items():
         lines = file.read_text(encoding="utf-8").splitlines()
         pairs = [json.loads(line) for line in lines]
-        prompts[name] = {json.dumps(shared_messages(check_pair(pair))) for pair in pairs}
+        prompts[name] = {prompt_key(shared_messages(check_pair(pair))) for pair in pairs}
         if len(pairs) < LEAST[name]:
             found.append(f"{file}: {len(pairs)} pairs, fewer than {LEAST[name]}.")
         longer = sum(len(pair["chosen"][-1]["content"]) > len(pair["rejected"][-1]["content"]) for pair in pairs)

@@ -9,7 +9,7 @@ started=$(date +%s)
 rm -rf "$out" "$out-data"
 
 echo "== Preparing the pairs: checked, counted, none of them with a held-out prompt"
-"$python" prepare_data.py data/demo/train.jsonl --holdout data/demo/eval.jsonl --output "$out-data/train.jsonl"
+"$python" prepare_data.py data/demo/train.jsonl --exclude_prompts data/demo/eval.jsonl --output "$out-data/train.jsonl"
 "$python" prepare_data.py data/demo/eval.jsonl --output "$out-data/eval.jsonl"
 
 echo "== Training $base on $(wc -l < "$out-data/train.jsonl") pairs; $(wc -l < "$out-data/eval.jsonl") are held out"

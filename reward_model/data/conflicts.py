@@ -1,17 +1,20 @@
 """What only shows when pairs are compared with each other, on arrays of FACTS."""
 
 import numpy as np
+import pandas as pd
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from reward_model.data.features import DOUBTS
 
 # Index of a reason against a pair; 0 is none.
 REASONS = ("", "duplicate", "both orders", "contradiction", "cut off")
 GOOD = 0
-# What is counted and kept unless it is named in --drop; beside these, the doubts about a text (record.doubt).
-DOUBTS = ("duplicate", "cut off", "control characters", "broken encoding")
 SHORTEST_CUT = 200  # characters (64 tokens): below, many answers have one length by chance
 FEWEST_CUT = 5
 
 
-def compare(facts: np.ndarray, drop: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def find_conflicts(facts: np.ndarray, drop: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(reasons, doubts, others): for each pair an index into REASONS for which it is set aside, the same for what is
     doubtful in it but kept (DOUBTS that are not in `drop`), and the index of the pair that this is about."""
     reasons, doubts = np.zeros((2, len(facts)), dtype=np.uint8)
@@ -27,40 +30,30 @@ def compare(facts: np.ndarray, drop: tuple[str, ...]) -> tuple[np.ndarray, np.nd
 
 def duplicates(facts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Indices of pairs that stood earlier already, and where."""
-    key = _mix(facts["prompt_hash"], facts["chosen_hash"], facts["rejected_hash"])
-    _, first, inverse = np.unique(key, return_index=True, return_inverse=True)
-    again = np.flatnonzero(first[inverse] != np.arange(len(facts)))
-    return again, first[inverse][again]
+    again = np.flatnonzero(_frame(facts).duplicated())
+    return again, _first(facts, _frame(facts[again]))
 
 
 def both_orders(facts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Indices of pairs whose two answers also stand the other way round, and where: nobody knows which is right."""
-    chosen, rejected = facts["chosen_hash"], facts["rejected_hash"]
-    way = _mix(facts["prompt_hash"], chosen, rejected)
-    back = _mix(facts["prompt_hash"], rejected, chosen)
-    order = np.argsort(way, kind="stable")
-    other = order[np.searchsorted(way, back, sorter=order).clip(max=len(way) - 1)] if len(way) else order
-    found = np.flatnonzero(way[other] == back)
+    back = _frame(facts).rename(columns={"chosen_hash": "rejected_hash", "rejected_hash": "chosen_hash"})
+    other = _first(facts, back)
+    found = np.flatnonzero(other >= 0)
     return found, other[found]
 
 
 def contradictions(facts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Indices of pairs of one prompt whose preferences go round in a circle (A over B, B over C, C over A)."""
-    order = np.argsort(facts["prompt_hash"], kind="stable")
-    _, starts, counts = np.unique(facts["prompt_hash"][order], return_index=True, return_counts=True)
-    found: list[int] = []
-    for start, count in zip(starts[counts > 2], counts[counts > 2], strict=True):
-        edges = {
-            int(i): (int(facts["chosen_hash"][i]), int(facts["rejected_hash"][i])) for i in order[start : start + count]
-        }
-        while True:  # an answer that always wins, or always loses, is in no circle
-            winners, losers = ({edge[side] for edge in edges.values()} for side in (0, 1))
-            inner = {i: edge for i, edge in edges.items() if edge[0] in losers and edge[1] in winners}
-            if len(inner) == len(edges):
-                break
-            edges = inner
-        found += edges
-    circle = np.array(sorted(found), dtype=int)
+    prompts = pd.Series(facts["prompt_hash"])
+    several = np.flatnonzero(prompts.groupby(prompts).transform("size") > 2)
+    # A graph of all answers with an edge from each chosen one to the rejected one: an edge is in a circle if both its
+    # ends are in one strongly connected component.
+    answers = np.concatenate([facts["chosen_hash"][several], facts["rejected_hash"][several]])
+    nodes = pd.DataFrame({"prompt": np.tile(prompts[several], 2), "answer": answers}).groupby(["prompt", "answer"])
+    chosen, rejected = nodes.ngroup().to_numpy().reshape(2, -1)
+    graph = coo_array((np.ones(len(several)), (chosen, rejected)), shape=(len(nodes), len(nodes)))
+    _, component = connected_components(graph, connection="strong")
+    circle = several[component[chosen] == component[rejected]]
     return circle, circle
 
 
@@ -78,10 +71,13 @@ def cut_off(facts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return indices, indices
 
 
-def _mix(*hashes: np.ndarray) -> np.ndarray:
-    """One 64-bit hash of several, in order."""
-    mixed = np.zeros(len(hashes[0]), dtype=np.uint64)
-    for value in hashes:
-        mixed = (mixed ^ value) * np.uint64(0x9E3779B97F4A7C15)
-        mixed ^= mixed >> np.uint64(29)
-    return mixed
+def _frame(facts: np.ndarray) -> pd.DataFrame:
+    return pd.DataFrame({name: facts[name] for name in ("prompt_hash", "chosen_hash", "rejected_hash")})
+
+
+def _first(facts: np.ndarray, wanted: pd.DataFrame) -> np.ndarray:
+    """Index of the first pair that is equal to each wanted one; -1 where there is none."""
+    first = _frame(facts).drop_duplicates()
+    names = list(first)
+    found = pd.MultiIndex.from_frame(first).get_indexer(pd.MultiIndex.from_frame(wanted[names]))
+    return np.where(found < 0, -1, first.index.to_numpy()[found])

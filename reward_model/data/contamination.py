@@ -2,88 +2,92 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from datasketch import MinHash, MinHashLSH
 from xxhash import xxh32_intdigest
 
 from reward_model import InputError, RowError
-from reward_model.data.files import data_files, place, read_rows
-from reward_model.data.formats import convert, recognise
-from reward_model.data.layouts import PROMPTS, Options, prompt_messages
-from reward_model.data.pair import Messages, shared_messages
+from reward_model.data.fields import PROMPTS
+from reward_model.data.files import data_files, read_rows
+from reward_model.data.messages import prompt_messages
+from reward_model.data.pair import Messages, prompt_key, shared_messages
+from reward_model.data.reader import Reading, read, with_format
 
 PERMUTATIONS = 128
 SHINGLE = 5  # characters: words would not do for Chinese
 
 
-class Holdout:
-    """The prompts of held-out files; `check` refuses equal ones, and those whose shingles overlap by `similarity`.
+class Contamination:
+    """The prompts of files; `check` refuses equal ones, and those whose shingles overlap by `similarity`.
 
     Nearness is the Jaccard similarity of the sets of 5-character pieces, estimated by MinHash (Broder 1997).
     """
 
     def __init__(self, files: Iterable[str], similarity: float) -> None:
         self.similarity = similarity
-        self.exact: dict[str, str] = {}
+        self.exact: dict[int, str] = {}
         self.near = MinHashLSH(threshold=similarity, num_perm=PERMUTATIONS)
         self.hashes: dict[str, MinHash] = {}
-        for file in (file for name in files for file in _files(name)):
-            for where, messages in _prompts(file):
-                text = _normal(messages)
-                if text not in self.exact:
-                    self.exact[text] = where
-                    self.hashes[where] = _minhash(text)
-                    self.near.insert(where, self.hashes[where], check_duplication=False)
+        for place, prompt in (found for name in files for file in _files(name) for found in _prompts(file)):
+            words = _words(prompt)
+            if _key(words) not in self.exact:
+                self.exact[_key(words)] = place
+                self.hashes[place] = _minhash(words)
+                self.near.insert(place, self.hashes[place], check_duplication=False)
 
     def check(self, prompt: Messages) -> None:
-        """Raises RowError if the prompt (messages) is held out."""
-        text = _normal(prompt)
-        if text in self.exact:
-            raise RowError("held out", f"its prompt stands in {self.exact[text]}, which is held out.")
-        minhash = _minhash(text)
-        for where in self.near.query(minhash):
-            similarity = minhash.jaccard(self.hashes[where])
+        """Raises RowError if a prompt (messages) is one of them."""
+        words = _words(prompt)
+        if place := self.exact.get(_key(words)):
+            raise RowError("contaminated", f"its prompt stands in {place}, which must not be trained on.")
+        minhash = _minhash(words)
+        for place in self.near.query(minhash):
+            similarity = minhash.jaccard(self.hashes[place])
             if similarity >= self.similarity:
-                raise RowError("nearly held out", f"its prompt is {similarity:.0%} that of {where}, which is held out.")
+                found = f"its prompt is {similarity:.0%} that of {place}"
+                raise RowError("nearly contaminated", f"{found}, which must not be trained on.")
 
 
 def _files(name: str) -> list[Path]:
-    files = data_files(name)
-    if not files:
-        raise InputError(f"--holdout {name}: no such file or folder.")
-    return files
+    if files := data_files(name):
+        return files
+    raise InputError(f"--exclude_prompts {name}: no such file or folder.")
 
 
-def _prompts(file: Path) -> Iterable[tuple[str, Messages]]:
+def _prompts(file: Path) -> list[tuple[str, Messages]]:
     """(place, prompt) of every row; a row needs a prompt only, not two answers."""
-    rows = [(place(file, number), row) for number, row in read_rows(file)]
     try:
-        format_ = recognise((row for _, row in rows[:100]), str(file))
+        format_, _ = with_format(read_rows(file), str(file), "auto")
     except InputError:
-        format_ = None
-    found = [(where, messages) for where, row in rows if isinstance(row, dict) and (messages := _prompt(row, format_))]
+        format_ = "messages"  # none is recognised in rows of a prompt only; it finds no pair, so the prompt counts
+    rows = list(read(read_rows(file), str(file), format_=format_))
+    found = [(reading.place, prompt) for reading in rows if (prompt := _prompt(reading))]
     if 0 < len(found) < len(rows):
-        print(f"--holdout {file}: {len(rows) - len(found)} of {len(rows)} rows have no prompt and hold nothing out.")
+        print(f"--exclude_prompts {file}: {len(rows) - len(found)} of {len(rows)} rows have no prompt to exclude.")
     if not found:
-        raise InputError(f"--holdout {file}: no row has a prompt that is known (pairs, or {', '.join(PROMPTS)}).")
+        raise InputError(
+            f"--exclude_prompts {file}: no row has a prompt that is known (pairs, or {', '.join(PROMPTS)})."
+        )
     return found
 
 
-def _prompt(row: dict[str, Any], format_: str | None) -> Messages | None:
-    try:
-        if format_:
-            return shared_messages(convert(row, format_, Options())[0])
-    except RowError:
-        pass  # a tie, say: the prompt still counts
+def _prompt(reading: Reading) -> Messages | None:
+    for pair in reading.pairs:
+        if not isinstance(pair, RowError):
+            return shared_messages(pair)
+    row = reading.row if isinstance(reading.row, dict) else {}  # of a tie, say
     text = next((row[name] for name in PROMPTS if row.get(name)), None)
     return prompt_messages(text) if text else None
 
 
-def _normal(prompt: Messages) -> str:
+def _words(prompt: Messages) -> str:
     """The users' words, without case and spacing; a system message does not make a prompt another one."""
-    said = (message.get("content") for message in prompt if message.get("role") == "user")
+    said = (message.get("content") for message in prompt if isinstance(message, dict) and message.get("role") == "user")
     return " ".join(" ".join(text for text in said if isinstance(text, str)).casefold().split())
+
+
+def _key(words: str) -> int:
+    return prompt_key([{"role": "user", "content": words}])
 
 
 def _minhash(text: str) -> MinHash:

@@ -3,9 +3,8 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import cache
-from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,11 @@ import numpy as np
 from datasets import Dataset, Features, Value, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
-from reward_model import InputError, RowError
-from reward_model.data.files import place, read_rows, train_and_test_files
-from reward_model.data.formats import convert, recognise
-from reward_model.data.layouts import Options
-from reward_model.data.pair import LABELS, SIDES, check_pair, shared_messages
+from reward_model import InputError
+from reward_model.data.files import read_rows, train_and_test_files
+from reward_model.data.pair import LABELS, SIDES, prompt_key, shared_messages
+from reward_model.data.reader import read_strictly
 from reward_model.data.split import held_out
-
-CURE = "(prepare_data.py sets such rows aside and keeps the rest.)"
 
 # Conversations are kept as JSON text: rows whose messages carry different keys (tool_calls, name) fit one Arrow column.
 FEATURES = Features(
@@ -33,13 +29,13 @@ def load_pairs(name: str, train_split: str = "train", test_split: str = "test") 
     """Checked pairs of a file, a folder or a hub id, as (training pairs, test pairs or None if there is no test split).
 
     In a folder, files whose names begin with test, eval, valid or dev, or contain ".eval.", are the test split.
-    Columns: `chosen`, `rejected` and `tools` as JSON text, `margin`, `source`, `subset`, `id`, `prompt` (a hash of what
-    the two sides share) and `place`. Raises InputError at the first row that is not a pair; ties are left out and
+    Columns: `chosen`, `rejected` and `tools` as JSON text, `margin`, `source`, `subset`, `id`, `prompt` (its key) and
+    `place`. Raises InputError at the first row that is not a pair, and where there is none; ties are left out and
     counted. Cached by `datasets` until a file changes.
     """
     train_files, test_files = train_and_test_files(name)
     if train_files:
-        return _cached_pairs(train_files), _cached_pairs(test_files) if test_files else None
+        return _pairs(name, train_files), _pairs(name, test_files) if test_files else None
     if test_files:
         raise InputError(
             f"{name}: no training file in this folder, only {', '.join(file.name for file in test_files)}."
@@ -51,11 +47,11 @@ def load_pairs(name: str, train_split: str = "train", test_split: str = "test") 
     if train_split not in splits:
         raise InputError(f"{name}: no split {train_split!r}, only {', '.join(splits)}; name it: --dataset_train_split.")
     test = splits.get(test_split)
-    return _checked(name, splits[train_split]), None if test is None else _checked(name, test)
+    return _pairs(name, splits[train_split]), None if test is None else _pairs(name, test)
 
 
 def split_by_prompt(pairs: Dataset, eval_size: float, seed: int) -> tuple[Dataset, Dataset]:
-    """Split off about `eval_size` of the pairs (a share below 1, or a number) so that no prompt is on both sides."""
+    """(training pairs, held-out pairs), by the rules of `held_out`."""
     in_eval = held_out(np.array(pairs["prompt"][:]), eval_size, seed)
     return pairs.select(np.flatnonzero(~in_eval)), pairs.select(np.flatnonzero(in_eval))
 
@@ -82,20 +78,15 @@ def code_stamp() -> str:
     return hashlib.md5(b"".join(file.read_bytes() for file in sorted(package.rglob("*.py")))).hexdigest()
 
 
-def _cached_pairs(files: list[Path]) -> Dataset:
+def _pairs(name: str, found: list[Path] | Dataset) -> Dataset:
+    """Checked pairs of files or of a split from the hub."""
     # The cache of `datasets` goes by these arguments; the code stands among them since its checks may change, too.
-    stamps = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    stamp = f"{stamps} {code_stamp()}"
-    return _generate(_pairs_of_files, {"files": files, "stamp": stamp}, ", ".join(map(str, files)))
-
-
-def _checked(name: str, rows: Dataset) -> Dataset:
-    return _generate(_pairs_of_hub, {"name": name, "rows": rows, "stamp": code_stamp()}, name)
-
-
-def _generate(generator: Any, gen_kwargs: dict[str, Any], name: str) -> Dataset:
+    stats = [file.stat() for file in found] if isinstance(found, list) else []
+    stamp = f"{[(stat.st_size, stat.st_mtime_ns) for stat in stats]} {code_stamp()}"
     try:
-        pairs = Dataset.from_generator(generator, features=FEATURES, gen_kwargs=gen_kwargs)
+        pairs = Dataset.from_generator(
+            _columns, features=FEATURES, gen_kwargs={"name": name, "found": found, "stamp": stamp}
+        )
     except DatasetGenerationError as error:
         if isinstance(error.__cause__, InputError):
             raise error.__cause__ from None
@@ -106,40 +97,21 @@ def _generate(generator: Any, gen_kwargs: dict[str, Any], name: str) -> Dataset:
     return pairs
 
 
-def _pairs_of_files(files: list[Path], stamp: str) -> Iterator[dict[str, Any]]:
-    for file in files:
-        yield from _pairs(read_rows(file), str(file))
-
-
-def _pairs_of_hub(name: str, rows: Dataset, stamp: str) -> Iterator[dict[str, Any]]:
-    yield from _pairs(enumerate(rows, 1), name)
-
-
-def _pairs(rows: Iterable[tuple[int, Any]], source: str) -> Iterator[dict[str, Any]]:
-    rows, ties = iter(rows), 0
-    first = list(islice(rows, 100))
-    format_ = None
-    for number, row in chain(first, rows):
-        try:
-            if isinstance(row, RowError):
-                raise row
-            format_ = format_ or recognise((row for _, row in first), source)
-            for pair in convert(row, format_, Options()):
-                yield _columns(check_pair(pair), place(source, number))
-        except RowError as error:
-            if error.reason != "tie":
-                raise InputError(f"{place(source, number)}: {error} {CURE}") from None
-            ties += 1
-    if ties:
-        print(f"{source}: {ties} ties left out.")
-
-
-def _columns(pair: dict[str, Any], place: str) -> dict[str, Any]:
-    return {
-        **{side: json.dumps(pair[side], ensure_ascii=False) for side in SIDES},
-        "tools": json.dumps(pair["tools"]) if "tools" in pair else None,
-        "prompt": hashlib.md5(json.dumps(shared_messages(pair)).encode()).hexdigest(),
-        "place": place,
-        "margin": pair.get("margin"),
-        **{label: pair.get(label) for label in LABELS},
-    }
+def _columns(name: str, found: list[Path] | Dataset, stamp: str) -> Iterator[dict[str, Any]]:
+    sources = {str(file): read_rows(file) for file in found} if isinstance(found, list) else {name: enumerate(found, 1)}
+    none_yet = True
+    for source, rows in sources.items():
+        for reading in read_strictly(rows, source):
+            for pair in reading.pairs:
+                assert isinstance(pair, dict)  # read_strictly has raised what was not
+                none_yet = False
+                yield {
+                    **{side: json.dumps(pair[side], ensure_ascii=False) for side in SIDES},
+                    "tools": json.dumps(pair["tools"]) if "tools" in pair else None,
+                    "prompt": f"{prompt_key(shared_messages(pair)):016x}",
+                    "place": reading.place,
+                    "margin": pair.get("margin"),
+                    **{label: pair.get(label) for label in LABELS},
+                }
+    if none_yet:
+        raise InputError(f"{name}: no pair in there, only ties; a pair needs an answer that is better.")

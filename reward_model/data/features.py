@@ -3,15 +3,17 @@
 import json
 import unicodedata
 from collections import Counter
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from xxhash import xxh3_64_intdigest
 
-from reward_model import RowError
-from reward_model.data.contamination import Holdout
-from reward_model.data.layouts import Options
-from reward_model.data.pair import SIDES, Messages, shared_messages
+from reward_model.data.formats import Options
+from reward_model.data.pair import SIDES, Messages, Pair, prompt_key, shared_messages
+
+# What is counted and kept unless --drop names it: what conflicts.py finds, and the doubts about a text (pair.doubt).
+DOUBTS = ("duplicate", "cut off", "control characters", "broken encoding")
 
 SCRIPTS = ("Latin", "Cyrillic", "Greek", "Arabic", "Hebrew", "Devanagari", "Thai", "Hangul", "Kana", "Han", "other")
 # The first word of a letter's Unicode name, where it is not the script's own name.
@@ -38,28 +40,28 @@ FACTS = np.dtype(
 
 
 class Work(NamedTuple):
-    """What every process needs to convert and check rows."""
+    """What every process needs to convert and check rows: two checks that are only loaded when asked for among them.
+
+    `token_lengths` is a `model.token_lengths.TokenLengths`, `check_prompt` a `contamination.Contamination.check`.
+    """
 
     options: Options
-    tokenizer: str | None = None
-    max_length: int | None = None
-    holdout: Holdout | None = None
     drop: tuple[str, ...] = ()
+    token_lengths: Callable[[Pair], tuple[int, int, int]] | None = None
+    check_prompt: Callable[[Messages], None] | None = None
 
 
-def pair_facts(pair: dict[str, Any], work: Work) -> tuple:
-    """FACTS of a checked pair, from `prompt_hash` on; raises RowError for one too long or with a held-out prompt."""
+def pair_facts(pair: Pair, work: Work) -> tuple:
+    """FACTS of a checked pair, from `prompt_hash` on; raises RowError for one too long or contaminated."""
     shared = shared_messages(pair)
-    if work.holdout:
-        work.holdout.check(shared)
+    if work.check_prompt:
+        work.check_prompt(shared)
     prompt, *answers = (_text(messages) for messages in (shared, *(pair[side][len(shared) :] for side in SIDES)))
-    tokens = (0, 0, 0)
-    if work.tokenizer:
-        tokens = _token_lengths(pair, work)
     return (
-        *(xxh3_64_intdigest(text.encode()) for text in (repr([sorted(m.items()) for m in shared]), *answers)),
+        prompt_key(shared),
+        *(xxh3_64_intdigest(answer.encode()) for answer in answers),
         *map(len, (prompt, *answers)),
-        *tokens,
+        *(work.token_lengths(pair) if work.token_lengths else (0, 0, 0)),
         sum(message["role"] == "user" for message in shared),
         script(prompt + answers[0][:200]),
         "margin" in pair,
@@ -110,29 +112,3 @@ def _refuses(answer: str) -> bool:
 def _open(answer: str) -> bool:
     """Whether a text ends within a word or number; scripts without spaces between words do not count."""
     return answer[-1:].isalnum() and answer[-1] < "\u0e00"
-
-
-_TOKENIZERS: dict[str, Any] = {}  # of this process
-
-
-def _token_lengths(pair: dict[str, Any], work: Work) -> tuple[int, int, int]:
-    """Tokens of the shared prefix and of each side's rest, rendered as in training."""
-    from jinja2 import TemplateError
-
-    from reward_model.model.packing import common_prefix_length
-    from reward_model.model.tokenization import cut_tokens, encode_pairs, load_tokenizer, render
-
-    if work.tokenizer not in _TOKENIZERS:
-        tokenizer = load_tokenizer(work.tokenizer)
-        _TOKENIZERS[work.tokenizer] = tokenizer, cut_tokens(tokenizer)
-    tokenizer, cutters = _TOKENIZERS[work.tokenizer]
-    try:
-        texts = [[render(pair[side], tokenizer, pair.get("tools"))] for side in SIDES]
-    except TemplateError as error:
-        raise RowError("template", f"refused by the tokenizer's chat template: {error}.") from None
-    (chosen,), (rejected,) = encode_pairs(*texts, tokenizer, cutters)
-    longest = max(len(chosen), len(rejected))
-    if work.max_length and longest > work.max_length:
-        raise RowError("too long", f"the longer side has {longest} tokens, more than --max_length {work.max_length}.")
-    prefix = common_prefix_length((chosen, rejected))
-    return prefix, len(chosen) - prefix, len(rejected) - prefix

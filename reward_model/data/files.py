@@ -20,8 +20,8 @@ TEST_NAMES = ("test", "eval", "valid", "dev")
 # What prepare_data.py writes beside the pairs is not data itself.
 NOT_DATA = (".rejected.", ".report.")
 
-# A row that could not be read is a RowError in its place: what becomes of it is the reader's business.
-Row = tuple[int, Any | RowError]
+# Line or row number, and the row; one that could not be read is a RowError in its place.
+NumberedRow = tuple[int, Any | RowError]
 
 
 def data_files(source: str) -> list[Path]:
@@ -50,14 +50,14 @@ def train_and_test_files(source: str) -> tuple[list[Path], list[Path]]:
     return [file for file in files if file not in tests], tests
 
 
-def place(source: str | Path, number: int) -> str:
+def place_of(source: str | Path, number: int) -> str:
     """Where a row stands: file:line for files of lines, else the number of the row, from 1."""
     by_line = str(source).endswith((".jsonl", ".jsonl.gz"))
     return f"{source}:{number}" if by_line else f"{source}: row {number}"
 
 
-def raw_rows(content: BinaryIO, file: Path) -> Iterator[Row]:
-    """(line or row number, row) of an open file; lines of JSON come as bytes, for `parse_line`, the rest as objects."""
+def raw_rows(content: BinaryIO, file: Path) -> Iterator[NumberedRow]:
+    """(line or row number, row) of an open file; lines of JSON come as bytes, for `parsed`, the rest as objects."""
     if file.name.endswith(".jsonl.gz"):
         yield from _lines(gzip.GzipFile(fileobj=content))
     elif file.suffix == ".jsonl":
@@ -70,35 +70,32 @@ def raw_rows(content: BinaryIO, file: Path) -> Iterator[Row]:
         yield from _json_rows(content, file)
 
 
-def parse_line(line: bytes) -> Any:
-    """The value in a line of JSON; raises RowError where it is none, or not UTF-8."""
+def parsed(row: Any) -> Any:
+    """The value in a line of JSON (bytes), or a RowError where it is none or not UTF-8; any other row as it is."""
+    if not isinstance(row, bytes):
+        return row
     try:
-        return orjson.loads(line)
+        return orjson.loads(row)
     except orjson.JSONDecodeError:
         pass  # the standard library takes more (NaN, a byte order mark) and says where it stops
     try:
-        return json.loads(line.rstrip(b"\r\n").decode("utf-8-sig"))
+        return json.loads(row.rstrip(b"\r\n").decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise RowError("not decodable", f"not UTF-8 at byte {error.start}; convert the file first.") from None
+        return RowError("not decodable", f"not UTF-8 at byte {error.start}; convert the file first.")
     except json.JSONDecodeError as error:
-        raise RowError("not parseable", f"not valid JSON ({error.msg}, column {error.colno}).") from None
+        return RowError("not parseable", f"not valid JSON ({error.msg}, column {error.colno}).")
     except RecursionError:
-        raise RowError("not parseable", "JSON nested too deeply.") from None
+        return RowError("not parseable", "JSON nested too deeply.")
 
 
-def read_rows(file: Path) -> Iterator[Row]:
+def read_rows(file: Path) -> Iterator[NumberedRow]:
     """(line or row number, row) of a file, parsed; a row that cannot be read is a RowError."""
     with open(file, "rb") as content:
         for number, row in raw_rows(content, file):
-            if isinstance(row, bytes):
-                try:
-                    row = parse_line(row)
-                except RowError as error:
-                    row = error
-            yield number, row
+            yield number, parsed(row)
 
 
-def hub_rows(name: str) -> Iterator[Row]:
+def hub_rows(name: str) -> Iterator[NumberedRow]:
     """Rows of the hub's data set `owner/name[:split]` (split train unless named), streamed."""
     from datasets import load_dataset
 
@@ -109,7 +106,7 @@ def hub_rows(name: str) -> Iterator[Row]:
         raise InputError(f"{name}: neither a file or folder here nor a data set the hub gave: {error}") from error
 
 
-def _lines(content: BinaryIO | gzip.GzipFile) -> Iterator[Row]:
+def _lines(content: BinaryIO | gzip.GzipFile) -> Iterator[NumberedRow]:
     number = 0
     try:
         for number, line in enumerate(content, 1):
@@ -129,7 +126,7 @@ def _parquet_rows(content: BinaryIO, file: Path) -> Iterator[dict[str, Any]]:
         raise InputError(f"{file}: not a Parquet file: {error}") from None
 
 
-def _csv_rows(content: BinaryIO) -> Iterator[Row]:
+def _csv_rows(content: BinaryIO) -> Iterator[NumberedRow]:
     csv.field_size_limit(sys.maxsize)
     # Bytes that are no UTF-8 become lone surrogates, which the check of the text finds.
     lines = io.TextIOWrapper(content, encoding="utf-8-sig", errors="surrogateescape", newline="")
@@ -152,7 +149,7 @@ def _json_cell(cell: str) -> Any:
         return cell
 
 
-def _json_rows(content: BinaryIO, file: Path) -> Iterator[Row]:
+def _json_rows(content: BinaryIO, file: Path) -> Iterator[NumberedRow]:
     """Rows of a .json file: one array, streamed, or one object a line."""
     bom = content.read(3) == b"\xef\xbb\xbf"
     content.seek(3 if bom else 0)

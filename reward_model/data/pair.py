@@ -6,6 +6,7 @@ Optional: "margin" (float), "source", "subset", "id" (strings), "tools". Checks 
 import json
 import math
 import re
+from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any
 
@@ -16,6 +17,7 @@ from reward_model import RowError
 SIDES = ("chosen", "rejected")
 LABELS = ("source", "subset", "id")
 Messages = list[dict[str, Any]]
+Pair = dict[str, Any]
 
 # The role that may follow each role; a conversation begins as after None.
 NEXT = {
@@ -41,7 +43,7 @@ def check_pair(row: Any) -> dict[str, Any]:
             raise RowError(
                 "missing field", f"no {side!r} (keys: {', '.join(map(str, row))}); a pair needs chosen and rejected."
             )
-    pair = {side: check_conversation(row[side], side) for side in SIDES}
+    pair: Pair = {side: check_conversation(row[side], side) for side in SIDES}
     chosen, rejected = pair["chosen"], pair["rejected"]
     # From the end, where they nearly always differ.
     both = zip(reversed(chosen), reversed(rejected), strict=False)
@@ -86,7 +88,7 @@ def check_conversation(messages: Any, name: str) -> Messages:
             raise RowError(
                 "not text", f"{name}, message {number} has a content that is no text: {str(content)[:60]!r}."
             )
-        if role == "user" and not content.strip():
+        if role == "user" and not (content or "").strip():
             raise RowError("empty", f"{name}, message {number}, the user's, is empty; remove the pair or fill it in.")
         last = role
     if last != "assistant":
@@ -147,4 +149,18 @@ def _trimmed(message: dict[str, Any]) -> dict[str, Any]:
 
 def prompt_key(prompt: Messages) -> int:
     """64 bits that are equal for equal prompts (what the sides of a pair share), whatever order their keys stand in."""
-    return xxh3_64_intdigest(json.dumps(prompt, sort_keys=True))
+    return xxh3_64_intdigest(json.dumps(prompt, sort_keys=True, default=str).encode())
+
+
+def common_prefix_length(conversations: Sequence[list[int] | str]) -> int:
+    """Tokens (or characters) that all begin with, less one where a conversation would be left without a branch."""
+    first, shortest = conversations[0], min(map(len, conversations))
+    length = 0
+    step = 1 << max(shortest, 1).bit_length()
+    while step:  # binary search: comparing slices of lists is fast, comparing items in Python is not
+        if length + step < shortest and all(
+            other[: length + step] == first[: length + step] for other in conversations
+        ):
+            length += step
+        step >>= 1
+    return length

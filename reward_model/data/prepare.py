@@ -18,10 +18,10 @@ import numpy as np
 from tqdm import tqdm
 
 from reward_model import InputError
-from reward_model.data.conflicts import GOOD, REASONS, compare
+from reward_model.data.conflicts import GOOD, REASONS, find_conflicts
 from reward_model.data.features import FACTS, Work
-from reward_model.data.files import place
-from reward_model.data.split import held_out
+from reward_model.data.files import data_files, place_of
+from reward_model.data.split import check_eval_size, held_out
 from reward_model.data.workers import Bad, Source, converted
 
 PLACES = 5  # of bad rows of each reason, kept for the summary
@@ -35,25 +35,18 @@ class Rejected:
         self.file, self.ties, self.strict = file, ties, strict
         self.counts: dict[str, dict[str, Any]] = {}
 
-    def add(self, bad: Bad) -> None:
-        """Count a bad row and write it down; raises InputError if such a row is to stop the run."""
+    def add(self, bad: Bad, kept: bool = False) -> None:
+        """Count a bad row, and write it down unless it is kept; raises InputError if such a row is to stop the run."""
         is_tie = bad.reason == "tie"
-        if self.ties == "stop" if is_tie else self.strict:
+        if not kept and (self.ties == "stop" if is_tie else self.strict):
             cure = "choose another --ties" if is_tie else "leave out --strict to set such rows aside"
             raise InputError(f"{bad.place}: {bad.message} Nothing was written; {cure}.")
-        self._count(bad, kept=False)
-        if not (is_tie and self.ties == "drop"):
-            self.file.write(json.dumps(bad._asdict(), default=str) + "\n")
-
-    def doubt(self, bad: Bad) -> None:
-        """Count a row that looks wrong but is kept."""
-        self._count(bad, kept=True)
-
-    def _count(self, bad: Bad, kept: bool) -> None:
         seen = self.counts.setdefault(bad.reason, {"count": 0, "kept": kept, "first": []})
         seen["count"] += 1
         if len(seen["first"]) < PLACES:
             seen["first"].append(f"{bad.place}: {bad.message}")
+        if not kept and not (is_tie and self.ties == "drop"):
+            self.file.write(json.dumps(bad._asdict(), default=str) + "\n")
 
 
 @dataclass
@@ -85,6 +78,7 @@ def prepare(
 
     Pairs stand in the order read; several sources are interleaved at random, each in its own order.
     """
+    check_eval_size(eval_size)
     output.parent.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(seed)
     with TemporaryDirectory(dir=output.parent, prefix=".preparing-") as folder:
@@ -92,7 +86,7 @@ def prepare(
         with open(made["rejected"], "w", encoding="utf-8") as file:
             rejected = Rejected(file, ties, strict)
             facts, files, labels, rows = _convert_all(sources, Path(folder), rejected, work, num_proc)
-            reasons, doubts, others = compare(facts, work.drop)
+            reasons, doubts, others = find_conflicts(facts, work.drop)
             taken = _mixed(facts, reasons == GOOD, sources, random)
             if not len(taken):
                 raise InputError(f"No pair is left of {rows:,} rows. {_reasons(rejected, reasons)}")
@@ -109,7 +103,7 @@ def prepare(
             else:
                 path.unlink(missing_ok=True)  # of an earlier run, and no longer true
     good = int((reasons == GOOD).sum())
-    unit = "tokens" if work.tokenizer else "characters"
+    unit = "tokens" if work.token_lengths else "characters"
     return Prepared(facts[taken], in_eval[taken], labels, rows, rejected.counts, good - len(taken), samples, unit)
 
 
@@ -119,11 +113,36 @@ def output_files(output: Path) -> dict[str, Path]:
     return {"pairs": output} | {name: output.with_suffix(suffix) for name, suffix in names.items()}
 
 
+def check_output(output: Path, inputs: list[str], overwrite: bool) -> None:
+    """Raises InputError if writing `output` and what comes beside it would change what is read (`inputs`: files,
+    folders or hub ids), or, without `overwrite`, a file that no earlier run has left (its report names those)."""
+    made = output_files(output)
+    there = [path for path in made.values() if path.exists() or path.is_symlink()]
+    for name in inputs:
+        if Path(name).is_dir() and Path(name).resolve() in output.resolve().parents:
+            raise InputError(f"--output {output} lies inside {name}, which is read; choose another folder.")
+        for path in there:
+            if any(path.exists() and path.samefile(file) for file in data_files(name)):
+                raise InputError(f"--output {output} would replace {path}, which is read; choose another name.")
+    try:
+        ours = json.loads(made["report"].read_bytes())["files"]
+    except (OSError, ValueError, LookupError, TypeError):  # no report, or one of something else
+        ours = []
+    others = [str(path) for path in there if path.name not in ours]
+    if others and not overwrite:
+        raise InputError(
+            f"--output {output} would replace {', '.join(others)}, which prepare_data.py has not made; choose another "
+            "name, or say --overwrite."
+        )
+
+
 def _convert_all(
     sources: list[Source], folder: Path, rejected: Rejected, work: Work, num_proc: int
 ) -> tuple[np.ndarray, list[str], list[str], int]:
     """Good pairs of each source into a file of its number; returns FACTS, names of files and of sources, rows read."""
-    arrays, files, labels, rows = [np.zeros(0, FACTS)], {}, {}, 0
+    arrays, rows = [np.zeros(0, FACTS)], 0
+    files: dict[str, int] = {}
+    labels: dict[str, int] = {}
     for part, source in enumerate(sources):
         with open(folder / str(part), "wb") as lines:
             for file, done in converted(source, work, num_proc):
@@ -137,7 +156,7 @@ def _convert_all(
                 for bad in done.bad:
                     rejected.add(bad)
                 for bad in done.doubts:
-                    rejected.doubt(bad)
+                    rejected.add(bad, kept=True)
     return np.concatenate(arrays), list(files), list(labels), rows
 
 
@@ -175,10 +194,9 @@ def _good_lines(path: Path, part: int, about: tuple, rejected: Rejected) -> Iter
     with open(path, "rb") as lines:
         for index, reason, is_bad, line in zip(own.tolist(), found, set_aside, lines, strict=True):
             if reason:
-                at, other = (place(files[facts["file"][i]], int(facts["row"][i])) for i in (index, others[index]))
+                place, other = (place_of(files[facts["file"][i]], facts["row"][i]) for i in (index, others[index]))
                 note = ABOUT[REASONS[reason]].format(other)
-                add = rejected.add if is_bad else rejected.doubt
-                add(Bad(at, REASONS[reason], note, json.loads(line) if is_bad else None))
+                rejected.add(Bad(place, REASONS[reason], note, json.loads(line) if is_bad else None), kept=not is_bad)
             if not is_bad:
                 yield index, line
 
@@ -194,8 +212,8 @@ def _write(
     """Write the pairs `taken`, in this order; returns those in `picked`."""
     samples = []
     with open(made["pairs"], "wb") as pairs, open(made.get("eval", os.devnull), "wb") as held:
-        places = zip(taken.tolist(), part_of[taken].tolist(), in_eval[taken].tolist(), strict=True)
-        for wanted, part, is_held in tqdm(places, desc="writing", total=len(taken), unit=" pairs", unit_scale=True):
+        order = zip(taken.tolist(), part_of[taken].tolist(), in_eval[taken].tolist(), strict=True)
+        for wanted, part, is_held in tqdm(order, desc="writing", total=len(taken), unit=" pairs", unit_scale=True):
             index, line = next(parts[part])
             while index != wanted:  # left out by a cap or a weight
                 index, line = next(parts[part])

@@ -89,15 +89,9 @@ def html(title: str, figures: dict[str, Any], prepared: Prepared) -> str:
 
 
 def _rows_section(figures: dict[str, Any]) -> str:
-    kept = [
-        ["rows read", figures["rows"]],
-        ["pairs for training", figures["pairs"]],
-        ["pairs held out", figures["eval_pairs"]],
-    ]
-    kept += [["prompts", figures["prompts"]], ["pairs with a margin", figures["pairs_with_margin"]]]
-    if figures["left_out_by_cap_or_weight"]:
-        kept += [["left out by cap or weight", figures["left_out_by_cap_or_weight"]]]
-    section = page.table(["", "number"], kept)
+    names = {"rows": "rows read", "pairs": "pairs for training", "eval_pairs": "pairs held out", "prompts": "prompts"}
+    names |= {"pairs_with_margin": "pairs with a margin", "left_out_by_cap_or_weight": "left out by cap or weight"}
+    section = page.table(["", "number"], [[text, figures[name]] for name, text in names.items()])
     if not figures["findings"]:
         return section + "<p>Nothing was wrong with any row.</p>"
     found = ""
@@ -171,15 +165,9 @@ def _samples_section(prepared: Prepared) -> str:
 
 
 def _distribution(values: np.ndarray) -> dict[str, float | int]:
-    low, five, half, most_of, high = np.percentile(values, [0, 5, 50, 95, 100])
-    return {
-        "min": int(low),
-        "p5": int(five),
-        "median": int(half),
-        "mean": round(float(values.mean()), 1),
-        "p95": int(most_of),
-        "max": int(high),
-    }
+    low, five, half, most_of, high = np.percentile(values, [0, 5, 50, 95, 100]).astype(int).tolist()
+    mean = round(float(values.mean()), 1)
+    return {"min": low, "p5": five, "median": half, "mean": mean, "p95": most_of, "max": high}
 
 
 def _counts(codes: np.ndarray, names: Any) -> dict[str, int]:

@@ -3,9 +3,9 @@
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,13 +14,12 @@ from tqdm import tqdm
 
 from reward_model import RowError
 from reward_model.data.features import Work, pair_facts
-from reward_model.data.files import data_files, hub_rows, parse_line, place, raw_rows
-from reward_model.data.formats import convert, recognise
-from reward_model.data.pair import check_pair, doubt
+from reward_model.data.files import NumberedRow, data_files, hub_rows, raw_rows
+from reward_model.data.pair import doubt
+from reward_model.data.reader import read, with_format
 
 CHUNK = 500  # rows
 BYTES_WORTH_PROCESSES = 8_000_000
-LOOKED_AT = 100  # rows, to recognise a format
 BAR = {"unit": "B", "unit_scale": True, "dynamic_ncols": True}
 
 
@@ -60,35 +59,31 @@ class Converted:
     rows: int = 0
 
 
-def convert_chunk(chunk: list[tuple[int, Any]], file: str, name: str, format_: str, work: Work) -> Converted:
-    """Convert and check rows; `name` is the source label of pairs that have none."""
+Task = tuple[list[NumberedRow], str, str, str]  # rows, their file or hub id, the source of pairs that name none, format
+
+
+def convert_chunk(task: Task, work: Work) -> Converted:
+    """Convert and check some rows."""
+    chunk, file, label, format_ = task
     done = Converted(rows=len(chunk))
-    for number, row in chunk:
-        where = place(file, number)
-        try:
-            if isinstance(row, RowError):
-                raise row
-            parsed = parse_line(row) if isinstance(row, bytes) else row
-            pairs = convert(parsed, format_, work.options)
-        except RowError as error:
-            done.bad.append(Bad(where, error.reason, str(error), _shown(row)))
-            continue
-        for unchecked in pairs:
+    for reading in read(chunk, file, work.options, format_):
+        for pair in reading.pairs:
             try:
-                pair = check_pair(unchecked)
-                pair.setdefault("source", name)
+                if isinstance(pair, RowError):
+                    raise pair
+                pair.setdefault("source", label)
                 facts = pair_facts(pair, work)
                 if (found := doubt(pair)) and found.reason in work.drop:
                     raise found
                 line = orjson.dumps(pair, option=orjson.OPT_APPEND_NEWLINE)
             except (RowError, orjson.JSONEncodeError) as error:
                 reason = error.reason if isinstance(error, RowError) else "not text"
-                done.bad.append(Bad(where, reason, str(error), _shown(unchecked)))
+                done.bad.append(Bad(reading.place, reason, str(error), _shown(reading.row)))
                 continue
             if found:
-                done.doubts.append(Bad(where, found.reason, str(found), None))
+                done.doubts.append(Bad(reading.place, found.reason, str(found), None))
             done.lines.append(line)
-            done.facts.append((0, 0, number, 0, *facts))
+            done.facts.append((0, 0, reading.number, 0, *facts))
             done.sources.append(pair["source"])
     return done
 
@@ -102,54 +97,48 @@ def _shown(row: Any) -> Any:
 def converted(source: Source, work: Work, num_proc: int) -> Iterator[tuple[str, Converted]]:
     """(file or hub id, what became of a chunk of its rows), in the order of the rows, with a progress bar."""
     label = source.label
-    for file in data_files(source.name) or [None]:
+    files: list[Path | None] = [*data_files(source.name)]
+    for file in files or [None]:
         name, size = (str(file), file.stat().st_size) if file else (source.name, None)
         with open(file, "rb") if file else nullcontext() as content, tqdm(total=size, desc=label, **BAR) as bar:
-            rows = raw_rows(content, file) if file else hub_rows(name)
-            first = list(islice(rows, LOOKED_AT))
-            format_ = source.format if source.format != "auto" else recognise(_parsed(first), name)
-            tasks = ((chunk, name, label, format_) for chunk in _chunks(chain(first, rows)))
+            rows = raw_rows(content, file) if file and content else hub_rows(name)
+            format_, rows = with_format(rows, name, source.format)
+            tasks = ((chunk, name, label, format_) for chunk in _chunks(rows))
             processes = 1 if size is not None and size < BYTES_WORTH_PROCESSES else num_proc
-            read = 0
+            rows_read = 0
             for done in _in_order(tasks, processes, work):
-                read += done.rows
+                rows_read += done.rows
                 seconds = max(bar.format_dict["elapsed"], 1e-9)
-                bar.set_postfix_str(f"{read:,} rows, {read / seconds:,.0f} rows/s", refresh=False)
+                bar.set_postfix_str(f"{rows_read:,} rows, {rows_read / seconds:,.0f} rows/s", refresh=False)
                 bar.update(content.tell() - bar.n if content else 0)
                 yield name, done
 
 
-def _parsed(rows: list[tuple[int, Any]]) -> Iterator[Any]:
-    for _, row in rows:
-        with suppress(RowError):  # it is reported when its chunk is converted
-            yield parse_line(row) if isinstance(row, bytes) else row
-
-
-def _chunks(rows: Iterator[Any]) -> Iterator[list[Any]]:
+def _chunks(rows: Iterator[NumberedRow]) -> Iterator[list[NumberedRow]]:
     while chunk := list(islice(rows, CHUNK)):
         yield chunk
 
 
-_WORK: list[Work] = []  # of this process: with a large holdout it is too much to send along with every chunk
+_WORK: list[Work] = []  # of this process: with many contaminating prompts it is too much to send with every chunk
 
 
 def _begin(work: Work) -> None:
     _WORK[:] = [work]
 
 
-def _convert(*task: Any) -> Converted:
-    return convert_chunk(*task, _WORK[0])
+def _convert(task: Task) -> Converted:
+    return convert_chunk(task, _WORK[0])
 
 
-def _in_order(tasks: Iterable[tuple], num_proc: int, work: Work) -> Iterator[Converted]:
+def _in_order(tasks: Iterable[Task], num_proc: int, work: Work) -> Iterator[Converted]:
     """Chunks converted, in order, a few ahead: `Executor.map` would read the whole source at once."""
     if num_proc < 2:
-        yield from (convert_chunk(*task, work) for task in tasks)
+        yield from (convert_chunk(task, work) for task in tasks)
         return
     with ProcessPoolExecutor(num_proc, initializer=_begin, initargs=(work,)) as executor:
         waiting: deque[Future] = deque()
         for task in tasks:
-            waiting.append(executor.submit(_convert, *task))
+            waiting.append(executor.submit(_convert, task))
             if len(waiting) > 3 * num_proc:
                 yield waiting.popleft().result()
         while waiting:

@@ -1,22 +1,103 @@
-"""The page report.html of an evaluation, and the comparison of two of them."""
+"""All figures of an evaluation: metrics.json, the table in the terminal, and the page report.html."""
 
+import json
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from reward_model import html as page
-from reward_model.data.pair import shared_messages
-from reward_model.evaluation.items import Scored
-from reward_model.evaluation.metrics import comparison, reliability
+from reward_model.data.features import FACTS, Work, pair_facts, trivial_judges
+from reward_model.data.formats import NO_OPTIONS
+from reward_model.evaluation.benchmarks import official_figures
+from reward_model.evaluation.items import Scored, text_of
+from reward_model.evaluation.metrics import by_length, interval, length_correlation, measures, reliability
 
 WORST = 50
 FILTER = """<label>Subset: <select onchange="document.querySelectorAll('[data-subset]').forEach(
 e => e.hidden = this.value && e.dataset.subset !== this.value)"><option value="">all</option>%s</select></label>"""
 
 
-def html(name: str, found: dict[str, Any], scored: Scored) -> str:
-    """The whole page; `found` are `evaluation.figures`."""
+def figures(scored: Scored, seed: int = 0) -> dict[str, Any]:
+    """All that is measured, as written to metrics.json."""
+    work = Work(NO_OPTIONS)
+    facts = np.array([(0, 0, 0, 0, *pair_facts(pair, work)) for item in scored.items for pair in item.pairs], FACTS)
+    margins = np.concatenate([margins.ravel() for margins in scored.margins])
+    everything = np.ones(len(scored.items), dtype=bool)
+    return {
+        "all": _subset(scored, everything, seed),
+        "subsets": {str(name): _subset(scored, scored.subsets == name, seed) for name in dict.fromkeys(scored.subsets)},
+        "by_length": by_length(margins, facts["chosen"], facts["rejected"]),
+        "length_correlation": length_correlation(*_scores_and_lengths(scored)),
+        "trivial_judges": trivial_judges(facts),
+        "official": official_figures(scored),
+    }
+
+
+def _subset(scored: Scored, inside: np.ndarray, seed: int) -> dict[str, Any]:
+    """Measures of some items: accuracy by their protocols, the rest from every chosen-rejected pair in them."""
+    indices = np.flatnonzero(inside)
+    margins = [scored.margins[index].ravel() for index in indices]
+    prompts = np.repeat(scored.prompts[indices], [len(values) for values in margins])
+    found = measures(np.concatenate(margins), prompts, seed)
+    low, high = interval(scored.right[indices], scored.prompts[indices], seed)
+    accuracy, strict = (float(values[indices].mean()) for values in (scored.right, scored.strict))
+    return {"items": len(indices), **found, "accuracy": accuracy, "low": low, "high": high, "strict_accuracy": strict}
+
+
+def _scores_and_lengths(scored: Scored) -> tuple[np.ndarray, np.ndarray]:
+    """The score of every answer and its length in characters."""
+    answers = (messages[-1] for item in scored.items for messages in item.conversations)
+    return np.concatenate(scored.scores), np.array([len(text_of(answer)) for answer in answers])
+
+
+def terminal(found: dict[str, Any]) -> str:
+    """What evaluate.py prints."""
+    everything = found["all"]
+    by_length = (f"{name} {row['accuracy']:.3f} ({row['pairs']})" for name, row in found["by_length"].items())
+    judges = (f"{name} {value:.3f}" for name, value in found["trivial_judges"].items())
+    official = (
+        f"{title}: " + ", ".join(f"{name} {value:.3f}" for name, value in values.items())
+        for title, values in found["official"].items()
+    )
+    return "\n".join(
+        [
+            _subset_table(found).to_string(),
+            f"ties: {everything['ties']}; with those of pairs as wrong accuracy is {everything['strict_accuracy']:.3f}",
+            f"the temperature that calibrates sigmoid(margin): {everything['temperature']:.2f}",
+            f"chosen answer is … than rejected: {', '.join(by_length)}",
+            f"rank correlation of score and length: {found['length_correlation']:+.2f}",
+            f"judges that read nothing: {', '.join(judges)}",
+            *official,
+        ]
+    )
+
+
+def _subset_table(found: dict[str, Any]) -> pd.DataFrame:
+    """Measures of each subset and of all, as they are shown."""
+    table = pd.DataFrame([*found["subsets"].values(), found["all"]], index=[*found["subsets"], "all"])
+    table["interval"] = [f"{low:.3f}–{high:.3f}" for low, high in zip(table["low"], table["high"], strict=True)]
+    shown = {"items": "items", "accuracy": "accuracy", "interval": "95 % interval", "mean_margin": "margin"}
+    shown |= {"log_loss": "log loss", "calibration_error": "ECE", "temperature": "temperature"}
+    return (
+        table[list(shown)]
+        .map(lambda value: f"{value:.3f}" if isinstance(value, float) else value)
+        .rename(columns=shown)
+    )
+
+
+def write(folder: Path, name: str, found: dict[str, Any], scored: Scored) -> None:
+    """metrics.json, scores.jsonl and report.html; `name` says whose evaluation it is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "metrics.json").write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    with open(folder / "scores.jsonl", "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in scored.records())
+    (folder / "report.html").write_text(_page(name, found, scored), encoding="utf-8")
+
+
+def _page(name: str, found: dict[str, Any], scored: Scored) -> str:
     everything = found["all"]
     subtitle = (
         f"{everything['items']:,} items: accuracy {everything['accuracy']:.3f} "
@@ -35,43 +116,32 @@ def html(name: str, found: dict[str, Any], scored: Scored) -> str:
 
 
 def _subset_section(found: dict[str, Any]) -> str:
-    rows = [*found["subsets"].items(), ("all", found["all"])]
+    measured = [*found["subsets"].items(), ("all", found["all"])]
     figure, axes = page.plot("Accuracy, 95 % interval", "accuracy")
-    figure.set_size_inches(4.4, max(2.9, 0.6 + 0.26 * len(rows)))
-    for height, (_, row) in enumerate(reversed(rows)):
+    figure.set_size_inches(4.4, max(2.9, 0.6 + 0.26 * len(measured)))
+    for height, (_, row) in enumerate(reversed(measured)):
         axes.plot([row["low"], row["high"]], [height, height], color=page.BLUE)
         axes.plot(row["accuracy"], height, "o", color=page.BLUE, markersize=4)
-    axes.set_yticks(range(len(rows)), [name for name, _ in reversed(rows)])
+    axes.set_yticks(range(len(measured)), [name for name, _ in reversed(measured)])
     axes.axvline(0.5, color=page.GRAY, linewidth=1)
     axes.set_xlim(-0.02, 1.02)
-    header = ["subset", "items", "accuracy", "95 % interval", "mean margin", "log loss", "ECE", "temperature"]
-    shown = [
-        [
-            name,
-            row["items"],
-            f"{row['accuracy']:.3f}",
-            f"{row['low']:.3f}–{row['high']:.3f}",
-            f"{row['mean_margin']:.3f}",
-            f"{row['log_loss']:.3f}",
-            f"{row['calibration_error']:.3f}",
-            f"{row['temperature']:.2f}",
-        ]
-        for name, row in rows
-    ]
-    more = [(key, found[key]) for key in ("sections", "rm_bench") if key in found]
-    tables = "".join(page.table(["", "accuracy"], [[n, f"{v:.3f}"] for n, v in values.items()]) for _, values in more)
-    return page.plots([figure]) + page.table(header, shown) + tables
+    table = _subset_table(found).reset_index(names="subset")
+    official = ""
+    for title, values in found["official"].items():
+        rows: list[list[object]] = [[name, f"{value:.3f}"] for name, value in values.items()]
+        official += page.table([title, ""], rows)
+    return page.plots([figure]) + page.table(list(table), table.to_numpy().tolist()) + official
 
 
 def _before_section(found: dict[str, Any]) -> str:
     names = ("accuracy", "mean_margin", "log_loss", "calibration_error")
-    rows = [[name, f"{found['before'][name]:.3f}", f"{found['all'][name]:.3f}"] for name in names]
-    return page.table(["", "before", "after"], rows)
+    shown = (found["before"], found["all"])
+    return page.table(["", "before", "after"], [[name, *(f"{row[name]:.3f}" for row in shown)] for name in names])
 
 
 def _score_section(found: dict[str, Any], scored: Scored) -> str:
     chosen, rejected = (np.concatenate(scores) for scores in zip(*scored.split, strict=True))
-    bins = np.linspace(min(chosen.min(), rejected.min()), max(chosen.max(), rejected.max()) + 1e-6, 40)
+    bins = list(np.linspace(min(chosen.min(), rejected.min()), max(chosen.max(), rejected.max()) + 1e-6, 40))
     scores, axes = page.plot("Scores", "score", "answers")
     for values, label, color in ((chosen, "chosen", page.BLUE), (rejected, "rejected", page.ORANGE)):
         axes.hist(values, bins, histtype="step", color=color, label=label)
@@ -100,9 +170,9 @@ def _length_section(found: dict[str, Any], scored: Scored) -> str:
     axes.bar(list(by_length), [row["accuracy"] for row in by_length.values()], color=page.BLUE)
     axes.axhline(0.5, color=page.GRAY, linewidth=1)
     axes.set_ylim(0, 1)
-    lengths = [len(str(messages[-1].get("content") or "")) for item in scored.items for messages in item.conversations]
+    scores, lengths = _scores_and_lengths(scored)
     points, axes = page.plot("Score and length of answers", "characters", "score")
-    axes.scatter(lengths, [score for scores in scored.scores for score in scores], 4, page.BLUE, alpha=0.4)
+    axes.scatter(lengths, scores, 4, page.BLUE, alpha=0.4)
     judges = {**found["trivial_judges"], "this model": found["all"]["accuracy"]}
     rows = [[name, f"{value:.3f}"] for name, value in sorted(judges.items(), key=lambda item: -item[1])]
     note = f"Rank correlation of score and length: {found['length_correlation']:+.2f}. Beside judges that read nothing:"
@@ -115,32 +185,11 @@ def _worst_section(found: dict[str, Any], scored: Scored) -> str:
     for index in np.argsort(least)[:WORST]:
         item, margins = scored.items[index], scored.margins[index]
         row, column = np.unravel_index(margins.argmin(), margins.shape)
-        pair = {"chosen": item.chosen[row], "rejected": item.rejected[column]}
-        shared = shared_messages(pair)
-        question = " ".join(str(shared[-1].get("content") or "").split())[:110]
+        shared = item.prompt
+        question = " ".join(text_of(shared[-1]).split())[:110]
         scores = [scored.split[index][0][row], scored.split[index][1][column]]
         summary = f"{margins[row, column]:+.2f} ({scores[0]:+.2f} to {scores[1]:+.2f}) {item.subset}: {question}"
-        text = page.pair(summary, shared, *(messages[len(shared) :] for messages in pair.values()))
+        text = page.pair(summary, shared, item.chosen[row][len(shared) :], item.rejected[column][len(shared) :])
         shown.append(f'<div data-subset="{escape(item.subset)}">{text}</div>')
     options = "".join(f"<option>{escape(name)}</option>" for name in found["subsets"])
     return "<p>" + FILTER % options + "</p>" + "".join(shown)
-
-
-def compare(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """(comparison per subset and in all, items on which they disagree) of two runs' records, by their common keys."""
-    other = {record["key"]: record for record in b}
-    both = [(record, other[record["key"]]) for record in a if record["key"] in other]
-    right_a, right_b = (np.array([pair[side]["right"] for pair in both]) for side in (0, 1))
-    subsets = np.array([record["subset"] for record, _ in both])
-    prompts = np.array([record["prompt"] for record, _ in both])
-    found = {}
-    for name in [*dict.fromkeys(subsets.tolist()), "all"]:
-        inside = subsets == name if name != "all" else np.ones(len(both), dtype=bool)
-        found[name] = comparison(right_a[inside], right_b[inside], prompts[inside])
-    disagree = [
-        {"a_right": one["right"], "b_right": two["right"]}
-        | {key: one[key] for key in ("place", "subset", "prompt", "chosen", "rejected")}
-        for one, two in both
-        if one["right"] != two["right"]
-    ]
-    return found, disagree

@@ -1,8 +1,9 @@
 """Attention and pooled forward for packed rows, for any model that goes through Transformers' AttentionInterface.
 
 `install` gives a *ForSequenceClassification model both ways: a batch that carries `cu_seq_lens_q` is a packed row and
-yields one reward per branch; any other batch is handled as before. The CUDA call (`varlen_attn`) has not been run on a
-GPU yet; it takes the arguments that the CPU path, which is tested, takes.
+yields one reward per branch; any other batch is handled as before. Either way the reward head computes in fp32.
+The CUDA call (`varlen_attn`) has not been run on a GPU yet; it takes the arguments that the CPU path, which is tested,
+takes.
 """
 
 from types import MethodType
@@ -16,6 +17,9 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
+from trl.trainer.utils import disable_dropout_in_model
+
+from reward_model import InputError
 
 NAME = "shared_prefix"
 # Queries of one masked SDPA call, so that its mask stays small beside the activations.
@@ -34,20 +38,55 @@ class PathCounts:
         self.unsupported: set[str] = set()
 
 
-def install(model: PreTrainedModel, shared_prefix: bool = True) -> str | None:
-    """Let `model` count what passes and take packed rows; returns why not, and then only padded batches work."""
+def install(model: PreTrainedModel, shared_prefix: bool = True, disable_dropout: bool = True) -> str | None:
+    """Let `model` count what passes and take packed rows; returns why not, and then only padded batches work.
+
+    Either way rewards come in fp32, and no dropout is left unless asked for. Raises InputError for a model whose score
+    is not the one of the last token.
+    """
+    check_head(model)
     model.path_counts = PathCounts()
     model.forward = MethodType(_forward, model)
+    model.score.forward = MethodType(_score, model.score)
+    if disable_dropout:
+        zero_dropout(model)
     if not shared_prefix:
         return "--shared_prefix is False"
-    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or [])
-    if unknown := kinds - {"full_attention", "sliding_attention"}:
+    config = model.config.get_text_config()
+    if unknown := set(getattr(config, "layer_types", None) or []) - {"full_attention", "sliding_attention"}:
         return f"layers of the kind {', '.join(sorted(unknown))} carry state from one branch into the next"
     if not (model._supports_sdpa and model._can_set_attn_implementation()):
         return f"the attention of {type(model).__name__} does more than SDPA (sinks or the like)"
+    dropout = [name for name, rate in config.to_dict().items() if "att" in name and "drop" in name and rate]
+    if dropout and not disable_dropout:
+        return f"{', '.join(dropout)} is not 0 and --disable_dropout is False"
     model.path_counts.own_attention = model.config._attn_implementation
     model.set_attn_implementation(NAME)
     return None
+
+
+def check_head(model: PreTrainedModel) -> None:
+    """Refuse a model without the one head that training, merging and vLLM's LAST pooling know: `score` on a decoder."""
+    if isinstance(getattr(model, "score", None), nn.Linear) and not model.config.is_encoder_decoder:
+        return
+    raise InputError(
+        f"{type(model).__name__} has no linear head `score` over the last token of a decoder, so vLLM would serve "
+        "another number than training computes; start from a decoder-only language model (Llama, Qwen, Mistral, …)."
+    )
+
+
+def zero_dropout(model: nn.Module) -> None:
+    """All dropout: trl's disable_dropout leaves the rates that modules keep as numbers, as attention does."""
+    disable_dropout_in_model(model)
+    for module in model.modules():
+        for name in [name for name, value in vars(module).items() if "drop" in name and isinstance(value, float)]:
+            setattr(module, name, 0.0)
+
+
+def _score(self: nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
+    """The head's product in fp32: in bf16, rewards near 10 are multiples of 1/16, and close pairs would be ties."""
+    with torch.autocast(hidden.device.type, enabled=False):
+        return F.linear(hidden.float(), self.weight.float(), None if self.bias is None else self.bias.float())
 
 
 def _forward(
@@ -97,7 +136,7 @@ def _attention(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Transformers' attention signature: query (1, heads, tokens, size) in, (1, tokens, heads, size) out."""
-    if cu_seq_lens_q is None:
+    if cu_seq_lens_q is None or path_counts is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
@@ -112,22 +151,26 @@ def _attention(
     # Not raised: the guard's probe must run to its end on every rank, or ZeRO-3 would be left half way.
     path_counts.unsupported |= extra
     sequences = (cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k)
-    query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
+    query, key, value = (_autocast(states[0].transpose(0, 1)) for states in (query, key, value))
     key, value = key.index_select(0, key_index), value.index_select(0, key_index)
-    attend = _varlen_attention if _kernel_takes(query, value) else sequence_attention
-    return attend(query, key, value, *sequences, scale=scaling, window=sliding_window)[None], None
+    attend = _varlen_attention if _has_kernel(query.device) and _kernel_takes(query, value) else sequence_attention
+    # JetMoE views the output, so it must be contiguous.
+    return attend(query, key, value, *sequences, scale=scaling, window=sliding_window).contiguous()[None], None
+
+
+def _autocast(states: torch.Tensor) -> torch.Tensor:
+    """In autocast's dtype, as SDPA would take them: rotary embeddings leave query and key in fp32."""
+    device = states.device.type
+    return states.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else states
+
+
+def _has_kernel(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _kernel_takes(query: torch.Tensor, value: torch.Tensor) -> bool:
     size = query.shape[-1]
-    return (
-        query.is_cuda
-        and query.dtype in (torch.bfloat16, torch.float16)
-        and size == value.shape[-1]
-        and size <= 256
-        and size % 8 == 0
-        and torch.cuda.get_device_capability(query.device) >= (8, 0)
-    )
+    return query.dtype in (torch.bfloat16, torch.float16) and size == value.shape[-1] and size <= 256 and size % 8 == 0
 
 
 def _varlen_attention(

@@ -8,27 +8,12 @@ sees the row as variable-length sequences, in FlashAttention's words: `cu_seq_le
 `cu_seq_lens_k`; within a sequence attention is causal, aligned to its end. This file has all of the index arithmetic.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 Group = tuple[list[int], list[list[int]]]
-
-
-def common_prefix_length(conversations: Sequence[list[int] | str]) -> int:
-    """Tokens (or characters) that all begin with, less one where a conversation would be left without a branch."""
-    first, shortest = conversations[0], min(map(len, conversations))
-    length = 0
-    step = 1 << max(shortest, 1).bit_length()
-    while step:  # binary search: comparing slices of lists is fast, comparing items in Python is not
-        if length + step < shortest and all(
-            other[: length + step] == first[: length + step] for other in conversations
-        ):
-            length += step
-        step >>= 1
-    return length
 
 
 def pack(groups: list[Group]) -> dict[str, Any]:

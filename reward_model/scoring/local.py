@@ -9,9 +9,10 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from trl.trainer.reward_trainer import suppress_seqcls_warning
 
 from reward_model import InputError
+from reward_model.data.pair import common_prefix_length
 from reward_model.model.attention import install
 from reward_model.model.checkpoint import check_base_model, check_reward_model, set_pad_token
-from reward_model.model.packing import common_prefix_length, pack
+from reward_model.model.packing import pack
 from reward_model.model.tokenization import load_tokenizer, render, token_ids
 
 Conversation = list[dict[str, Any]]
@@ -81,7 +82,7 @@ def score(
 
 
 def _device() -> torch.device:
-    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 def _batches(sizes: list[int], budget: int) -> Iterator[list[int]]:

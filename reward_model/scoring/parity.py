@@ -16,7 +16,7 @@ from reward_model.data.pair import Messages
 TOLERANCE = {"float32": 5e-4, "float16": 2e-2, "bfloat16": 1e-1}
 
 
-def parity(here: list[float], served: list[float], dtype: str) -> dict[str, Any]:
+def score_differences(here: list[float], served: list[float], dtype: str) -> dict[str, Any]:
     """Differences of two lists of scores of the same conversations; `worst` is the index of the largest."""
     difference = np.abs(np.subtract(here, served))
     return {
@@ -69,7 +69,7 @@ def served_tokens(
     url: str, model: str, messages: Messages, tools: list[dict[str, Any]] | None, headers: dict[str, str]
 ) -> list[int] | None:
     """The tokens that the server makes of a conversation, None where it has no /tokenize."""
-    body = {"model": model, "messages": messages, "add_generation_prompt": False}
+    body: dict[str, Any] = {"model": model, "messages": messages, "add_generation_prompt": False}
     body |= {"chat_template_kwargs": {"tools": tools}} if tools else {}
     response = requests.post(f"{url.rstrip('/')}/tokenize", json=body, headers=headers, timeout=60)
     return response.json().get("tokens") if response.ok else None

@@ -108,10 +108,10 @@ class ModelArguments(ModelConfig):
         },
     )
     lora_task_type: str = field(default="SEQ_CLS", metadata={"help": "Task type for LoRA; SEQ_CLS trains `score`."})
-    lora_dropout: float = field(default=0.0, metadata={"help": "LoRA dropout; needs --disable_dropout False."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout of LoRA's input."})
 
     def __post_init__(self) -> None:
-        if self.use_peft and self.lora_target_modules is None:  # type: ignore[has-type]
+        if self.use_peft and self.lora_target_modules is None:
             self.lora_target_modules = ["all-linear"]
         super().__post_init__()
 

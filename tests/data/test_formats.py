@@ -10,9 +10,8 @@ from conftest import ROOT, run
 from reward_model import RowError
 from reward_model.data.dataset import load_pairs
 from reward_model.data.files import read_rows
-from reward_model.data.formats import FORMATS, convert, recognise
-from reward_model.data.layouts import Options
-from reward_model.data.pair import check_pair
+from reward_model.data.formats import FORMATS, NO_OPTIONS, Options, convert
+from reward_model.data.reader import read
 
 SAMPLES = ROOT / "data/formats"
 ROLES = {"u": "user", "a": "assistant", "s": "system", "t": "tool"}
@@ -85,7 +84,7 @@ EXPECTED = {
 }
 FIELDS = Options(
     prompt="question",
-    input="context",
+    context="context",
     candidates=("first", "second"),
     label="preferred",
     label_first=("A",),
@@ -94,24 +93,16 @@ FIELDS = Options(
 )
 
 
-def pairs_of(file: Path, options: Options, name: str | None) -> list[dict]:
-    rows = [row for _, row in read_rows(file)]
-    name = name or recognise(rows, str(file))
-    pairs = []
-    for row in rows:
-        try:
-            pairs += [check_pair(pair) for pair in convert(row, name, options)]
-        except RowError as error:
-            assert error.reason == "tie"
-    return pairs
-
-
 @pytest.mark.parametrize("file", EXPECTED)
 def test_sample_gives_exactly_these_pairs(file: str) -> None:
-    name, options = ("fields", FIELDS) if file == "fields.csv" else (None, Options())
-    assert pairs_of(SAMPLES / file, options, name) == EXPECTED[file]
-    if name is None:
-        assert recognise([row for _, row in read_rows(SAMPLES / file)], file) == file.split(".")[0]
+    named = file == "fields.csv"
+    rows = read_rows(SAMPLES / file)
+    readings = list(read(rows, file, FIELDS if named else NO_OPTIONS, "fields" if named else "auto"))
+    found = [pair for reading in readings for pair in reading.pairs]
+    assert {str(error.reason) for error in found if isinstance(error, RowError)} <= {"tie"}
+    assert [pair for pair in found if not isinstance(pair, RowError)] == EXPECTED[file]
+    assert readings[0].format == file.split(".")[0]
+    if not named:
         loaded = load_pairs(str(SAMPLES / file))[0]
         assert [json.loads(text) for text in loaded["chosen"][:]] == [pair["chosen"] for pair in EXPECTED[file]]
 

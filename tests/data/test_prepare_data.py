@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, conversation, demo_pairs, jsonl, run
 
+import prepare_data
 from reward_model import InputError
-from reward_model.data.conflicts import DOUBTS
-from reward_model.data.contamination import Holdout
-from reward_model.data.features import Work
-from reward_model.data.layouts import Options
+from reward_model.data.contamination import Contamination
+from reward_model.data.features import DOUBTS, Work
+from reward_model.data.formats import Options
 from reward_model.data.prepare import Prepared, prepare
 from reward_model.data.workers import Source
 
@@ -197,7 +197,7 @@ def test_nothing_usable_stops_with_a_sentence(tmp_path: Path) -> None:
     ties = jsonl(tmp_path / "ties.jsonl", [good("verdict", 1) | {"label": "A=B"}])
     for source, message in {
         "odd.jsonl": r"no known layout \(keys: a, b\).*--prompt FIELD",
-        "empty.jsonl": "no JSON object in them",
+        "empty.jsonl": r"empty\.jsonl: empty, no row in there",
         "bad.parquet": "not a Parquet file",
         "none.jsonl": "no such file",
         "ties.jsonl": r"No pair is left of 1 rows\. tie: 1",
@@ -220,15 +220,18 @@ def test_pairs_that_contradict_each_other(tmp_path: Path) -> None:
 
     rows = [text("x", "y", "One?"), text("x", "y", "One?"), text("y", "x", "Two?"), text("x", "y", "Two?")]
     rows += [text("a", "b"), text("b", "c"), text("c", "a"), text("a", "z"), text("w", "c")]
+    # Another circle, and a preference that only leads from one to the other.
+    rows += [text("d", "e"), text("e", "f"), text("f", "d"), text("a", "d")]
     source = jsonl(tmp_path / "source.jsonl", rows)
     made = prepared(source, tmp_path / "pairs.jsonl")
     found = {
         reason: [place.split(": ")[0].rsplit(":")[-1] for place in seen["first"]]
         for reason, seen in made.rejected.items()
     }
-    assert found == {"duplicate": ["2"], "both orders": ["3", "4"], "contradiction": ["5", "6", "7"]}
+    assert found == {"duplicate": ["2"], "both orders": ["3", "4"], "contradiction": ["5", "6", "7", "10", "11"]}
+    assert made.rejected["contradiction"]["count"] == 6  # the first five are told
     assert f"{source}:1 already" in made.rejected["duplicate"]["first"][0]
-    assert [pair["chosen"][-1]["content"] for pair in read(tmp_path / "pairs.jsonl")] == ["x", "a", "w"]
+    assert [pair["chosen"][-1]["content"] for pair in read(tmp_path / "pairs.jsonl")] == ["x", "a", "w", "a"]
 
 
 def test_doubtful_pairs_are_counted_and_kept_unless_dropped(tmp_path: Path) -> None:
@@ -259,10 +262,13 @@ def test_held_out_prompts_are_removed(tmp_path: Path) -> None:
     rows = [{"prompt": prompt, "chosen": "So.", "rejected": "No."} for prompt in prompts]
     held = jsonl(tmp_path / "held.jsonl", [{"prompt": question}])
     source = jsonl(tmp_path / "source.jsonl", rows)
-    work = Work(Options(), holdout=Holdout([str(held)], 0.7))
+    work = Work(Options(), check_prompt=Contamination([str(held)], 0.7).check)
     made = prepare([Source(str(source))], tmp_path / "pairs.jsonl", work)
-    assert {reason: seen["count"] for reason, seen in made.rejected.items()} == {"held out": 2, "nearly held out": 1}
-    assert f"its prompt stands in {held}:1" in made.rejected["held out"]["first"][0]
+    assert {reason: seen["count"] for reason, seen in made.rejected.items()} == {
+        "contaminated": 2,
+        "nearly contaminated": 1,
+    }
+    assert f"its prompt stands in {held}:1" in made.rejected["contaminated"]["first"][0]
 
 
 def test_sources_are_mixed_and_split(tmp_path: Path) -> None:
@@ -297,6 +303,63 @@ def test_several_processes_write_the_same(tmp_path: Path, monkeypatch: pytest.Mo
     source = jsonl(tmp_path / "source.jsonl", rows)
     one, two = (prepared(source, tmp_path / f"{n}.jsonl", num_proc=n).rejected for n in (1, 3))
     assert one == two and (tmp_path / "1.jsonl").read_bytes() == (tmp_path / "3.jsonl").read_bytes()
+
+
+def test_unreadable_rows_reach_other_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reward_model.data.workers.BYTES_WORTH_PROCESSES", 0)
+    table = tmp_path / "table.csv"
+    table.write_text("prompt,chosen,rejected\nWhy?,So.,No.\nHow?,So.\nWhen?,Now.,Then.\n")
+    prepared(table, tmp_path / "pairs.jsonl", num_proc=2)
+    check_rejected(tmp_path / "pairs.jsonl", "not parseable", "fields as the header", f"{table}: row 2")
+
+
+def test_nothing_of_the_users_is_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "source folder"
+    folder.mkdir()
+    source = jsonl(folder / "source.jsonl", [good("text", number) for number in range(9)])
+    benchmark = jsonl(tmp_path / "benchmark.eval.jsonl", [good("text", 1)])
+    (tmp_path / "link.jsonl").symlink_to(source)
+    (tmp_path / "hard.jsonl").hardlink_to(source)
+    mine = jsonl(tmp_path / "mine.rejected.jsonl", [good("text", 3)])
+    before = {file: file.read_bytes() for file in (source, benchmark, mine)}
+
+    def command(output: Path, *more: object, sources: Path = source) -> str:
+        monkeypatch.setattr(sys, "argv", ["prepare_data.py", *map(str, (sources, "--output", output, *more))])
+        try:
+            prepare_data.main()
+            said = "written"
+        except InputError as error:
+            said = str(error)
+        assert {file: file.read_bytes() for file in before} == before
+        return said
+
+    assert "which is read; choose another name" in command(source)
+    for link in ("link.jsonl", "hard.jsonl"):
+        assert "which is read; choose another name" in command(tmp_path / link, "--overwrite")
+    excluded = ("--exclude_prompts", benchmark, "--overwrite")
+    assert f"would replace {benchmark}, which is read" in command(tmp_path / "benchmark.jsonl", *excluded)
+    for inside in (
+        folder / "pairs.jsonl",
+        folder / "new" / "pairs.jsonl",
+        tmp_path / "source folder/../x/../pairs.jsonl",
+    ):
+        said = command(inside, sources=folder)
+        assert f"lies inside {folder}" in said if inside.resolve().is_relative_to(folder) else said == "written"
+    assert not (folder / "new").exists() and not list(folder.glob("pairs*"))
+
+    output, held = (
+        tmp_path / "pairs.jsonl",
+        tmp_path / "pairs.eval.jsonl",
+    )  # written just now: its own output may be replaced
+    assert command(output, "--eval_size", "2") == "written" and command(output) == "written"
+    assert not held.exists()
+    theirs = jsonl(held, [good("text", 5)]).read_bytes()  # the report does not name it
+    assert f"would replace {held}, which prepare_data.py has not made" in command(output)
+    assert held.read_bytes() == theirs
+    assert command(output, "--overwrite") == "written"
+    assert f"would replace {mine}, which prepare_data.py has not made" in command(tmp_path / "mine.jsonl")
+    (tmp_path / "pairs.report.json").write_text("[]")
+    assert "or say --overwrite" in command(output)
 
 
 def test_command_prints_a_summary_and_writes_the_report(base_model: Path, tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ import pytest
 import torch
 from conftest import PAIRS, ROOT, conversation, jsonl, run
 
-from infer_transformers import conversations_of, infer_transformers
+from infer_transformers import infer_transformers
 from reward_model import InputError
-from reward_model.evaluation.items import Item, Scored, figures, load_items
+from reward_model.evaluation.items import load_items
 from reward_model.model.tokenization import render, token_ids
 from reward_model.scoring.local import load_reward_model, score
 from reward_model.scoring.parity import cause
@@ -77,14 +77,12 @@ def test_model_and_server_give_the_same_figures(runs, base_model, tmp_path: Path
     assert metrics[0]["all"]["log_loss"] == pytest.approx(metrics[1]["all"]["log_loss"], abs=1e-5)
     assert metrics[0]["before"]["log_loss"] != pytest.approx(metrics[0]["all"]["log_loss"], abs=1e-3)
     assert metrics[0]["subsets"].keys() == {pair["source"] for pair in PAIRS}
-    assert f"{metrics[0]['all']['accuracy']:.3f}" in shown.stdout.split("\nall ")[1].split("\n")[0]
+    (line,) = (line.split() for line in shown.stdout.splitlines() if line.startswith("all "))
+    assert line[1:3] == [str(len(PAIRS)), f"{metrics[0]['all']['accuracy']:.3f}"]
     html = (here / "report.html").read_text()
     assert html.count("<svg") == 6 and html.count("<details>") == len(PAIRS) and "<option>" in html
     compared = run(sys.executable, "evaluate.py", "compare", here, there).stdout
     assert "They disagree on 0 items." in compared
-
-    failed = run(sys.executable, "evaluate.py", "compare", here, tmp_path, check=False)
-    assert failed.returncode == 1 and "no scores.jsonl" in failed.stderr and "Traceback" not in failed.stderr
 
 
 def test_parity_names_the_broken_rule(runs, tmp_path: Path) -> None:
@@ -116,43 +114,6 @@ def test_causes(make_tokenizer) -> None:
     assert "appends '<|im_end|>'" in cause(here, [1.0, 1.0], ids, [*ids, tokenizer.eos_token_id], tokenizer)
     assert "pooling_type LAST" in cause(here, [1.0, 1.0], ids, ids, tokenizer)
     assert "cannot be named" in cause(here, [1.0, 1.0], ids, None, tokenizer)
-
-
-def item(subset: str, protocol: str, chosen: int, rejected: int) -> Item:
-    chosen, rejected = (
-        [conversation(subset, f"{w} {n}") for n in range(k)] for w, k in (("a", chosen), ("b", rejected))
-    )
-    return Item("here:1", subset, protocol, chosen, rejected)
-
-
-def test_protocols_of_public_benchmarks(tmp_path: Path) -> None:
-    items = [item("hep-go", "pairs", 1, 1), item("Focus", "best", 1, 3), item("Focus", "best", 1, 3)]
-    items += [item("Ties", "ties", 2, 2), item("chat", "rm-bench", 3, 3)]
-    # RM-Bench: chosen 1, 2, 3 for its three styles, rejected 0, 1.5, 2.5: of 9 comparisons 6 are right; on the diagonal
-    # all three, where chosen is fancier all three, where rejected is fancier none.
-    scores = [[1, 1], [5, 4, 3, 2], [5, 4, 6, 2], [8, 6, 3, 1], [1, 2, 3, 0, 1.5, 2.5]]
-    scored = Scored(items, [[float(value) for value in row] for row in scores])
-    assert scored.right.tolist() == [0.5, 1, 0, 1, pytest.approx(6 / 9)]
-    found = figures(scored)
-    assert found["subsets"]["Focus"]["accuracy"] == 0.5 and found["sections"] == {"Reasoning": 0.5}
-    assert found["rm_bench"] == {"easy": 1.0, "normal": 1.0, "hard": 0.0}
-    assert found["ties_gap_wider_than_spread"] == 1.0  # 6 - 3 > 8 - 6
-
-    rows = [{"prompt": "?", "chosen": ["a", "b", "c"], "rejected": ["d", "e", "f"], "domain": "math"}]
-    rows += [{"prompt": "?", "chosen": ["a"], "rejected": ["d", "e", "f"], "subset": "Factuality"}]
-    rows += [{"prompt": "?", "chosen": ["a", "b"], "rejected": ["d", "e"], "subset": "Ties"}]
-    read = load_items([str(jsonl(tmp_path / "lists.jsonl", rows))])
-    assert [(i.protocol, len(i.chosen), len(i.rejected)) for i in read] == [
-        ("rm-bench", 3, 3),
-        ("best", 1, 3),
-        ("ties", 2, 2),
-    ]
-    assert [i.subset for i in read] == ["math", "Factuality", "Ties"]
-    llmbar = {"input": "?", "output_1": "no", "output_2": "yes", "label": 2}
-    (read,) = load_items([str(jsonl(tmp_path / "llmbar.jsonl", [llmbar]))])
-    assert read.chosen[0][-1]["content"] == "yes" and read.protocol == "pairs"
-    with pytest.raises(InputError, match=r"lists\.jsonl:2: RM-Bench has 3 chosen and 3 rejected answers, not 1 and 3"):
-        load_items([str(tmp_path / "lists.jsonl")], "rm-bench")
 
 
 def test_infer_transformers_scores_a_file_and_continues_it(runs, loaded, tmp_path: Path) -> None:
@@ -192,8 +153,6 @@ def test_infer_transformers_scores_a_file_and_continues_it(runs, loaded, tmp_pat
     source.write_text(json.dumps(rows[1]) + '\n{"messages": []}\n')
     failed = run(*command[:-1], tmp_path / "new.jsonl", check=False)
     assert "in.jsonl:2: messages is empty" in failed.stderr and "Traceback" not in failed.stderr
-    with pytest.raises(InputError, match="nor prompt and responses"):
-        conversations_of({"prompt": "?", "responses": []})
     with pytest.raises(InputError, match="more than the 2048 that the model takes, has: .<.im_start.>user"):
         score(*loaded, [[conversation("word " * 9000, "Yes.")]])
 
@@ -216,6 +175,7 @@ def test_infer_transformers_refuses_what_is_no_reward_model(runs, base_model, tm
         ]
 
 
+@pytest.mark.slow
 def test_training_logs_the_accuracy_of_benchmark_files(base_model, few_pairs, tmp_path: Path) -> None:
     import train as train_script
 

@@ -44,14 +44,3 @@ def test_length() -> None:
     }
     assert measures.length_correlation(np.array([1.0, 2, 3]), np.array([10, 20, 90])) == 1.0
     assert measures.length_correlation(np.array([1.0, 2, 3]), np.array([5, 5, 5])) == 0.0
-
-
-def test_mcnemar_and_paired_difference() -> None:
-    # A alone is right on one pair, B alone on six: 2 x P(at most 1 of 7 coin throws) = 2 x 8 / 128.
-    a = np.array([1] + [0] * 6 + [1] * 3, dtype=float)
-    b = np.array([0] + [1] * 6 + [1] * 3, dtype=float)
-    assert measures.mcnemar(a, b) == pytest.approx(0.125)
-    found = measures.comparison(a, b, np.arange(10))
-    assert (found["accuracy_a"], found["accuracy_b"]) == (0.4, 0.9) and found["difference"] == pytest.approx(0.5)
-    assert found["low"] == pytest.approx(0.1, abs=0.11) and found["high"] == pytest.approx(0.9, abs=0.11)
-    assert measures.mcnemar(a, a) == 1.0

@@ -9,8 +9,9 @@ from transformers import AddedToken, AutoModelForSequenceClassification
 
 import train as train_script
 from reward_model import InputError
+from reward_model.data.pair import common_prefix_length
 from reward_model.model.attention import install, sequence_attention
-from reward_model.model.packing import common_prefix_length, pack
+from reward_model.model.packing import pack
 from reward_model.model.tokenization import cut_tokens, encode_pairs, token_ids
 from reward_model.training.collator import PairCollator
 from reward_model.training.preflight import packing_differs
@@ -118,6 +119,19 @@ ARCHITECTURES = {
         "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1, "moe_intermediate_size": 32,
         "first_k_dense_replace": 1, "num_key_value_heads": 4,
     },
+    "deepseek_v2": {
+        "kv_lora_rank": 16, "q_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 12,
+        "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "first_k_dense_replace": 1,
+        "num_key_value_heads": 4,
+    },
+    "minicpm3": {
+        "kv_lora_rank": 16, "q_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 12,
+        "num_key_value_heads": 4,
+    },
+    "jetmoe": {"num_local_experts": 4, "num_experts_per_tok": 2, "kv_channels": 16},
+    "helium": {"head_dim": 16},
+    "persimmon": {},
+    "gpt_bigcode": {"n_layer": 2, "n_head": 4, "n_embd": 64, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
 }  # fmt: skip
 PADDED = {
     "gemma2": ({"head_dim": 16}, "softcap"),
@@ -134,6 +148,19 @@ PADDED = {
     "minimax": ({"num_local_experts": 4}, "linear_attention"),
     "stablelm": ({}, "2 of 2 layers that take no packed row"),
     "qwen3_5_text": ({"layer_types": ["linear_attention", "full_attention"]}, "linear_attention"),
+    "zamba2": (
+        {"layers_block_type": ["mamba", "hybrid"], "use_mamba_kernels": False, "mamba_headdim": 16, "n_mamba_heads": 8,
+         "mamba_d_state": 8, "mamba_ngroups": 1}, "linear_attention"),
+    "gpt_neo": ({"num_layers": 2, "attention_types": [[["global", "local"], 1]], "num_heads": 4}, "more than SDPA"),
+    "gptj": ({"n_layer": 2, "n_head": 4, "n_embd": 64, "rotary_dim": 8}, "more than SDPA"),
+    "openai-gpt": ({"n_layer": 2, "n_head": 4, "n_embd": 64}, "more than SDPA"),
+    "nemotron": ({}, "2 of 2 layers that take no packed row"),
+    "doge": ({}, "attention_mask"),
+}  # fmt: skip
+# Encoders read their first token, encoder-decoders another text; CTRL and ModernBERT's decoder have other heads.
+REFUSED = {
+    "bert": {}, "roberta": {}, "deberta": {}, "deberta-v2": {}, "modernbert": {}, "modernbert-decoder": {}, "t5": {},
+    "bart": {}, "ctrl": {"n_embd": 64, "n_layer": 2, "n_head": 4, "dff": 96},
 }  # fmt: skip
 
 
@@ -178,20 +205,26 @@ def test_architecture_falls_back_and_says_why(name: str) -> None:
     changes, said = PADDED[name]
     model = reward_model(name, changes).eval()
     example = {"chosen_ids": tokens(9), "rejected_ids": tokens(7), "prefix_length": 0}
-    reason = install(model) or packing_differs(model, example, pad_token_id=0, tolerance=1e-3)
+    reason = install(model) or packing_differs(model, example, pad_token_id=0, largest=1e-3)
     assert said in reason
     rewards = model(**padded_batch()).logits
     torch.testing.assert_close(rewards, reward_model(name, changes).eval()(**padded_batch()).logits)
 
 
-def test_rewards_that_differ_stop_the_run() -> None:
+@pytest.mark.parametrize("name", REFUSED)
+def test_architecture_without_the_one_head_is_refused(name: str) -> None:
+    with pytest.raises(InputError, match="no linear head `score`"):
+        install(reward_model(name, REFUSED[name]))
+
+
+def test_hidden_states_that_differ_stop_the_run() -> None:
     model = reward_model("llama", {}).eval()
     install(model)
     # A layer that lets every token see its neighbour, as a convolution does.
     model.model.layers[0].mlp.register_forward_hook(lambda module, args, output: output + output.roll(1, dims=1))
     example = {"chosen_ids": [*tokens(9), 5, 6], "rejected_ids": [7, 8, 9], "prefix_length": 0}
     with pytest.raises(InputError, match="--shared_prefix False"):
-        packing_differs(model, example, pad_token_id=0, tolerance=1e-3)
+        packing_differs(model, example, pad_token_id=0, largest=1e-3)
 
 
 RUNS = {

@@ -99,8 +99,8 @@ def test_arguments(base_model: Path, few_pairs: Path, tmp_path: Path) -> None:
         start(base_model, few_pairs, tmp_path / "out", "--deepspeed", "no.json")
     with pytest.raises(InputError, match=r"never tried under FSDP; use DeepSpeed"):
         start(base_model, few_pairs, tmp_path / "out", "--fsdp", "full_shard")
-    with pytest.raises(InputError, match=r"--lora_dropout does nothing while dropout is disabled"):
-        start(base_model, few_pairs, tmp_path / "out", "--use_peft", "--lora_dropout", "0.1")
+    with pytest.raises(InputError, match=r"--torch_compile would compile anew for every batch"):
+        start(base_model, few_pairs, tmp_path / "out", "--torch_compile", "True")
     with pytest.raises(InputError, match=r"need bitsandbytes: pip install bitsandbytes"):
         start(base_model, few_pairs, tmp_path / "out", "--load_in_4bit", "True", "--use_peft")
     with pytest.raises(InputError, match=r"unknown argument --learning_rat;"):

@@ -73,6 +73,18 @@ def test_trainable_weights_are_fp32_under_lora(base_model: Path, data: Path, tmp
     assert dtypes == {True: {torch.float32}, False: {torch.bfloat16}}
 
 
+def test_lora_dropout_works_and_the_models_own_is_off(tiny_model, data: Path, tmp_path: Path) -> None:
+    folder = tiny_model()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.5}))
+    more = "--use_peft --lora_r 4 --lora_dropout 0.25 --max_steps 1 --eval_strategy no"
+    trainer = train_script.main(words(folder, data, tmp_path / "out", more))
+    rates = {name: module.p for name, module in trainer.model.named_modules() if isinstance(module, torch.nn.Dropout)}
+    assert rates and all(rate == (0.25 if "lora_dropout" in name else 0) for name, rate in rates.items())
+    attention = trainer.model.base_model.model.model.layers[0].self_attn
+    assert attention.attention_dropout == 0 and trainer.data_collator.shared_prefix
+
+
 def test_label_smoothing_is_conservative_bradley_terry() -> None:
     """-(1 - e) log sigmoid(d) - e log sigmoid(-d), Mitchell 2023; and centring, Eisenstein et al. 2023, Eq. 2."""
     args = SimpleNamespace(label_smoothing_factor=0.2, center_rewards_coefficient=0.1)

@@ -13,6 +13,8 @@ from conftest import ROOT, SHARED_DATA, check_figures, demo_pairs, jsonl, run, t
 import train as train_script
 from reward_model.scoring.local import load_reward_model, score
 
+pytestmark = pytest.mark.slow  # each trains a model, some of them on two ranks
+
 PAIRS = demo_pairs()[:24]
 QUICK = ["--eval_size", "4", "--logging_steps", "1", "--learning_rate", "1e-3", "--report_to", "none"]
 

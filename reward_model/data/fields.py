@@ -1,0 +1,74 @@
+"""The fields of a row: by path, by the first of several names, as a number."""
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from reward_model import RowError
+from reward_model.data.pair import SIDES
+
+Row = dict[str, Any]
+
+PROMPTS = ("prompt", "question", "instruction", "input")
+LABEL_FIELDS = {
+    "source": ("source",),
+    "subset": ("subset", "domain", "category"),
+    "id": ("id", "pair_id", "prompt_id", "question_id"),
+}
+
+
+def field(row: Row, name: str) -> Any:
+    """The value at a dotted path ("a.b.0"); raises RowError where there is none."""
+    value: Any = row
+    for part in name.split("."):
+        if isinstance(value, list) and part.isdigit() and int(part) < len(value):
+            value = value[int(part)]
+        elif isinstance(value, dict) and value.get(part) is not None:
+            value = value[part]
+        else:
+            raise RowError("missing field", f"no {name!r} (keys: {', '.join(map(str, row))}).")
+    return value
+
+
+def first_field(row: Row, names: Iterable[str]) -> Any:
+    """The value of the first of several names that the row has."""
+    for name in names:
+        if row.get(name) is not None:
+            return row[name]
+    raise RowError("missing field", f"none of {', '.join(names)} (keys: {', '.join(map(str, row))}).")
+
+
+def both_are(row: Row, kind: type) -> bool:
+    """Whether chosen and rejected are there and of this type."""
+    return all(isinstance(row.get(side), kind) for side in SIDES)
+
+
+def number(value: Any) -> float:
+    """A score as a float; raises RowError for anything else (UltraFeedback has "N/A")."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise RowError("score", f"the score {value!r} is no number.") from None
+
+
+def tools_of(row: Row) -> Any:
+    """The tools that the assistant had (objects, or JSON text of them), or None."""
+    tools: Any = row.get("tools")
+    if isinstance(tools, str):
+        try:
+            tools = json.loads(tools) if tools.strip() else None
+        except ValueError:
+            raise RowError("not parseable", f"tools is not JSON: {tools[:60]!r}.") from None
+    return tools or None
+
+
+def labels_of(row: Row) -> dict[str, Any]:
+    """What a row says of a pair besides its text: source, subset, id, margin and tools, where it has them."""
+    labels = {} if row.get("margin") is None else {"margin": row["margin"]}
+    if tools := tools_of(row):
+        labels["tools"] = tools
+    for label, names in LABEL_FIELDS.items():
+        known = [row[name] for name in names if isinstance(row.get(name), str | int)]
+        if known:
+            labels[label] = known[0]
+    return labels

@@ -1,0 +1,117 @@
+"""Recognise, convert, check: the one loop that rows of any source go through on their way to pairs."""
+
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
+from typing import Any, NamedTuple
+
+from reward_model import InputError, RowError
+from reward_model.data.files import NumberedRow, parsed, place_of
+from reward_model.data.formats import NO_OPTIONS, Options, convert, recognise
+from reward_model.data.messages import answer_messages, chat_message, prompt_messages
+from reward_model.data.pair import SIDES, Messages, Pair, check_conversation, check_pair
+
+LOOKED_AT = 100  # rows, to recognise a format
+
+
+class Reading(NamedTuple):
+    """A row (as bytes where it cannot be parsed), where it stands, and each of its pairs: checked, or what is wrong."""
+
+    place: str
+    number: int
+    row: Any
+    format: str
+    pairs: list[Pair | RowError]
+
+
+def read(
+    rows: Iterable[NumberedRow], source: str, options: Options = NO_OPTIONS, format_: str = "auto"
+) -> Iterator[Reading]:
+    """What became of every row of a source (its name is for places), in order.
+
+    Raises InputError where no format is named and none is recognised.
+    """
+    format_, rows = with_format(rows, source, format_)
+    for number, row in rows:
+        value = parsed(row)
+        shown = row if isinstance(value, RowError) else value
+        yield Reading(place_of(source, number), number, shown, format_, pairs_of(value, format_, options))
+
+
+def read_strictly(rows: Iterable[NumberedRow], source: str, options: Options = NO_OPTIONS) -> Iterator[Reading]:
+    """The rows that gave pairs; raises InputError at the first bad pair. Ties are left out, and counted."""
+    ties = 0
+    for reading in read(rows, source, options):
+        for error in reading.pairs:
+            if isinstance(error, RowError) and error.reason != "tie":
+                cure = "(prepare_data.py sets such rows aside and keeps the rest.)"
+                raise InputError(f"{reading.place}: {error} {cure}")
+        pairs: list[Pair | RowError] = [pair for pair in reading.pairs if not isinstance(pair, RowError)]
+        ties += len(reading.pairs) - len(pairs)
+        if pairs:
+            yield reading._replace(pairs=pairs)
+    if ties:
+        print(f"{source}: {ties} ties left out.")
+
+
+def with_format(rows: Iterable[NumberedRow], source: str, format_: str) -> tuple[str, Iterator[NumberedRow]]:
+    """The format of a source's rows, recognised by the first ones if it is "auto", and all of its rows."""
+    rows = iter(rows)
+    first = list(islice(rows, LOOKED_AT))
+    if format_ == "auto":
+        values = [parsed(row) for _, row in first]
+        if not first:
+            raise InputError(f"{source}: empty, no row in there.")
+        if all(isinstance(value, RowError) for value in values):
+            raise InputError(f"{place_of(source, first[0][0])}: {values[0]}")
+        format_ = recognise(values, source)
+    return format_, chain(first, rows)
+
+
+def pairs_of(row: Any, format_: str, options: Options) -> list[Pair | RowError]:
+    """Each pair of a parsed row, checked, or the RowError that says what is wrong with it or with the row."""
+
+    def checked(pair: Pair) -> Pair | RowError:
+        try:
+            return check_pair(pair)
+        except RowError as error:
+            return error
+
+    if isinstance(row, RowError):
+        return [row]
+    try:
+        return [checked(pair) for pair in convert(row, format_, options)]
+    except RowError as error:
+        return [error]
+
+
+def conversations_of(row: Any) -> dict[str, Messages]:
+    """The conversations of a row that is to be scored, by name: a pair's sides (chosen, rejected), answers to a prompt
+    (response 1, …), or a conversation alone (messages); raises RowError where it has none that is good."""
+    row = {"messages": row} if isinstance(row, list) else row
+    if isinstance(row, RowError):
+        raise row
+    if not isinstance(row, dict):
+        raise RowError("not a row", f"an object or a list of messages is needed, found {type(row).__name__}.")
+    if all(row.get(side) for side in SIDES):
+        pairs = convert(row, recognise([row], "row"), NO_OPTIONS)
+        if len(pairs) > 1:
+            raise RowError("several pairs", f'{len(pairs)} pairs in a row; give {{"prompt": …, "responses": […]}}.')
+        found = {side: pairs[0][side] for side in SIDES}
+    elif isinstance(row.get("responses"), list) and row["responses"]:
+        prompt = prompt_messages(row["prompt"]) if row.get("prompt") else []
+        found = {
+            f"response {number}": answer if _is_whole(answer) else prompt + answer
+            for number, answer in enumerate(map(answer_messages, row["responses"]), 1)
+        }
+    elif isinstance(turns := row.get("messages", row.get("conversations")), list):
+        found = {"messages": [chat_message(turn) for turn in turns]}
+    else:
+        keys = ", ".join(map(str, row))
+        raise RowError(
+            "missing field", f"neither messages, nor prompt and responses, nor chosen and rejected ({keys})."
+        )
+    return {name: check_conversation(messages, name) for name, messages in found.items()}
+
+
+def _is_whole(answer: Messages) -> bool:
+    return bool(answer) and isinstance(answer[0], dict) and answer[0].get("role") != "assistant"

@@ -1,0 +1,190 @@
+"""The guard lets right packing pass and stops a leak, in fp32 and bf16; the head's product is fp32, dropout is off."""
+
+import random
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import pytest
+import torch
+from conftest import tiny_config
+from peft import LoraConfig, get_peft_model
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import AutoModelForSequenceClassification
+
+from reward_model import InputError
+from reward_model.model import attention
+from reward_model.model.attention import install
+from reward_model.training import preflight
+from reward_model.training.collator import PairCollator
+from reward_model.training.preflight import IN_FP32, IN_HALF, packing_differs
+
+GENERATOR = random.Random(0)
+PREFIX, CHOSEN, REJECTED = ([GENERATOR.randrange(3, 640) for _ in range(length)] for length in (20, 15, 18))
+PAIR = {"chosen_ids": PREFIX + CHOSEN, "rejected_ids": PREFIX + REJECTED, "prefix_length": len(PREFIX)}
+
+
+def sees_chosen(row: dict) -> None:
+    """The rejected branch sees the chosen one."""
+    row["key_index"] = torch.cat([torch.arange(35), torch.arange(53)])
+    row["cu_seq_lens_k"] = torch.tensor([0, 35, 88], dtype=torch.int32)
+
+
+def sees_one_more(row: dict) -> None:
+    """The rejected branch sees the first token of the chosen one."""
+    row["key_index"] = torch.cat([torch.arange(35), torch.arange(21), torch.arange(35, 53)])
+    row["cu_seq_lens_k"] = torch.tensor([0, 35, 74], dtype=torch.int32)
+
+
+def positions_go_on(row: dict) -> None:
+    row["position_ids"] = torch.arange(53)[None]
+
+
+def window_ignored(row: dict) -> None:
+    """Nothing of the row; the test takes the window away from attention."""
+
+
+# Relative difference of the hidden states, over three pairs and tiny random models of 2 and 12 layers:
+#                     fp32               bf16 weights       bf16 autocast
+# right packing       0 to 6e-7          0 to 1.3e-2        0 to 7.8e-3
+# sees_chosen         0.06 to 1.4        0.06 to 1.4        0.06 to 1.4
+# positions_go_on     0.11 to 1.0        0.12 to 1.0        0.12 to 1.0      (rotary within a window: 1e-6, no leak)
+# window_ignored      1.1 to 1.6         1.1 to 1.6         1.1 to 1.6
+# window off by one   0.35 to 0.60       0.35 to 0.60       0.35 to 0.61
+# sees_one_more       7e-3 to 0.38       1.1e-2 to 0.39     9.6e-3 to 0.38   (on long pairs below the noise of bf16)
+# SmolLM2-135M, 4 demo pairs, bf16 weights: right 1.6e-2 to 1.9e-2; sees_chosen 0.23 to 0.34; positions_go_on 0.12 to
+# 0.17; sees_one_more 0.043 to 0.084; one key of the prefix missing 0.17 to 0.29; positions off by one 0.022 to 0.05.
+LEAKS = [sees_chosen, sees_one_more, positions_go_on, window_ignored]
+
+
+def tiny_model(model_type: str, dtype: torch.dtype = torch.float32, **changes: object) -> torch.nn.Module:
+    torch.manual_seed(0)
+    config = tiny_config(model_type, num_labels=1, initializer_range=0.1, **changes)
+    return AutoModelForSequenceClassification.from_config(config, attn_implementation="sdpa").to(dtype)
+
+
+class LeakingCollator(PairCollator):
+    leak: Callable[[dict], None] | None = None
+
+    def torch_call(self, examples: list[dict]) -> dict:
+        batch = super().torch_call(examples)
+        if self.shared_prefix and type(self).leak:
+            type(self).leak(batch)
+        return batch
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "autocast"])
+@pytest.mark.parametrize("leak", [None, *LEAKS])
+def test_guard_stops_leaks_and_nothing_else(leak, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LeakingCollator, "leak", leak and staticmethod(leak))
+    monkeypatch.setattr(preflight, "PairCollator", LeakingCollator)
+    windowed = leak is window_ignored
+    if windowed:
+        right = attention.sequence_attention
+        monkeypatch.setattr(
+            attention, "sequence_attention", lambda *args, window, **kwargs: right(*args, window=None, **kwargs)
+        )
+    model = tiny_model("mistral" if windowed else "qwen2", sliding_window=8 if windowed else None)
+    model.to(torch.bfloat16 if precision == "bf16" else torch.float32)
+    install(model)
+    autocast = torch.autocast("cpu", torch.bfloat16) if precision == "autocast" else nullcontext()
+    with autocast, pytest.raises(InputError, match="of their norm") if leak else nullcontext():
+        assert packing_differs(model, PAIR, 0, IN_FP32 if precision == "fp32" else IN_HALF) is None
+
+
+def test_noise_of_a_large_head_is_no_leak() -> None:
+    """A trained head of norm 100 makes rewards differ by more than 0.05 in bf16 where the hidden states do not."""
+    model = tiny_model("qwen2", torch.bfloat16, num_hidden_layers=8)
+    model.score.weight.data *= 1000
+    install(model)
+    assert packing_differs(model, PAIR, 0, IN_HALF) is None
+
+
+@pytest.mark.parametrize("shared_prefix", [True, False])
+def test_rewards_closer_than_bf16_can_tell_are_told_apart(shared_prefix: bool) -> None:
+    model = tiny_model("qwen2", torch.bfloat16)
+    install(model)
+    rows = PairCollator(pad_token_id=0, shared_prefix=shared_prefix)([PAIR])
+    hidden = []
+    model.score.register_forward_pre_hook(lambda module, inputs: hidden.append(inputs[0]))
+    logits = model(**rows, use_cache=False).logits.flatten()
+    assert logits.dtype == torch.float32 and not torch.equal(logits, logits.bfloat16().float())
+    ends = (
+        hidden[0] if shared_prefix else hidden[0][[0, 1], [len(PAIR["chosen_ids"]) - 1, len(PAIR["rejected_ids"]) - 1]]
+    )
+    expected = ends.double() @ model.score.weight[0].double()
+    torch.testing.assert_close(logits.double(), expected, atol=1e-6, rtol=1e-6)
+    (logits[0] - logits[1]).backward()
+    assert model.score.weight.grad.abs().sum() > 0 and model.model.embed_tokens.weight.grad.abs().sum() > 0
+
+
+def test_head_is_fp32_under_lora_too() -> None:
+    model = tiny_model("qwen2", torch.bfloat16)
+    install(model)
+    lora = LoraConfig(task_type="SEQ_CLS", target_modules="all-linear", r=4)
+    wrapped = get_peft_model(model, lora, autocast_adapter_dtype=True)
+    logits = wrapped(**PairCollator(pad_token_id=0)([PAIR]), use_cache=False).logits
+    assert logits.dtype == torch.float32
+    logits.sum().backward()
+    trained = wrapped.base_model.model.score.modules_to_save["default"].weight
+    assert trained.grad.abs().sum() > 0, "the copy that PEFT trains is the one that computes"
+
+
+# How each mode computes: dtype of the weights, bf16 autocast, LoRA.
+MODES = {
+    "full, one GPU": (torch.float32, True, False),
+    "DDP": (torch.float32, True, False),
+    "LoRA": (torch.bfloat16, True, True),
+    "ZeRO-3": (torch.bfloat16, False, False),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_kernel_is_taken_in_every_mode_of_training(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    dtype, autocast, lora = MODES[mode]
+    dtypes = []
+
+    def kernel(*args: object, scale: float, window_size: tuple[int, int], enable_gqa: bool) -> torch.Tensor:
+        dtypes.extend(states.dtype for states in args[:3])
+        assert window_size == (-1, 0) and enable_gqa
+        return attention.sequence_attention(*args, scale=scale, window=None)
+
+    monkeypatch.setattr(attention, "_has_kernel", lambda device: True)
+    monkeypatch.setattr(attention, "varlen_attn", kernel)
+    model = tiny_model("llama", dtype)
+    install(model)
+    if lora:
+        model = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", target_modules="all-linear", r=4))
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        logits = model(**PairCollator(pad_token_id=0)([PAIR]), use_cache=False).logits
+    logits.sum().backward()
+    assert len(dtypes) == 2 * 3 and set(dtypes) == {torch.bfloat16}
+
+
+def test_torchs_kernel_accepts_our_call() -> None:
+    """On fake tensors, which run varlen_attn's checks of arguments and shapes, forward and backward, without a GPU."""
+    row = PairCollator(pad_token_id=0)([PAIR])
+    sequences = [row[name] for name in ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")]
+    tokens, keys = row["input_ids"].shape[1], len(row["key_index"])
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        states = [
+            torch.empty(rows, heads, 64, dtype=torch.bfloat16, requires_grad=True)
+            for rows, heads in ((tokens, 8), (keys, 2), (keys, 2))
+        ]
+        output = attention._varlen_attention(*states, *sequences, scale=0.125, window=None)
+        assert output.shape == states[0].shape and output.dtype == torch.bfloat16
+        gradients = torch.autograd.grad(output.sum(), states)
+    assert [gradient.shape for gradient in gradients] == [part.shape for part in states]
+
+
+def test_dropout_of_every_kind_is_off_unless_asked_for() -> None:
+    model = tiny_model("llama", attention_dropout=0.5).train()
+    assert install(model) is None
+    row = PairCollator(pad_token_id=0)([PAIR])
+    first, second = (model(**row, use_cache=False).logits for _ in range(2))
+    torch.testing.assert_close(first, second)
+    assert not model.path_counts.unsupported and model.config.attention_dropout == 0.5
+    opt = tiny_model("opt", ffn_dim=96, word_embed_proj_dim=64, dropout=0.5).train()
+    assert install(opt) is None
+    torch.testing.assert_close(opt(**row, use_cache=False).logits, opt(**row, use_cache=False).logits)
+    assert "attention_dropout" in install(tiny_model("llama", attention_dropout=0.5), disable_dropout=False)
+    assert install(tiny_model("llama"), disable_dropout=False) is None

@@ -1,0 +1,124 @@
+"""README and docs tell the truth: commands run, twins say the same, links lead somewhere, pictures are current."""
+
+import doctest
+import importlib
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, run
+
+DOCS = ["README.md", *(f"docs/{file.name}" for file in sorted((ROOT / "docs").glob("*.md")))]
+TWINS = {name: name.replace("README", "README_zh").replace("docs/", "docs/zh/") for name in DOCS}
+# Commands that set up this environment or run for hours, or that need a GPU, or serve until they are stopped.
+NOT_RUN_HERE = ("make ", "sh train.sh", "MODEL=Qwen/", "NNODES=2", "sh infer_vllm.sh save/demo")
+# What is put behind a command, so that it takes seconds.
+SMALLER = {
+    "training_speed": "--rounds 1 --pairs 4 --batch_size 2",
+    "tokenizing_speed": "--rounds 1",
+    "preparing_speed": "--pairs 1000",
+    "scoring_speed": "--groups 2 --answers 2",
+}
+ADDRESS = "http://127.0.0.1:5001"
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def code_blocks(name: str) -> list[tuple[str, str]]:
+    """(language, code) of each block of a page."""
+    return re.findall(r"^```(\w*)\n(.*?)^```", read(name), re.M | re.S)
+
+
+def headings(name: str) -> list[str]:
+    without_code = re.sub(r"^```.*?^```", "", read(name), flags=re.M | re.S)
+    return re.findall(r"^#+ .*", without_code, re.M)
+
+
+def test_every_page_has_a_twin() -> None:
+    assert {file.name for file in (ROOT / "docs/zh").glob("*.md")} == {Path(name).name for name in DOCS[1:]}
+
+
+@pytest.mark.parametrize("name", DOCS)
+def test_twins_have_the_same_code_and_structure(name: str) -> None:
+    twin = TWINS[name]
+    assert code_blocks(name) == code_blocks(twin)
+    assert [heading.split()[0] for heading in headings(name)] == [heading.split()[0] for heading in headings(twin)]
+    assert read(name).count("\n|") == read(twin).count("\n|"), "a table has another number of rows"
+    assert read(name).count("\n- ") == read(twin).count("\n- "), "a list has another number of points"
+
+
+@pytest.mark.parametrize("name", [*DOCS, *TWINS.values(), "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_links_and_pictures_lead_somewhere(name: str) -> None:
+    for target in re.findall(r'\]\(([^)\s]+)\)|src="([^"]+)"', read(name)):
+        path, _, anchor = "".join(target).partition("#")
+        file = (ROOT / name).parent / path
+        assert file.exists(), path
+        if anchor:
+            titles = [heading.lstrip("# ").lower() for heading in headings(str(file.resolve().relative_to(ROOT)))]
+            assert anchor in [re.sub(r"[^\w\- ]", "", title).replace(" ", "-") for title in titles]
+
+
+def test_commands_of_all_pages(base_model, runs, tmp_path) -> None:
+    """In a copy of the checkout, with a tiny model in the place of the demo's, and its server in that of port 5001."""
+    checkout, served = tmp_path / "a fresh clone", runs["usual template"]
+    for file in subprocess.check_output(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, text=True).split():
+        (checkout / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / file, checkout / file)
+    (checkout / ".venv" / "bin").mkdir(parents=True)
+    (checkout / ".venv" / "bin" / "python").write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
+    (checkout / ".venv" / "bin" / "python").chmod(0o755)
+    (checkout / "models").mkdir()
+    (checkout / "models" / "SmolLM2-135M-Instruct").symlink_to(base_model)
+    (checkout / "save").mkdir()
+    (checkout / "save" / "demo").symlink_to(served.model)
+    client = checkout / "client.py"
+    client.write_text(client.read_text(encoding="utf-8").replace(ADDRESS, served.url), encoding="utf-8")
+
+    ran, left_out = [], []
+    for language, code in dict.fromkeys(block for name in DOCS for block in code_blocks(name)):
+        if language == "sh" and code.startswith(NOT_RUN_HERE):
+            left_out.append(code)
+        elif language in ("sh", "python"):
+            smaller = next((arguments for name, arguments in SMALLER.items() if name in code), "")
+            code = f"{code.strip()} {smaller}".replace(ADDRESS, served.url)
+            shown = run(*([sys.executable] if language == "python" else ["sh"]), "-c", code, cwd=checkout)
+            assert "Traceback" not in shown.stderr
+            ran.append(code)
+    assert len(ran) == 19, ran
+    assert all(any(code.startswith(prefix) for code in left_out) for prefix in NOT_RUN_HERE), "one is in no page"
+    assert (checkout / "save/zh-merged/model.safetensors").exists()
+
+
+def test_examples_of_the_design() -> None:
+    for code in (code for language, code in code_blocks("docs/design.md") if language == "pycon"):
+        example = doctest.DocTestParser().get_doctest(code, {}, "docs/design.md", None, 0)
+        assert doctest.DocTestRunner().run(example).failed == 0
+
+
+def test_demo_data_keeps_its_promises() -> None:
+    run(sys.executable, "-m", "data.demo.check")
+
+
+def test_requirement_files_differ_in_torch_vllm_and_bitsandbytes_only() -> None:
+    gpu, cpu = (
+        {line for line in read(name).splitlines() if not line.startswith("#")}
+        for name in ("requirements.txt", "requirements-cpu.txt")
+    )
+    assert {re.split("[=-]", line)[0] for line in gpu ^ cpu} == {"torch", "vllm", "bitsandbytes"}
+    assert all("==" in line for line in gpu | cpu), "not pinned"
+
+
+@pytest.mark.parametrize("script", ["train.sh", "infer_vllm.sh", "data/demo/run.sh"])
+def test_scripts_parse_under_sh(script: str) -> None:
+    run("sh", "-n", ROOT / script)
+
+
+@pytest.mark.parametrize("picture", [file.stem for file in sorted((ROOT / "docs").glob("*.svg"))])
+def test_picture_is_what_its_script_draws(picture: str) -> None:
+    assert importlib.import_module(f"docs.draw_{picture}").draw() == read(f"docs/{picture}.svg")
