@@ -93,7 +93,7 @@ def main(argv: list[str]) -> ExactRewardTrainer:
     collator = PairCollator(pad_token_id=tokenizer.pad_token_id, shared_prefix=reason_to_pad is None)
     if reason_to_pad and training_args.process_index == 0:
         print(padded_line(reason_to_pad))
-    longest = train_dataset[int(np.argmax(train_dataset["length"][:]))]
+    longest = train_dataset.select(np.argsort(train_dataset["length"][:])[-3:])
 
     # --- Training ---------------------------------------------------------------------------------------------------
     training_args.remove_unused_columns = False  # the columns are ours, the collator takes what it needs
@@ -105,7 +105,7 @@ def main(argv: list[str]) -> ExactRewardTrainer:
         eval_dataset=eval_datasets if data_args.benchmark_files else eval_datasets.get("held_out"),
         processing_class=tokenizer,
         peft_config=get_peft_config(model_args),
-        callbacks=[SharedPrefixGuard(collator, longest), stop := StopAndSave()],
+        callbacks=[SharedPrefixGuard(collator, list(longest)), stop := StopAndSave()],
     )
     if not trainer.is_deepspeed_enabled:  # which keeps fp32 master weights itself
         for parameter in trainer.model.parameters():

@@ -26,6 +26,7 @@ echo "== Training $base on $(wc -l < "$out-data/train.jsonl") pairs; $(wc -l < "
   --num_train_epochs 1 \
   --gradient_checkpointing False \
   --eval_on_start True \
+  --eval_strategy no \
   --save_strategy no \
   --logging_steps 2
 

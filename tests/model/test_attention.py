@@ -205,7 +205,7 @@ def test_architecture_falls_back_and_says_why(name: str) -> None:
     changes, said = PADDED[name]
     model = reward_model(name, changes).eval()
     example = {"chosen_ids": tokens(9), "rejected_ids": tokens(7), "prefix_length": 0}
-    reason = install(model) or packing_differs(model, example, pad_token_id=0, largest=1e-3)
+    reason = install(model) or packing_differs(model, [example], pad_token_id=0, largest=1e-3)
     assert said in reason
     rewards = model(**padded_batch()).logits
     torch.testing.assert_close(rewards, reward_model(name, changes).eval()(**padded_batch()).logits)
@@ -224,7 +224,7 @@ def test_hidden_states_that_differ_stop_the_run() -> None:
     model.model.layers[0].mlp.register_forward_hook(lambda module, args, output: output + output.roll(1, dims=1))
     example = {"chosen_ids": [*tokens(9), 5, 6], "rejected_ids": [7, 8, 9], "prefix_length": 0}
     with pytest.raises(InputError, match="--shared_prefix False"):
-        packing_differs(model, example, pad_token_id=0, largest=1e-3)
+        packing_differs(model, [example], pad_token_id=0, largest=1e-3)
 
 
 RUNS = {

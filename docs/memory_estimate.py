@@ -1,0 +1,119 @@
+"""Memory per GPU and duration of an epoch, computed from shapes. No figure here was measured on a GPU.
+
+    python -m docs.memory_estimate                                                       # the table of docs/recipes.md
+    python -m docs.memory_estimate --recipe "Qwen2.5-7B, full, 8 x 80 GB" --pairs 8      # one of them, part by part
+
+Sources: states, Rajbhandari et al. 2020 (ZeRO, arXiv:1910.02054); activations, Korthikanti et al. 2022
+(arXiv:2205.05198), counted again for gated MLPs and attention that keeps no scores; operations, Kaplan et al. 2020
+(arXiv:2001.08361).
+"""
+
+import argparse
+from dataclasses import asdict, dataclass, fields, replace
+
+PEAK = {"H100": 989e12, "4090": 165e12}  # bf16, dense, per second: the makers' data sheets
+USE = 0.3  # of it: assumed
+LINK = 50e9  # bytes per second of one GPU to other nodes (400 Gbit/s): assumed; within a node nothing is counted
+PAIRS, POSITIONS = 80_000, 1_000  # of the data, and of one pair in the packed row: assumed
+
+
+@dataclass
+class Run:
+    """A model's shape, Qwen2.5-7B if not told otherwise, and how it is trained. It has no vocabulary head."""
+
+    layers: int = 28
+    hidden: int = 3584
+    heads: int = 28
+    kv_heads: int = 4
+    intermediate: int = 18944
+    vocab: int = 152064
+    head_size: int = 128
+    gpus: int = 1
+    zero3: bool = False
+    lora: int = 0  # rank; 0 is full fine-tuning
+    pairs: int = 4  # per GPU and micro-batch
+    accumulation: int = 1
+    max_length: int = 2048
+    bf16: bool = True  # or fp32, on a CPU
+    checkpointing: bool = True
+    card: str = "H100"
+
+    @property
+    def body(self) -> int:
+        """Parameters of all layers: query, key, value, output, three matrices of the MLP, two norms."""
+        heads = self.head_size * (2 * self.heads + 2 * self.kv_heads)
+        return self.layers * self.hidden * (heads + 3 * self.intermediate + 2)
+
+    @property
+    def parameters(self) -> int:
+        return self.vocab * self.hidden + self.body + 2 * self.hidden  # the last norm, the reward head
+
+    @property
+    def trained(self) -> int:
+        """Parameters with a gradient; LoRA has rank * (in + out) for each matrix, and the reward head."""
+        sides = 7 * self.hidden + 2 * self.head_size * (self.heads + self.kv_heads) + 3 * self.intermediate
+        return self.layers * self.lora * sides + self.hidden if self.lora else self.parameters
+
+    def memory(self) -> dict[str, float]:
+        """GB per GPU at the peak, part by part."""
+        shards = self.gpus if self.zero3 else 1
+        row = self.pairs * 2 * self.max_length  # nothing shared, nothing shorter: the worst row
+        size = 2 if self.bf16 else 4
+        # 16: fp32 weight, gradient, Adam's two; or bf16 weight and gradient, fp32 the rest. 2: autocast's bf16 copy.
+        states = self.trained * (16 / shards + (2 if self.bf16 and not (self.zero3 or self.lora) else 0))
+        widths = 8 * self.hidden + 4 * self.head_size * self.kv_heads + 4 * self.intermediate
+        layer = row * (size * widths + 16 * self.hidden)  # kept by one layer for backward; norms compute in fp32
+        kept = row * size * self.hidden * self.layers + 2 * layer if self.checkpointing else self.layers * layer
+        parts = {
+            "frozen weights": 2 * self.parameters / shards if self.lora else 0,
+            "weights, gradients, Adam": states,
+            "gathered layers": 2 * min(self.parameters, 1e9) if self.zero3 else 0,  # stage3_max_live_parameters
+            "activations": kept,
+            "CUDA and NCCL, assumed": 2e9 if self.bf16 else 0,
+        }
+        return {name: part / 1e9 for name, part in parts.items()}
+
+    def hours(self) -> float:
+        """Of one epoch over PAIRS."""
+        passes = 2 + (2 if self.lora else 4) + 2 * self.checkpointing  # forward, backward, recomputation
+        attention = passes * POSITIONS * self.head_size * self.heads * self.layers
+        compute = (passes * self.body + attention) * POSITIONS * PAIRS / self.gpus / PEAK[self.card] / USE
+        # Every bf16 weight comes in for forward, recomputation and backward; gradients go out.
+        moved = (3 if self.lora else 4) * 2 * self.parameters * PAIRS / (self.pairs * self.gpus)
+        return max(compute, moved / (8 * LINK) if self.zero3 and self.gpus > 8 else 0) / 3600
+
+
+QWEN_72 = Run(80, 8192, 64, 8, 29568)
+RECIPES = {
+    "Qwen3-0.6B, full, 1 x 24 GB": Run(28, 1024, 16, 8, 3072, 151936, accumulation=16, card="4090"),
+    "Qwen2.5-7B, full, 4 x 80 GB": Run(gpus=4, zero3=True, accumulation=4),
+    "Qwen2.5-7B, full, 8 x 80 GB": Run(gpus=8, zero3=True, accumulation=2),
+    "Qwen2.5-7B, LoRA, 1 x 80 GB": Run(lora=32, pairs=8, accumulation=8),
+    "Qwen2.5-7B, LoRA, 1 x 24 GB": Run(lora=16, pairs=1, accumulation=64, card="4090"),
+    "Qwen2.5-32B, LoRA, 4 x 80 GB": Run(64, 5120, 40, 8, 27648, lora=32, gpus=4, zero3=True, accumulation=4),
+    "Qwen2.5-72B, LoRA, 2 x 8 x 80 GB": replace(QWEN_72, lora=32, gpus=16, zero3=True),
+    "Qwen2.5-72B, full, 4 x 8 x 80 GB": replace(QWEN_72, gpus=32, zero3=True, pairs=2),
+}
+
+
+def table_row(name: str) -> str:
+    run = RECIPES[name]
+    parts, step = list(run.memory().values()), run.pairs * run.accumulation * run.gpus
+    states, rest = sum(parts[:2]), sum(parts[2:])
+    return f"| {name} | {step} | {states:.1f} | {rest:.1f} | {states + rest:.0f} | {run.hours():.1f} |"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", choices=RECIPES)
+    for field in fields(Run):
+        parser.add_argument(f"--{field.name}", type=(lambda w: w == "True") if field.type is bool else field.type)
+    given = {name: value for name, value in vars(parser.parse_args()).items() if value is not None}
+    if not given:
+        print("\n".join(map(table_row, RECIPES)))
+    else:
+        run = Run(**(asdict(RECIPES.get(given.pop("recipe", ""), Run())) | given))
+        print(f"{run.parameters / 1e9:.2f} billion parameters, {run.trained / 1e9:.3f} trained. GB per GPU, computed:")
+        for part, value in [*run.memory().items(), ("together", sum(run.memory().values()))]:
+            print(f"{value:8.1f}  {part}")
+        print(f"{run.hours():8.1f}  hours for {PAIRS:,} pairs of {POSITIONS:,} positions, on {run.card}")
