@@ -39,7 +39,7 @@ class Run:
         self.output_dir = output_dir
         self.log = output_dir.with_suffix(".log")
         env = {**os.environ, **paths, "NPROC_PER_NODE": "2", "MASTER_PORT": "29514"}
-        with open(self.log, "a") as log:
+        with open(self.log, "w") as log:
             self.process = subprocess.Popen(words, stdout=log, stderr=log, env=env, start_new_session=True)
 
     def ends(self) -> int:
