@@ -35,6 +35,7 @@ from reward_model.training.arguments import (
 )
 from reward_model.training.collator import PairCollator
 from reward_model.training.preflight import SharedPrefixGuard, padded_line
+from reward_model.training.saving import STOPPED, StopAndSave, resume_from
 from reward_model.training.trainer import ExactRewardTrainer
 
 HERE = Path(__file__).resolve().parent
@@ -104,7 +105,7 @@ def main(argv: list[str]) -> ExactRewardTrainer:
         eval_dataset=eval_datasets if data_args.benchmark_files else eval_datasets.get("held_out"),
         processing_class=tokenizer,
         peft_config=get_peft_config(model_args),
-        callbacks=[SharedPrefixGuard(collator, list(longest))],
+        callbacks=[SharedPrefixGuard(collator, list(longest)), stop := StopAndSave()],
     )
     if not trainer.is_deepspeed_enabled:  # which keeps fp32 master weights itself
         for parameter in trainer.model.parameters():
@@ -116,6 +117,13 @@ def main(argv: list[str]) -> ExactRewardTrainer:
     )
     result = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     trainer.accelerator.print(trainer.totals(result.metrics["train_runtime"]))
+    if stop.stopped:
+        trainer.accelerator.print(
+            f"Stopped after step {trainer.state.global_step}, which is saved. The same command with "
+            "--resume_from_checkpoint auto goes on."
+        )
+        trainer.end()
+        sys.exit(STOPPED)
     trainer.save_metrics("train", result.metrics)
     trainer.save_state()
 
@@ -150,14 +158,10 @@ def check_paths(data_args: DataArguments, training_args: TrainingArguments, mode
             "--torch_compile would compile anew for every batch: no two have the same lengths. Leave it out."
         )
     output_dir = Path(training_args.output_dir)
-    resume = str(training_args.resume_from_checkpoint or False)
-    if resume.lower() in ("true", "false"):
-        training_args.resume_from_checkpoint = resume.lower() == "true" or None
-    if training_args.resume_from_checkpoint is True and not any(output_dir.glob("checkpoint-*")):
-        raise InputError(f"--resume_from_checkpoint: no checkpoint in {output_dir}.")
-    if training_args.resume_from_checkpoint is None and (
-        any(output_dir.glob("checkpoint-*")) or any(output_dir.glob("*.safetensors"))
-    ):
+    asked, tell = training_args.resume_from_checkpoint, training_args.process_index == 0
+    training_args.resume_from_checkpoint = resume_from(asked, output_dir, tell)
+    begun = any(output_dir.glob("checkpoint-*")) and asked != "auto"
+    if training_args.resume_from_checkpoint is None and (begun or any(output_dir.glob("*.safetensors"))):
         raise InputError(
             f"{output_dir} holds a trained model or checkpoints. Choose another --output_dir, or go on from the last "
             "checkpoint: --resume_from_checkpoint True"

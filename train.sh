@@ -45,4 +45,5 @@ exec "$python" -m torch.distributed.run \
   --gradient_checkpointing True \
   --save_strategy steps --save_steps 0.25 --save_total_limit 2 \
   --logging_steps 5 \
+  --resume_from_checkpoint auto \
   "$@"

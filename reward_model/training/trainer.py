@@ -1,14 +1,16 @@
 """trl's RewardTrainer with exact figures: of every held-out pair once, and of the run's speed."""
 
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
 from trl import RewardTrainer
 
 from reward_model.model.attention import PathCounts
+from reward_model.training.saving import COMPLETE, mark_complete
 
 
 class ExactRewardTrainer(RewardTrainer):
@@ -75,7 +77,16 @@ class ExactRewardTrainer(RewardTrainer):
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         self.state.num_input_tokens_seen = self._total_train_tokens
+        # Older checkpoints go only when this one is whole.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        checkpoint = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
+        (checkpoint / COMPLETE).unlink(missing_ok=True)
         super()._save_checkpoint(*args, **kwargs)
+        self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            mark_complete(checkpoint)
+            rotate_checkpoints(self.args.output_dir, limit, self.state.best_model_checkpoint)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self._counted is not None:
