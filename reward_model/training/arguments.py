@@ -87,6 +87,11 @@ class TrainingArguments(RewardConfig):
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
             # Left alone, accelerate takes torchrun without a GPU for one process, and DeepSpeed's batch check fails.
             os.environ["ACCELERATE_USE_DEEPSPEED"] = str(self.deepspeed is not None).lower()
+            if self.deepspeed is not None:
+                import deepspeed  # seconds, so only here
+
+                # It would be compiled at the first start, and not at all in a path with a space; gloo does its work.
+                deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
             PartialState(cpu=self.deepspeed is None, backend="gloo")
             self.accelerator_config = {"use_configured_state": True}
         super().__post_init__()

@@ -162,11 +162,8 @@ def test_server_gets_the_dtype_of_the_weights(tmp_path: Path) -> None:
     (checkout / ".venv" / "bin").mkdir(parents=True)
     (checkout / "reward_model").symlink_to(ROOT / "reward_model")
     shutil.copy(ROOT / "infer_vllm.sh", checkout)
-    stand_ins = {
-        checkout
-        / ".venv/bin/python": f'case "$*" in *cli.main*|*api_server*) echo "$@";; *) exec {sys.executable} "$@";; esac',
-        tmp_path / "nvidia-smi": "echo GPU 0",
-    }
+    python = f'case "$*" in *cli.main*|*api_server*) echo "$@";; *) exec "{sys.executable}" "$@";; esac'
+    stand_ins = {checkout / ".venv/bin/python": python, tmp_path / "nvidia-smi": "echo GPU 0"}
     for path, script in stand_ins.items():
         path.write_text(f"#!/bin/sh\n{script}\n")
         path.chmod(0o755)
