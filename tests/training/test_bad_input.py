@@ -93,7 +93,7 @@ def test_arguments(base_model: Path, few_pairs: Path, tmp_path: Path) -> None:
     (trained / "checkpoint-5").mkdir(parents=True)
     with pytest.raises(InputError, match=r"holds a trained model or checkpoints.*--resume_from_checkpoint True"):
         start(base_model, few_pairs, trained)
-    with pytest.raises(InputError, match=r"no checkpoint in"):
+    with pytest.raises(InputError, match=r"no whole checkpoint in"):
         start(base_model, few_pairs, tmp_path / "out", "--resume_from_checkpoint", "True")
     with pytest.raises(InputError, match=r"--deepspeed no\.json: no such file"):
         start(base_model, few_pairs, tmp_path / "out", "--deepspeed", "no.json")
