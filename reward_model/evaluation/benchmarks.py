@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 Figures = dict[str, float]
 Scores = tuple[list[float], list[float]]  # of chosen, of rejected answers
-PROTOCOLS = ("pairs", "best", "ties", "rm-bench")
 
 # Subsets of RewardBench's sections and their weights (allenai/reward-bench, rewardbench/constants.py). The file has 447
 # pairs of math-prm, which count as much as all those of code.

@@ -44,10 +44,10 @@ def check_one_label(config: dict[str, Any], folder: str) -> None:
 
 
 def stored_parameters(name: str | None) -> int | None:
-    """Parameters of a model folder, by the size of its weights; None for a hub id."""
+    """Parameters of a model folder, by the size of its weights; None for a hub id, or what is no model."""
     folder = Path(name or "no folder")
     weights = list(folder.glob("*.safetensors"))
-    if not weights:
+    if not weights or not (folder / "config.json").is_file():
         return None
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     bytes_each = 4 if (config.get("dtype") or config.get("torch_dtype")) == "float32" else 2

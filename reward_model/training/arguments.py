@@ -16,7 +16,7 @@ from trl import ModelConfig, RewardConfig, ScriptArguments
 from reward_model import InputError
 from reward_model.model.checkpoint import stored_parameters
 
-# Full fine-tuning, by parameters: SmolLM2-135M learned best at 3e-5 to 5e-5; published models of 7B and more took 2e-6
+# Full fine-tuning, by parameters: SmolLM2-135M learned well at 3e-5 and 5e-5; published models of 7B and more took 2e-6
 # to 1e-5. LoRA takes ten times as much (Schulman et al. 2025, "LoRA Without Regret").
 LEARNING_RATE = {"LoRA": 1e-4, "small": 3e-5, "large": 1e-5}
 SMALL = 1_000_000_000  # parameters

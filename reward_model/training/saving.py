@@ -57,7 +57,7 @@ def resume_from(asked: str | bool | None, output_dir: Path, tell: bool) -> str |
         return str(asked)
     newest = newest_complete(output_dir, tell) if word != "false" else None
     if word == "true" and newest is None:
-        raise InputError(f"--resume_from_checkpoint: no whole checkpoint in {output_dir}.")
+        raise InputError(f"--resume_from_checkpoint: no whole checkpoint in {output_dir}; name one by its path.")
     if newest and tell:
         print(f"Going on from {newest}.")
     return str(newest) if newest else None

@@ -108,6 +108,12 @@ def test_arguments(base_model: Path, few_pairs: Path, tmp_path: Path) -> None:
     (tmp_path / "args.json").write_text('{"output_dir": "out", "learning_rat": 1e-5}')
     with pytest.raises(InputError, match=r"args\.json: unknown argument --learning_rat;"):
         train_script.main([str(tmp_path / "args.json")])
+    adapter = tmp_path / "adapter"  # weights, but no config.json
+    adapter.mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (adapter / name).write_text("{}")
+    with pytest.raises(InputError, match=r"is a LoRA adapter; merge it first"):
+        start(adapter, few_pairs, tmp_path / "out")
     with pytest.raises(InputError, match=r"no such folder, and no hub id"):
         start(tmp_path / "no model", few_pairs, tmp_path / "out")
 
