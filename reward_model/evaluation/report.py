@@ -102,6 +102,7 @@ def check_folder(folder: Path) -> None:
 
 def write(folder: Path, name: str, found: dict[str, Any], scored: Scored) -> None:
     """metrics.json, scores.jsonl and report.html; `name` says whose evaluation it is."""
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "metrics.json").write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     with open(folder / "scores.jsonl", "w", encoding="utf-8") as file:
         file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in scored.records())
