@@ -51,6 +51,18 @@ def demo_pairs() -> list[dict]:
     return [json.loads(line) for line in (ROOT / "data/demo/train.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
+TURNS = {"u": "user", "a": "assistant", "s": "system", "t": "tool"}
+
+
+def talk(*turns: str) -> list[dict]:
+    """Messages from "u: …", "a: …"."""
+    return [{"role": TURNS[turn[0]], "content": turn[3:]} for turn in turns]
+
+
+def pair(shared: list[str], chosen: str, rejected: str, **labels: object) -> dict:
+    return {"chosen": talk(*shared, f"a: {chosen}"), "rejected": talk(*shared, f"a: {rejected}"), **labels}
+
+
 def conversation(question: str, answer: str) -> list[dict]:
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
