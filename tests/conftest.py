@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -131,6 +132,18 @@ def tiny_model(tmp_path_factory, make_tokenizer):
 @pytest.fixture(scope="session")
 def base_model(tiny_model) -> Path:
     return tiny_model()
+
+
+@pytest.fixture(scope="session")
+def tiny_reward_model(base_model: Path, tmp_path_factory) -> Path:
+    """A reward model with a random head."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    folder = shutil.copytree(base_model, tmp_path_factory.mktemp("rm") / "a model")
+    config_ = AutoConfig.from_pretrained(base_model, num_labels=1)
+    model = AutoModelForSequenceClassification.from_config(config_)
+    model.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture
