@@ -118,19 +118,19 @@ def read_rows(file: Path) -> Iterator[NumberedRow]:
 
 
 def check_hub(name: str, kind: str) -> None:
-    """Raises InputError at once for a hub id (of a "model" or "dataset") that is neither in the cache nor to be had:
-    the libraries would try for a minute."""
-    from huggingface_hub import HfApi, constants
+    """Refuse at once a hub id that is neither in the cache nor to be had; the libraries would try for a minute."""
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.constants import HF_HUB_CACHE
 
-    cached = Path(constants.HF_HUB_CACHE, f"{kind}s--{name.replace('/', '--')}")
-    if cached.exists():
+    cached = Path(HF_HUB_CACHE, f"{kind}s--{name.replace('/', '--')}").exists()
+    if Path(name).exists() or (cached if kind == "dataset" else try_to_load_from_cache(name, "config.json")):
         return
     ask = HfApi().model_info if kind == "model" else HfApi().dataset_info
     try:
         ask(name, timeout=5)
     except Exception as error:  # whatever the hub's client raises: its own words say it best
         words = " ".join(str(error).split())[:200]
-        raise InputError(f"{name}: no file or folder here, and the hub gives no {kind} of this name: {words}") from None
+        raise InputError(f"{name}: no such folder here, and the hub gives no {kind} of this name: {words}") from None
 
 
 def hub_rows(name: str) -> Iterator[NumberedRow]:
