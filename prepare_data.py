@@ -112,7 +112,8 @@ def parse_arguments() -> argparse.Namespace:
         ),
         f"--min_gap {args.min_gap:g}: give a number, 0 or more.": not 0 <= args.min_gap < math.inf,
         "--seed must be 0 or more.": args.seed < 0,
-        "--num_proc and --max_length must be above 0.": min(args.num_proc, 1 if args.max_length is None else args.max_length) < 1,
+        "--num_proc must be above 0.": args.num_proc < 1,
+        "--max_length must be above 0.": args.max_length is not None and args.max_length < 1,
         f"--output {args.output}: pairs are written as .jsonl.": args.output.suffix != ".jsonl",
     }
     for message, is_wrong in wrong.items():

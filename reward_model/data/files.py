@@ -123,10 +123,10 @@ def check_hub(name: str, kind: str) -> None:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     cached = Path(HF_HUB_CACHE, f"{kind}s--{name.replace('/', '--')}").exists()
-    if Path(name).exists() or (cached if kind == "dataset" else try_to_load_from_cache(name, "config.json")):
-        return
     ask = HfApi().model_info if kind == "model" else HfApi().dataset_info
     try:
+        if Path(name).exists() or (cached if kind == "dataset" else try_to_load_from_cache(name, "config.json")):
+            return
         ask(name, timeout=5)
     except Exception as error:  # whatever the hub's client raises: its own words say it best
         words = " ".join(str(error).split())[:200]
