@@ -1,6 +1,9 @@
 """Trees, balanced ranks and passes bounded by tokens give the losses and weights of plain padded pairs."""
 
+import json
 import random
+import shutil
+import sys
 from collections import Counter
 from itertools import combinations, pairwise
 from pathlib import Path
@@ -8,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import conversation, demo_pairs, jsonl
+from conftest import conversation, demo_pairs, jsonl, run
 from datasets import Dataset
 from safetensors.torch import load_file
 
@@ -186,3 +189,42 @@ def test_weights_after_every_step_are_those_of_the_random_order(base_model: Path
     for random_, balanced in zip(*weights, strict=True):
         for name, tensor in random_.items():
             torch.testing.assert_close(balanced[name], tensor, atol=1e-6, rtol=0)
+
+
+TWO_RANKS = {
+    "plain": ([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29516"], ""),
+    "ZeRO-3": (["sh", "train.sh"], "--gradient_accumulation_steps 1 --warmup_steps 0 --lr_scheduler_type linear"),
+}
+
+
+@pytest.mark.slow
+def test_two_ranks_train_what_one_process_does(base_model: Path, tmp_path: Path) -> None:
+    """Trees, balanced, in passes by tokens, against padded pairs in random order; and going on from a second epoch."""
+    pairs = jsonl(tmp_path / "pairs.jsonl", lists(UNEQUAL)[:48])  # six whole steps of 8: padding is nowhere needed
+    shared = "--max_steps 11 --save_strategy steps --save_steps 8 --group_by_prompt True"
+
+    def words(output_dir: str, more: str) -> list[str]:
+        paths = ["--model_name_or_path", base_model, "--dataset_name", pairs, "--output_dir", tmp_path / output_dir]
+        return [*map(str, paths), *STEPS.split(), *f"{more} {shared}".split()]
+
+    def logs(output_dir: str) -> list[dict]:
+        history = json.loads((tmp_path / output_dir / "trainer_state.json").read_text())["log_history"]
+        return [log for log in history if "grad_norm" in log]
+
+    trainer = train_script.main(words("one", "8 --shared_prefix False --balance_ranks False"))
+    assert trainer._sampler.epoch == 1
+    expected = logs("one")
+    for kind, (start, more) in TWO_RANKS.items():
+        launch = [*start, *([] if kind == "ZeRO-3" else ["train.py"])]
+        environment = {"NPROC_PER_NODE": "2", "MASTER_PORT": "29516"}
+        two = words(kind, f"4 {more} --max_tokens_per_micro_batch 150")
+        said = run(*launch, *two, **environment).stdout
+        found = logs(kind)
+        assert [log["loss"] for log in found] == pytest.approx([log["loss"] for log in expected], abs=1e-5), said
+        assert [log["grad_norm"] for log in found] == pytest.approx([log["grad_norm"] for log in expected], rel=1e-4)
+        assert all(0.5 < log["rank_balance"] < 1 for log in found)
+
+    shutil.copytree(tmp_path / "plain" / "checkpoint-8", tmp_path / "resumed" / "checkpoint-8")
+    run(*TWO_RANKS["plain"][0], "train.py", *words("resumed", "4 --resume_from_checkpoint True"))
+    losses = [log["loss"] for log in logs("resumed")]
+    assert losses == pytest.approx([log["loss"] for log in expected], abs=1e-5), "another order after the stop"
