@@ -1,6 +1,6 @@
 """Scores of conversations with Transformers: what training computed, on packed rows where the model takes them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -9,10 +9,9 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from trl.trainer.reward_trainer import suppress_seqcls_warning
 
 from reward_model import InputError
-from reward_model.data.pair import common_prefix_length
 from reward_model.model.attention import install
 from reward_model.model.checkpoint import check_base_model, check_reward_model, check_tokenizer, set_pad_token
-from reward_model.model.packing import pack
+from reward_model.model.packing import pack, positions, tree
 from reward_model.model.tokenization import load_tokenizer, render, token_ids
 
 Conversation = list[dict[str, Any]]
@@ -66,8 +65,8 @@ def score(
         raise InputError(f"{len(longest)} tokens, more than the {limit} that the model takes, has: {begin!r} …")
     ids = iter(flat)
     tokens = [[next(ids) for _ in group] for group in groups]
-    split = [_split(group) if model.packs else ([], group) for group in tokens]
-    sizes = [len(prefix) + sum(map(len, branches)) for prefix, branches in split]
+    split = [tree(group) if model.packs else ([], group) for group in tokens]
+    sizes = [positions(group) for group in split]
     scores: list[list[float]] = [[] for _ in groups]
     progress = tqdm(total=len(flat), desc="Scoring", unit="conversation", disable=None)
     for numbers in _batches(sizes, tokens_per_batch):
@@ -100,13 +99,7 @@ def _batches(sizes: list[int], budget: int) -> Iterator[list[int]]:
         yield batch
 
 
-def _split(group: list[list[int]]) -> tuple[list[int], list[list[int]]]:
-    """What a group of conversations begins with, and the rest of each; one conversation alone has no prefix."""
-    shared = common_prefix_length(group) if len(group) > 1 else 0
-    return group[0][:shared], [ids[shared:] for ids in group]
-
-
-def _padded(groups: list[list[list[int]]], pad_token_id: int) -> dict[str, torch.Tensor]:
+def _padded(groups: list[Sequence[Sequence[int]]], pad_token_id: int) -> dict[str, torch.Tensor]:
     flat = [torch.tensor(ids) for group in groups for ids in group]
     ids = torch.nn.utils.rnn.pad_sequence(flat, batch_first=True, padding_value=pad_token_id)
     mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(ids) for ids in flat], batch_first=True)
