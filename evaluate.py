@@ -28,6 +28,8 @@ def accuracy(args: argparse.Namespace) -> None:
     from reward_model.evaluation import report
     from reward_model.evaluation.items import Scored, load_items
 
+    if args.output:
+        report.check_folder(args.output)  # not after an hour of scoring
     skipped: list[str] | None = [] if args.skip_bad else None
     items = load_items(args.data, args.protocol, skipped)
     scored = Scored(items, local_scores(args, items) if args.model else served_scores(args, items))
@@ -65,6 +67,8 @@ def compare(args: argparse.Namespace) -> None:
     """Paired differences of two runs (--output folders) on the same pairs, B less A."""
     from reward_model.evaluation.compare import load_run, paired_differences
 
+    if args.output and args.output.exists():
+        raise InputError(f"--output {args.output} is there already; remove it, or choose another.")
     runs = [load_run(args.a), load_run(args.b)]
     found, disagree = paired_differences(*runs)
     print(found.to_string(float_format="{:.3f}".format, formatters={"p_value": "{:.3g}".format}))
@@ -116,6 +120,13 @@ def parity(args: argparse.Namespace) -> None:
         raise InputError(f"the scores differ: {cause}")
 
 
+def at_least_one(text: str) -> int:
+    """For argparse, which names the function in its message."""
+    if (number := int(text)) < 1:
+        raise ValueError
+    return number
+
+
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", description="evaluate.py COMMAND --help")
@@ -127,7 +138,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         text = "a server started by infer_vllm.sh; an API key is read from VLLM_API_KEY"
         one.add_argument("--url", required=one is sub["parity"], help=text)
         one.add_argument("--served_model_name", default="base_reward")
-        one.add_argument("--concurrency", type=int, default=8, help="requests at a time")
+        one.add_argument("--concurrency", type=at_least_one, default=8, help="requests at a time")
     one = sub["accuracy"]
     one.add_argument("--model", help="folder of a reward model, scored with Transformers")
     one.add_argument("--base_model", help="measure this model, with a head that was not trained, as well")
@@ -138,7 +149,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     one = sub["compare"]
     one.add_argument("a", type=Path)
     one.add_argument("b", type=Path)
-    one.add_argument("--show", type=int, default=20, help="items on which they disagree")
+    one.add_argument("--show", type=at_least_one, default=20, help="items on which they disagree")
     one.add_argument("--output", type=Path, help="a .json file for figures and all disagreements")
     one = sub["parity"]
     one.add_argument("model")
@@ -152,9 +163,16 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     return args
 
 
-if __name__ == "__main__":
+def main(argv: list[str]) -> None:
     try:
-        args = parse_arguments(sys.argv[1:])
+        args = parse_arguments(argv)
         args.run(args)
     except (InputError, ServerError, OSError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("\nStopped; nothing was written.", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
