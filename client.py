@@ -482,8 +482,6 @@ def as_line(row: dict[str, Any]) -> str:
 
 def input_rows(file: Path) -> Iterator[tuple[str, Any]]:
     """(place, row) of a file of JSON lines; what is none is an exception in its place."""
-    if file.suffix != ".jsonl":
-        raise FileError(f"{file}: a .jsonl file is needed; infer_transformers.py reads others, without a server.")
     with open(file, "rb") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
@@ -604,6 +602,8 @@ def main(argv: list[str]) -> None:
     if command == "check":
         print(check(args.model_dir, client, args.dtype))
     elif args.input and args.output and not args.question_and_answers:
+        if args.input.suffix != ".jsonl":
+            raise FileError(f"{args.input}: a .jsonl file is needed.")
         if args.output.exists() and args.output.samefile(args.input):
             raise FileError("--output is the --input; choose another.")
         with open(args.input, "rb") as lines:

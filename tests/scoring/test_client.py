@@ -179,13 +179,14 @@ def test_odd_answers_of_a_server(server) -> None:
         ("", {"VLLM_API_KEY": "schlüssel€"}, "VLLM_API_KEY holds a line break or another character"),
         ("--retries 0", {}, "No server answers at http://127.0.0.1:5001; start one: sh infer_vllm.sh MODEL_DIR"),
         ("--input missing.jsonl --output x.jsonl", {}, "missing.jsonl"),
-        ("--input README.md --output x.jsonl", {}, "a .jsonl file is needed"),
+        ("--input scores.parquet --output x.jsonl", {}, "a .jsonl file is needed"),
     ],
 )
-def test_what_a_user_gets_wrong_is_said_in_a_sentence(arguments, environment, said) -> None:
+def test_what_a_user_gets_wrong_is_said_in_a_sentence(arguments, environment, said, tmp_path) -> None:
     what = [] if "--input" in arguments else ["Hi?", "Hello."]
-    shown = run(sys.executable, "client.py", *arguments.split(), *what, check=False, **environment)
+    shown = run(sys.executable, ROOT / "client.py", *arguments.split(), *what, cwd=tmp_path, check=False, **environment)
     assert shown.returncode == 1 and said in shown.stderr and "Traceback" not in shown.stderr, shown.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def rows_to_score() -> list[dict]:
