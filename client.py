@@ -1,7 +1,7 @@
 """Ask reward models served by infer_vllm.sh for scores. This file needs nothing but Python: copy it where you need it.
 
     python client.py "question" "answer" ["another answer" …]                    # the score of each answer, best first
-    python client.py --input rows.jsonl --output scores.jsonl --base_url http://a:5001 http://b:5001
+    python client.py --input rows.jsonl --output scores.jsonl --base_url http://a:5001 --base_url http://b:5001
     python client.py rank --input rows.jsonl --output ranked.jsonl --pairs_out pairs.jsonl           # best of n answers
     python client.py check --model_dir save/demo            # are the served scores those that the model was saved with?
 
@@ -582,7 +582,7 @@ def difference(text: str, served: str) -> str:
 def main(argv: list[str]) -> None:
     command = argv.pop(0) if argv[:1] in (["rank"], ["check"]) else ""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base_url", nargs="+", default=[BASE_URL], help="one or more servers, default: %(default)s")
+    parser.add_argument("--base_url", action="append", help=f"again for each further server; default: {BASE_URL}")
     parser.add_argument("--model", default=MODEL, help="the name it is served under, default: %(default)s")
     parser.add_argument("--timeout", type=float, default=TIMEOUT, help="seconds, default: %(default)g")
     parser.add_argument("--retries", type=int, default=RETRIES, help="on connection errors, 429, 5xx: %(default)s")
@@ -598,7 +598,7 @@ def main(argv: list[str]) -> None:
     if command == "rank":
         parser.add_argument("--pairs_out", type=Path, help="pairs for train.py: the best answer and the worst")
     args = parser.parse_args(argv)
-    client = RewardClient(args.base_url, args.model, args.timeout, args.retries, args.concurrency)
+    client = RewardClient(args.base_url or BASE_URL, args.model, args.timeout, args.retries, args.concurrency)
     if command == "check":
         print(check(args.model_dir, client, args.dtype))
     elif args.input and args.output and not args.question_and_answers:

@@ -93,7 +93,7 @@ def test_parity_names_the_broken_rule(runs, tmp_path: Path) -> None:
         # what the trained model's template had, and the server's has not -> what must be said
         template + "{{ 'The end' }}": "the server leaves out 'The end'",
         "{{ 'You are a judge.' }}" + template: "the server leaves out 'You are a judge.'",
-        template.replace("<|im_start|>", "<|im_end|>"): "the server renders with another chat template: at character 1",
+        template.replace("<|im_start|>", "<|im_end|>"): "the server renders with another chat template: at character 6",
     }
     for number, (text, said) in enumerate(changed.items()):
         folder = tmp_path / str(number)
