@@ -127,11 +127,20 @@ def at_least_one(text: str) -> int:
     return number
 
 
+def contract(args: argparse.Namespace) -> None:
+    """Write the score contract of a reward model that was made without one; infer_vllm.sh checks it at every start."""
+    from reward_model.model.contract import FILE, write_contract
+    from reward_model.scoring.local import load_reward_model
+
+    write_contract(*load_reward_model(args.model, "float32"), Path(args.model))
+    print(f"-> {args.model}/{FILE}")
+
+
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", description="evaluate.py COMMAND --help")
     sub = {}
-    for run in (accuracy, compare, parity):
+    for run in (accuracy, compare, parity, contract):
         sub[run.__name__] = commands.add_parser(run.__name__, help=run.__doc__, description=run.__doc__)
         sub[run.__name__].set_defaults(run=run)
     for one in (sub["accuracy"], sub["parity"]):
@@ -151,6 +160,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     one.add_argument("b", type=Path)
     one.add_argument("--show", type=at_least_one, default=20, help="items on which they disagree")
     one.add_argument("--output", type=Path, help="a .json file for figures and all disagreements")
+    sub["contract"].add_argument("model")
     one = sub["parity"]
     one.add_argument("model")
     one.add_argument("data", nargs="+", metavar="DATA")

@@ -82,6 +82,7 @@ def score_rows(
 
 def score_input(args: argparse.Namespace) -> int:
     """How many rows of the file have an error."""
+    from reward_model.model.contract import drift
     from reward_model.scoring.local import load_reward_model
 
     if args.output.exists() and args.output.samefile(args.input):
@@ -89,7 +90,10 @@ def score_input(args: argparse.Namespace) -> int:
     rows = ((place_of(args.input, number), row) for number, row in read_rows(args.input))
     output = look_at(args.output, rows)
     model, tokenizer = load_reward_model(args.model, args.dtype)
-    tolerance = TOLERANCE[str(model.dtype).removeprefix("torch.")]
+    dtype = str(model.dtype).removeprefix("torch.")
+    tolerance = TOLERANCE[dtype]
+    if dtype != "float32" and (found := drift(model, tokenizer, Path(args.model))) > tolerance:
+        print(f"warning: in {dtype} scores drift by up to {found:.2g}; try --dtype float32.", file=sys.stderr)
     return score_file(output, partial(score_rows, model, tokenizer, args.tokens_per_batch), tolerance)
 
 

@@ -81,6 +81,8 @@ def parse_arguments() -> argparse.Namespace:
     named.add_argument("--candidates", nargs=2, metavar="FIELD")
     for name in ("label_first", "label_second", "label_tie"):
         named.add_argument(f"--{name}", nargs="+", default=[], metavar="VALUE")
+    ignore = "fields to leave out: one that may be part of the conversation, but has no place in a pair, stops the run"
+    parser.add_argument("--ignore", nargs="+", default=[], metavar="FIELD", help=ignore)
     parser.add_argument("--system", help="system message put before every conversation that has none")
     args = parser.parse_args()
     by_fields = args.chosen or args.candidates

@@ -84,6 +84,8 @@ def parsed(row: Any) -> Any:
         return RowError("not decodable", f"not UTF-8 at byte {error.start}; convert the file first.")
     except json.JSONDecodeError as error:
         return RowError("not parseable", f"not valid JSON ({error.msg}, column {error.colno}).")
+    except ValueError as error:  # thousands of digits
+        return RowError("not parseable", f"not valid JSON ({error}).")
     except RecursionError:
         return RowError("not parseable", "JSON nested too deeply.")
 

@@ -4,8 +4,8 @@ Optional: "margin" (float), "source", "subset", "id" (strings), "tools". Checks 
 """
 
 import json
-import math
 import re
+import sys
 from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any
@@ -52,8 +52,8 @@ def check_pair(row: Any) -> dict[str, Any]:
         raise RowError("identical answers", "chosen and rejected are equal; such a pair teaches nothing, remove it.")
     margin = row.get("margin")
     if margin is not None:
-        if isinstance(margin, bool) or not isinstance(margin, int | float) or not math.isfinite(margin):
-            raise RowError("margin", f"margin is {margin!r}; it must be a number, or left out.")
+        if isinstance(margin, bool) or not isinstance(margin, int | float) or not abs(margin) <= sys.float_info.max:
+            raise RowError("margin", f"margin is {repr(margin)[:40]}; it must be a number, or left out.")
         pair["margin"] = margin
     if row.get("tools"):
         pair["tools"] = row["tools"]

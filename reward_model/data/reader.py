@@ -8,8 +8,14 @@ from reward_model import InputError, RowError
 from reward_model.data.files import NumberedRow, parsed, place_of
 from reward_model.data.formats import NO_OPTIONS, Options, convert, recognise
 from reward_model.data.pair import Pair, check_pair
+from reward_model.data.proposal import command, proposal
+from reward_model.data.unused import UnusedField
 
 LOOKED_AT = 100  # rows, to recognise a format
+# Reasons that stop a source where one of its first rows has them, and those that stop it where most have them: a row
+# set aside is not enough where the layout is another one than it seemed.
+STOPPING = ("unused field", "unclear verdict")
+LAYOUT = ("missing field", "another layout", "not messages", "not text", "unknown role", "roles out of order")
 
 
 class Reading(NamedTuple):
@@ -29,7 +35,7 @@ def read(
 
     Raises InputError where no format is named and none is recognised.
     """
-    format_, rows = with_format(rows, source, format_)
+    format_, rows = with_format(rows, source, format_, options)
     for number, row in rows:
         value = parsed(row)
         shown = row if isinstance(value, RowError) else value
@@ -52,17 +58,38 @@ def read_strictly(rows: Iterable[NumberedRow], source: str, options: Options = N
         print(f"{source}: {ties} ties left out.")
 
 
-def with_format(rows: Iterable[NumberedRow], source: str, format_: str) -> tuple[str, Iterator[NumberedRow]]:
-    """The format of a source's rows, recognised by the first ones if it is "auto", and all of its rows."""
+def with_format(
+    rows: Iterable[NumberedRow], source: str, format_: str, options: Options
+) -> tuple[str, Iterator[NumberedRow]]:
+    """The format of a source's rows, recognised by the first ones if it is "auto", and all of its rows.
+
+    Raises InputError where none is recognised, and where the first rows do not come out whole.
+    """
     rows = iter(rows)
     first = list(islice(rows, LOOKED_AT))
-    if format_ == "auto":
-        values = [parsed(row) for _, row in first]
-        if not first:
-            raise InputError(f"{source}: empty, no row in there.")
-        if all(isinstance(value, RowError) for value in values):
-            raise InputError(f"{place_of(source, first[0][0])}: {values[0]}")
-        format_ = recognise(values, source)
+    values = [parsed(row) for _, row in first]
+    if not first:
+        raise InputError(f"{source}: empty, no row in there.")
+    if all(isinstance(value, RowError) for value in values):
+        raise InputError(f"{place_of(source, first[0][0])}: {values[0]}")
+    format_ = recognise(values, source) if format_ == "auto" else format_
+    found = [
+        (place_of(source, number), error)
+        for (number, _), value in zip(first, values, strict=True)
+        for error in pairs_of(value, format_, options)[:1]
+        if isinstance(error, RowError)
+    ]
+    stopping = [at for at in found if at[1].reason in STOPPING]
+    wrong = [at for at in found if at[1].reason in LAYOUT]
+    if stopping or len(wrong) > len(first) / 2:
+        place, error = (stopping or wrong)[0]
+        unused = {name for _, error in stopping if isinstance(error, UnusedField) for name in error.names}
+        if unused:
+            cure = f"To leave it out: {command(source, ['--ignore', *sorted(unused)])}"
+        else:
+            cure = proposal([value for value in values if isinstance(value, dict)], source)
+        count = "" if stopping else f" ({len(wrong)} of the first {len(first)} rows are so.)"
+        raise InputError(f"{place}: {error}{count} {cure}")
     return format_, chain(first, rows)
 
 

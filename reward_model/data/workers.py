@@ -102,7 +102,7 @@ def converted(source: Source, work: Work, num_proc: int) -> Iterator[tuple[str, 
         name, size = (str(file), file.stat().st_size) if file else (source.name, None)
         with open(file, "rb") if file else nullcontext() as content, tqdm(total=size, desc=label, **BAR) as bar:
             rows = raw_rows(content, file) if file and content else hub_rows(name)
-            format_, rows = with_format(rows, name, source.format)
+            format_, rows = with_format(rows, name, source.format, work.options)
             tasks = ((chunk, name, label, format_) for chunk in _chunks(rows))
             processes = 1 if size is not None and size < BYTES_WORTH_PROCESSES else num_proc
             rows_read = 0

@@ -1,7 +1,7 @@
 """The score contract: fixed conversations with their tokens and scores, kept beside the weights of a reward model.
 
 Whoever serves the model can ask for them again and see whether the scores are still those that were trained; client.py
-does, without torch. Scores are computed from the body and the head themselves, so no autocast and no padding is in them.
+does, without torch. Scores are computed from body and head themselves, so no autocast and no padding is in them.
 """
 
 import json

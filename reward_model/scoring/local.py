@@ -12,7 +12,7 @@ from trl.trainer.reward_trainer import suppress_seqcls_warning
 from reward_model import InputError
 from reward_model.data.pair import common_prefix_length
 from reward_model.model.attention import install
-from reward_model.model.checkpoint import check_base_model, check_reward_model, set_pad_token
+from reward_model.model.checkpoint import check_base_model, check_reward_model, check_tokenizer, set_pad_token
 from reward_model.model.packing import pack
 from reward_model.model.tokenization import load_tokenizer, render, token_ids
 
@@ -23,6 +23,7 @@ SEED = 42  # the default of train.py's --seed
 def load_reward_model(folder: str, dtype: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model, in `dtype` or its own on an accelerator and in fp32 on CPU, and its tokenizer; ready for `score`."""
     check_reward_model(folder)
+    check_tokenizer(folder)
     device = _device()
     dtype = dtype or ("float32" if device.type == "cpu" else "auto")
     model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype)

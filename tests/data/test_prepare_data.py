@@ -127,7 +127,7 @@ MALFORMED = [
     ("alpaca", {"instruction": "Why?", "output": ["a"]}, "missing field", "a list of two answers"),
     ("alpaca", good("alpaca", 9) | {"history": [1]}, "another layout", "not laid out as alpaca"),
     ("verdict", good("verdict", 9) | {"label": "C>A"}, "verdict", "the verdict is 'c>a'; known are"),
-    ("verdict", good("verdict", 9) | {"response_A": None}, "missing field", "no 'response_a'"),
+    ("verdict", good("verdict", 9) | {"response_A": None}, "missing field", "no 'response_A'"),
     (
         "scored",
         {"prompt": "Why?", "completions": [{"response": "a", "score": 1}]},
