@@ -24,6 +24,7 @@ from reward_model import InputError
 from reward_model.data.dataset import split_by_prompt
 from reward_model.model.attention import install
 from reward_model.model.checkpoint import merge_adapter, set_pad_token
+from reward_model.model.contract import write_contract
 from reward_model.model.tokenization import set_unused_pad_token, tokenize_pairs
 from reward_model.training.arguments import parse_arguments, schedule_line
 from reward_model.training.checks import check_setup, check_tokens
@@ -118,6 +119,7 @@ def main(argv: list[str]) -> ExactRewardTrainer:
     output_dir = Path(training_args.output_dir)
     adapter_dir = output_dir / "adapter" if model_args.use_peft else None
     trainer.save_model(str(adapter_dir or output_dir))
+    write_contract(trainer.model, tokenizer, output_dir)
     if eval_datasets:
         metrics = trainer.evaluate()
         trainer.log_metrics("eval", metrics)
