@@ -120,7 +120,7 @@ def _batches(sizes: list[int], budget: int) -> Iterator[list[int]]:
         yield batch
 
 
-def _padded(groups: list[Sequence[Sequence[int]]], pad_token_id: int) -> dict[str, torch.Tensor]:
+def _padded(groups: Sequence[Sequence[Sequence[int]]], pad_token_id: int) -> dict[str, torch.Tensor]:
     flat = [torch.tensor(ids) for group in groups for ids in group]
     ids = torch.nn.utils.rnn.pad_sequence(flat, batch_first=True, padding_value=pad_token_id)
     mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(ids) for ids in flat], batch_first=True)
