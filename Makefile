@@ -54,7 +54,7 @@ test: lint types  ## lint, types and every test; needs no network after setup
 
 notebook: setup model  ## open the walk-through in Jupyter, which is installed for it
 	$(PY) -m pip install -q jupyterlab==4.6.6
-	$(PY) -m jupyterlab notebooks/walkthrough.ipynb
+	$(PY) -m jupyterlab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/walkthrough.ipynb  # root: in containers
 
 bench: setup model  ## speed and memory against stock trl, about two hours; figures in save/benchmarks
 	sh benchmarks/run.sh

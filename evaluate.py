@@ -12,14 +12,11 @@ With --output: metrics.json, scores.jsonl and report.html, a page to look at.
 
 import argparse
 import json
-import os
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from client import ServerError
-from client import score as served_score
+from client import TOLERANCE, RewardClient, ServerError, broken_rule, difference
 from reward_model import InputError
 
 if TYPE_CHECKING:
@@ -31,6 +28,8 @@ def accuracy(args: argparse.Namespace) -> None:
     from reward_model.evaluation import report
     from reward_model.evaluation.items import Scored, load_items
 
+    if args.output:
+        report.check_folder(args.output)  # not after an hour of scoring
     skipped: list[str] | None = [] if args.skip_bad else None
     items = load_items(args.data, args.protocol, skipped)
     scored = Scored(items, local_scores(args, items) if args.model else served_scores(args, items))
@@ -58,13 +57,9 @@ def served_scores(args: argparse.Namespace, items: list["Item"]) -> list[list[fl
     """Scores from the server, some requests at a time."""
     from tqdm import tqdm
 
-    def ask(messages: list[dict[str, Any]], tools: Any) -> float:
-        return served_score(messages, args.url, args.served_model_name, tools=tools)
-
     each = [(messages, item.tools) for item in items for messages in item.conversations]
-    with ThreadPoolExecutor(args.concurrency) as pool:
-        answers = pool.map(ask, *zip(*each, strict=True))
-        values = iter(list(tqdm(answers, desc="Asking", total=len(each), unit="conversation", disable=None)))
+    asked = RewardClient(args.url, args.served_model_name, concurrency=args.concurrency).scores(each)
+    values = iter(list(tqdm(asked, desc="Asking", total=len(each), unit="conversation", disable=None)))
     return [[next(values) for _ in item.conversations] for item in items]
 
 
@@ -72,6 +67,8 @@ def compare(args: argparse.Namespace) -> None:
     """Paired differences of two runs (--output folders) on the same pairs, B less A."""
     from reward_model.evaluation.compare import load_run, paired_differences
 
+    if args.output and args.output.exists():
+        raise InputError(f"--output {args.output} is there already; remove it, or choose another.")
     runs = [load_run(args.a), load_run(args.b)]
     found, disagree = paired_differences(*runs)
     print(found.to_string(float_format="{:.3f}".format, formatters={"p_value": "{:.3g}".format}))
@@ -90,10 +87,12 @@ def compare(args: argparse.Namespace) -> None:
 
 def parity(args: argparse.Namespace) -> None:
     """Whether a server gives the scores that Transformers gives, and if not, which rule of scoring is broken."""
+    import numpy as np
+    from scipy.stats import spearmanr
+
     from reward_model.evaluation.items import load_items, text_of
     from reward_model.model.tokenization import render, token_ids
     from reward_model.scoring.local import load_reward_model, score
-    from reward_model.scoring.parity import cause, score_differences, served_tokens
 
     items = load_items(args.data)
     each = [(messages, item.tools) for item in items for messages in item.conversations]
@@ -102,34 +101,53 @@ def parity(args: argparse.Namespace) -> None:
     alone = score(model, tokenizer, [[messages] for messages, _ in each], tools=[tools for _, tools in each])
     here = [value for (value,) in alone]
     served = [value for values in served_scores(args, items) for value in values]
-    found = score_differences(here, served, str(model.dtype).removeprefix("torch."))
-    worst = found["worst"]
+    differences = np.abs(np.subtract(here, served))
+    worst, tolerance = int(differences.argmax()), TOLERANCE[str(model.dtype).removeprefix("torch.")]
+    rank_correlation = spearmanr(here, served).statistic if len(here) > 2 else 1.0
     messages, tools = each[worst]
     print(
-        f"{found['conversations']} conversations: largest difference {found['largest_difference']:.1e} (allowed "
-        f"{found['tolerance']:.0e} in {model.dtype}), rank correlation {found['rank_correlation']:.6f}"
+        f"{len(here)} conversations: largest difference {differences[worst]:.1e} (allowed {tolerance:.0e} in "
+        f"{model.dtype}), rank correlation {rank_correlation:.6f}"
     )
     print(f"worst: {here[worst]:+.6f} here, {served[worst]:+.6f} served: {text_of(messages[-1])[:80]!r}")
-    if not found["equal"]:
-        key = os.environ.get("VLLM_API_KEY")
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        received = served_tokens(args.url, args.served_model_name, messages, tools, headers)
+    if differences[worst] > tolerance:
+        received = RewardClient(args.url, args.served_model_name).tokens(messages, tools)
         expected = token_ids([render(messages, tokenizer, tools)], tokenizer)[0]
-        raise InputError(f"the scores differ: {cause(here, served, expected, received, tokenizer)}")
+        others = received and received[0] != expected
+        cause = (
+            difference(tokenizer.decode(expected), received[1]) if received and others else broken_rule(here, served)
+        )
+        raise InputError(f"the scores differ: {cause}")
+
+
+def at_least_one(text: str) -> int:
+    """For argparse, which names the function in its message."""
+    if (number := int(text)) < 1:
+        raise ValueError
+    return number
+
+
+def contract(args: argparse.Namespace) -> None:
+    """Write the score contract of a reward model that was made without one; infer_vllm.sh checks it at every start."""
+    from reward_model.model.contract import FILE, write_contract
+    from reward_model.scoring.local import load_reward_model
+
+    write_contract(*load_reward_model(args.model, "float32"), Path(args.model))
+    print(f"-> {args.model}/{FILE}")
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", description="evaluate.py COMMAND --help")
     sub = {}
-    for run in (accuracy, compare, parity):
+    for run in (accuracy, compare, parity, contract):
         sub[run.__name__] = commands.add_parser(run.__name__, help=run.__doc__, description=run.__doc__)
         sub[run.__name__].set_defaults(run=run)
     for one in (sub["accuracy"], sub["parity"]):
         text = "a server started by infer_vllm.sh; an API key is read from VLLM_API_KEY"
         one.add_argument("--url", required=one is sub["parity"], help=text)
         one.add_argument("--served_model_name", default="base_reward")
-        one.add_argument("--concurrency", type=int, default=8, help="requests at a time")
+        one.add_argument("--concurrency", type=at_least_one, default=8, help="requests at a time")
     one = sub["accuracy"]
     one.add_argument("--model", help="folder of a reward model, scored with Transformers")
     one.add_argument("--base_model", help="measure this model, with a head that was not trained, as well")
@@ -140,8 +158,9 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     one = sub["compare"]
     one.add_argument("a", type=Path)
     one.add_argument("b", type=Path)
-    one.add_argument("--show", type=int, default=20, help="items on which they disagree")
+    one.add_argument("--show", type=at_least_one, default=20, help="items on which they disagree")
     one.add_argument("--output", type=Path, help="a .json file for figures and all disagreements")
+    sub["contract"].add_argument("model")
     one = sub["parity"]
     one.add_argument("model")
     one.add_argument("data", nargs="+", metavar="DATA")
@@ -154,9 +173,16 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     return args
 
 
-if __name__ == "__main__":
+def main(argv: list[str]) -> None:
     try:
-        args = parse_arguments(sys.argv[1:])
+        args = parse_arguments(argv)
         args.run(args)
     except (InputError, ServerError, OSError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("\nStopped; nothing was written.", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -107,6 +107,8 @@ def _items(
         for group in [pairs] if is_lists else [[pair] for pair in pairs]:
             chosen, rejected = [pair["chosen"] for pair in group[::width]], [pair["rejected"] for pair in group[:width]]
             found = item_protocol(subset, len(chosen), len(rejected)) if protocol == "auto" else protocol
+            if protocol not in ("auto", "pairs") and len(chosen) + len(rejected) == 2:
+                raise InputError(f"{where}: a pair; --protocol {found} judges lists of answers. Leave it out.")
             if found == "rm-bench" and (len(chosen), len(rejected)) != (3, 3):
                 sizes = f"not {len(chosen)} and {len(rejected)}"
                 raise InputError(f"{where}: RM-Bench has 3 chosen and 3 rejected answers, {sizes}.")

@@ -1,6 +1,7 @@
 """All figures of an evaluation: metrics.json, the table in the terminal, and the page report.html."""
 
 import json
+import os
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from reward_model import InputError
 from reward_model import html as page
 from reward_model.data.features import FACTS, Work, pair_facts, trivial_judges
 from reward_model.data.formats import NO_OPTIONS
@@ -16,6 +18,7 @@ from reward_model.evaluation.items import Scored, text_of
 from reward_model.evaluation.metrics import by_length, interval, length_correlation, measures, reliability
 
 WORST = 50
+FILES = ("metrics.json", "scores.jsonl", "report.html")
 FILTER = """<label>Subset: <select onchange="document.querySelectorAll('[data-subset]').forEach(
 e => e.hidden = this.value && e.dataset.subset !== this.value)"><option value="">all</option>%s</select></label>"""
 
@@ -86,6 +89,15 @@ def _subset_table(found: dict[str, Any]) -> pd.DataFrame:
         .map(lambda value: f"{value:.3f}" if isinstance(value, float) else value)
         .rename(columns=shown)
     )
+
+
+def check_folder(folder: Path) -> None:
+    """Make the folder of an evaluation; raises InputError where it holds anything but an earlier one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if foreign := sorted({file.name for file in folder.iterdir()} - set(FILES)):
+        raise InputError(f"--output {folder} holds {foreign[0]}, which no evaluation made; choose another folder.")
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"--output {folder}: no file may be written there; choose another folder.")
 
 
 def write(folder: Path, name: str, found: dict[str, Any], scored: Scored) -> None:

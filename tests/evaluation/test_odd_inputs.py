@@ -1,0 +1,106 @@
+"""evaluate.py on odd inputs: a sentence, an exit status that is not 0, no traceback, and every input as it was."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import CHATML, PAIRS, jsonl, tiny_config
+
+import evaluate
+
+PAIR = {side: PAIRS[0][side] for side in ("chosen", "rejected")}
+LIST = {"prompt": "2 + 2?", "chosen": ["4"], "rejected": ["5", "6", "7"]}
+# name -> (files of the folder to stand in: rows, text or bytes), arguments, what must be said
+ODD: dict[str, tuple[dict[str, object], str, str]] = {
+    "no data": ({}, "--model M nowhere.jsonl", "nowhere.jsonl: no such file"),
+    "empty file": ({"d.jsonl": ""}, "--model M d.jsonl", "d.jsonl: empty"),
+    "an empty folder": ({"d/x.txt": "x"}, "--model M d", "no data file in this folder"),
+    "bytes": ({"d.jsonl": b"\xff\xfe\x00"}, "--model M d.jsonl", "d.jsonl"),
+    "no pair": ({"d.jsonl": [{"text": "hello"}]}, "--model M d.jsonl", "d.jsonl"),
+    "a bad row": ({"d.jsonl": [PAIR, {"chosen": [], "rejected": []}]}, "--model M d.jsonl", "d.jsonl:2: "),
+    "only bad rows": ({"d.jsonl": [{"chosen": [], "rejected": []}] * 2}, "--model M --skip_bad d.jsonl", "d.jsonl"),
+    "both sides equal": ({"d.jsonl": [PAIR | {"rejected": PAIR["chosen"]}]}, "--model M d.jsonl", "are equal"),
+    "user's turn last": ({"d.jsonl": [{s: PAIR[s][:1] for s in PAIR}]}, "--model M d.jsonl", "d.jsonl:1: "),
+    "NaN as a margin": ({"d.jsonl": '{"chosen": NaN, "rejected": NaN}\n'}, "--model M d.jsonl", "d.jsonl"),
+    "ties of pairs": ({"d.jsonl": [PAIR]}, "--model M --protocol ties d.jsonl", "a pair; --protocol ties"),
+    "best of pairs": ({"d.jsonl": [PAIR]}, "--model M --protocol best d.jsonl", "a pair; --protocol best"),
+    "rm-bench of one and three": ({"d.jsonl": [LIST]}, "--model M --protocol rm-bench d.jsonl", "RM-Bench has 3"),
+    "neither": ({"d.jsonl": [PAIR]}, "d.jsonl", "give --model DIR or --url URL"),
+    "both": ({"d.jsonl": [PAIR]}, "--model M --url http://127.0.0.1:9 d.jsonl", "give --model DIR or --url URL"),
+    "base without model": ({}, "--url http://127.0.0.1:9 --base_model M d.jsonl", "--base_model needs --model"),
+    "concurrency 0": ({}, "--url http://127.0.0.1:9 --concurrency 0 d.jsonl", "invalid at_least_one value: '0'"),
+    "concurrency of words": ({}, "--url http://127.0.0.1:9 --concurrency x d.jsonl", "invalid at_least_one value"),
+    "no model": ({"d.jsonl": [PAIR]}, "--model nowhere d.jsonl", "nowhere is no folder"),
+    "a file as model": ({"d.jsonl": [PAIR]}, "--model d.jsonl d.jsonl", "d.jsonl is no folder"),
+    "model without config": ({"d.jsonl": [PAIR], "m/x": "x"}, "--model m d.jsonl", "m has no config.json"),
+    "output holds other files": (
+        {"d.jsonl": [PAIR], "o/mine.txt": "x"},
+        "--model M d.jsonl --output o",
+        "o holds mine",
+    ),
+    "output is a file": ({"d.jsonl": [PAIR], "o": "x"}, "--model M d.jsonl --output o", "exists: 'o'"),
+    "output in a file": ({"d.jsonl": [PAIR], "o": "x"}, "--model M d.jsonl --output o/p", "directory: 'o/p'"),
+    "output is the model": ({"d.jsonl": [PAIR]}, "--model M d.jsonl --output M", "which no evaluation made"),
+    "compare nothing": ({}, "compare a b", "a: no scores.jsonl"),
+    "compare empty folders": ({"a/x": "", "b/x": ""}, "compare a b", "a: no scores.jsonl"),
+    "compare garbage": ({"a/scores.jsonl": b"\x00\xff", "b/x": ""}, "compare a b", "is not what this version"),
+    "compare other rows": ({"a/scores.jsonl": [PAIR], "b/x": ""}, "compare a b", "is not what this version"),
+    "compare lists": ({"a/scores.jsonl": "[1]\n", "b/x": ""}, "compare a b", "is not what this version"),
+    "compare into a file": ({"r.json": "mine"}, "compare a b --output r.json", "r.json is there already"),
+    "compare shows -1": ({}, "compare a b --show -1", "invalid at_least_one value: '-1'"),
+    "parity without url": ({}, "parity M d.jsonl", "--url"),
+    "parity without a model": ({"d.jsonl": [PAIR]}, "parity nowhere --url http://127.0.0.1:9 d.jsonl", "is no folder"),
+    "no server": ({"d.jsonl": [PAIR]}, "--url http://127.0.0.1:9 d.jsonl", "No server answers at http://127.0.0.1:9"),
+    "an argument that is none": ({}, "--model M d.jsonl --colour red", "unrecognized arguments: --colour red"),
+}
+
+
+@pytest.fixture(scope="module")
+def reward_model(tmp_path_factory, make_tokenizer) -> Path:
+    from transformers import AutoModelForSequenceClassification
+
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    torch.manual_seed(0)
+    AutoModelForSequenceClassification.from_config(tiny_config("qwen2", num_labels=1)).save_pretrained(folder)
+    make_tokenizer(CHATML).save_pretrained(folder)
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(file): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
+
+
+def exit_of(argv: list[str], capsys) -> tuple[object, str]:
+    """The exit status of evaluate.py and what it said."""
+    try:
+        evaluate.main(argv)
+    except SystemExit as stop:
+        said = stop.code if isinstance(stop.code, str) else ""
+        return (1 if said else stop.code), said + "".join(capsys.readouterr())
+    return 0, "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_input(name: str, reward_model: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    files, arguments, expected = ODD[name]
+    for file, content in files.items():
+        path = tmp_path / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, list):
+            jsonl(path, content)
+        else:
+            path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    (tmp_path / "M").symlink_to(reward_model)
+    monkeypatch.chdir(tmp_path)
+    before = contents(tmp_path)
+    status, said = exit_of(arguments.split(), capsys)
+    assert status not in (0, None) and expected in said and "Traceback" not in said, (status, said)
+    assert contents(tmp_path) == before
+
+
+def test_an_earlier_evaluation_may_be_replaced(reward_model: Path, tmp_path: Path) -> None:
+    data = jsonl(tmp_path / "d.jsonl", PAIRS[:2])
+    for _ in range(2):
+        evaluate.main(["--model", str(reward_model), str(data), "--output", str(tmp_path / "out")])
+    assert json.loads((tmp_path / "out/metrics.json").read_text())["all"]["items"] == 2
