@@ -25,8 +25,9 @@ USUAL = (
     "model_name_or_path dataset_name output_dir max_length learning_rate num_train_epochs max_steps "
     "per_device_train_batch_size gradient_accumulation_steps gradient_checkpointing use_peft lora_r lora_alpha "
     "deepspeed eval_size eval_steps benchmark_files per_device_eval_batch_size save_steps save_total_limit "
-    "resume_from_checkpoint overwrite_output_dir dry_run shared_prefix group_by_prompt balance_ranks max_tokens_per_micro_batch "
-    "chat_template_path template_date allow_stripped_reasoning center_rewards_coefficient report_to logging_steps seed"
+    "resume_from_checkpoint overwrite_output_dir dry_run shared_prefix group_by_prompt balance_ranks "
+    "max_tokens_per_micro_batch chat_template_path template_date allow_stripped_reasoning "
+    "center_rewards_coefficient report_to logging_steps seed"
 ).split()
 
 
