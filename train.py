@@ -8,10 +8,9 @@
     NNODES=2 NODE_RANK=0 MASTER_ADDR=10.0.0.1 sh train.sh                      # the same line on each of several nodes
 
 All arguments: python train.py --help. They are those of trl's ScriptArguments, RewardConfig and ModelConfig; what is
-ours is in reward_model/arguments.py.
+ours is in reward_model/training/arguments.py.
 """
 
-import importlib.util
 import sys
 from pathlib import Path
 
@@ -22,20 +21,16 @@ from trl import get_peft_config, get_quantization_config
 from trl.trainer.reward_trainer import suppress_seqcls_warning
 
 from reward_model import InputError
-from reward_model.data.dataset import by_subset, load_pairs, split_by_prompt
+from reward_model.data.dataset import split_by_prompt
 from reward_model.model.attention import install
-from reward_model.model.checkpoint import check_base_model, merge_adapter, set_pad_token
-from reward_model.model.tokenization import load_tokenizer, set_unused_pad_token, tokenize_pairs
-from reward_model.training.arguments import (
-    DataArguments,
-    ModelArguments,
-    TrainingArguments,
-    parse_arguments,
-    schedule_line,
-)
+from reward_model.model.checkpoint import merge_adapter, set_pad_token
+from reward_model.model.contract import write_contract
+from reward_model.model.tokenization import set_unused_pad_token, tokenize_pairs
+from reward_model.training.arguments import parse_arguments, schedule_line
+from reward_model.training.checks import check_setup, check_tokens
 from reward_model.training.collator import PairCollator
 from reward_model.training.preflight import SharedPrefixGuard, padded_line
-from reward_model.training.saving import STOPPED, StopAndSave, resume_from
+from reward_model.training.saving import STOPPED, StopAndSave
 from reward_model.training.trainer import ExactRewardTrainer
 
 HERE = Path(__file__).resolve().parent
@@ -43,30 +38,22 @@ HERE = Path(__file__).resolve().parent
 
 def main(argv: list[str]) -> ExactRewardTrainer:
     data_args, training_args, model_args = parse_arguments(argv, default_file=HERE / "train_args.json")
-    check_paths(data_args, training_args, model_args)
     if training_args.process_index == 0:
         print(schedule_line(training_args, model_args))
 
-    # --- Data: checked, tokenized once (on the main process), dropped if too long, split by prompt -----------------
-    tokenizer = load_tokenizer(
-        model_args.model_name_or_path,
-        training_args.chat_template_path,
-        trust_remote_code=training_args.trust_remote_code,
-        revision=model_args.model_revision,
-    )
-    with training_args.main_process_first(desc="data"):
-        train_pairs, eval_pairs = load_pairs(
-            data_args.dataset_name, data_args.dataset_train_split, data_args.dataset_test_split
-        )
-        max_length, num_proc = training_args.max_length, training_args.dataset_num_proc
-        train_dataset = tokenize_pairs(train_pairs, tokenizer, max_length, num_proc, "training")
-        if eval_pairs is None:
+    # --- Data: all that can be wrong is told at once; then tokenized, dropped if too long, split by prompt ---------
+    inputs = check_setup(data_args, training_args, model_args)
+    tokenizer, max_length, num_proc = inputs.tokenizer, training_args.max_length, training_args.dataset_num_proc
+    with training_args.main_process_first(desc="tokens"):
+        train_dataset = tokenize_pairs(inputs.train_pairs, tokenizer, max_length, num_proc, "training")
+        if inputs.eval_pairs is None:
             train_dataset, eval_dataset = split_by_prompt(train_dataset, data_args.eval_size, training_args.seed)
         else:
-            eval_dataset = tokenize_pairs(eval_pairs, tokenizer, max_length, num_proc, "held-out")
+            eval_dataset = tokenize_pairs(inputs.eval_pairs, tokenizer, max_length, num_proc, "held-out")
         eval_datasets = {"held_out": eval_dataset} if len(eval_dataset) else {}
-        for name, pairs in by_subset(data_args.benchmark_files).items():
+        for name, pairs in inputs.benchmarks.items():
             eval_datasets[name] = tokenize_pairs(pairs, tokenizer, None, num_proc, name)
+    check_tokens({"training": train_dataset, **eval_datasets}, inputs.skeleton, training_args.process_index == 0)
     set_unused_pad_token(tokenizer, [train_dataset, *eval_datasets.values()])
     # Done above; trl would filter row by row and clone a template once more.
     training_args.max_length = training_args.chat_template_path = None
@@ -132,6 +119,7 @@ def main(argv: list[str]) -> ExactRewardTrainer:
     output_dir = Path(training_args.output_dir)
     adapter_dir = output_dir / "adapter" if model_args.use_peft else None
     trainer.save_model(str(adapter_dir or output_dir))
+    write_contract(trainer.model, tokenizer, output_dir)
     if eval_datasets:
         metrics = trainer.evaluate()
         trainer.log_metrics("eval", metrics)
@@ -145,28 +133,6 @@ def main(argv: list[str]) -> ExactRewardTrainer:
     trainer.accelerator.print(f"Reward model: {output_dir}   Serve it: sh infer_vllm.sh {output_dir}")
     trainer.end()
     return trainer
-
-
-def check_paths(data_args: DataArguments, training_args: TrainingArguments, model_args: ModelArguments) -> None:
-    """Everything that can be refused before data and model are read."""
-    if data_args.dataset_name is None or model_args.model_name_or_path is None:
-        raise InputError("--model_name_or_path and --dataset_name are needed; python train.py --help says more.")
-    check_base_model(model_args.model_name_or_path)
-    if (model_args.load_in_4bit or model_args.load_in_8bit) and not importlib.util.find_spec("bitsandbytes"):
-        raise InputError("--load_in_4bit and --load_in_8bit need bitsandbytes: pip install bitsandbytes")
-    if training_args.torch_compile:
-        raise InputError(
-            "--torch_compile would compile anew for every batch: no two have the same lengths. Leave it out."
-        )
-    output_dir = Path(training_args.output_dir)
-    asked, tell = training_args.resume_from_checkpoint, training_args.process_index == 0
-    training_args.resume_from_checkpoint = resume_from(asked, output_dir, tell)
-    begun = any(output_dir.glob("checkpoint-*")) and asked != "auto"
-    if training_args.resume_from_checkpoint is None and (begun or any(output_dir.glob("*.safetensors"))):
-        raise InputError(
-            f"{output_dir} holds a trained model or checkpoints. Choose another --output_dir, or go on from the last "
-            "checkpoint: --resume_from_checkpoint True"
-        )
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -49,6 +50,18 @@ def jsonl(path: Path, rows: list[dict]) -> Path:
 
 def demo_pairs() -> list[dict]:
     return [json.loads(line) for line in (ROOT / "data/demo/train.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+TURNS = {"u": "user", "a": "assistant", "s": "system", "t": "tool"}
+
+
+def talk(*turns: str) -> list[dict]:
+    """Messages from "u: …", "a: …"."""
+    return [{"role": TURNS[turn[0]], "content": turn[3:]} for turn in turns]
+
+
+def pair(shared: list[str], chosen: str, rejected: str, **labels: object) -> dict:
+    return {"chosen": talk(*shared, f"a: {chosen}"), "rejected": talk(*shared, f"a: {rejected}"), **labels}
 
 
 def conversation(question: str, answer: str) -> list[dict]:
@@ -121,6 +134,18 @@ def base_model(tiny_model) -> Path:
     return tiny_model()
 
 
+@pytest.fixture(scope="session")
+def tiny_reward_model(base_model: Path, tmp_path_factory) -> Path:
+    """A reward model with a random head."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    folder = shutil.copytree(base_model, tmp_path_factory.mktemp("rm") / "a model")
+    config_ = AutoConfig.from_pretrained(base_model, num_labels=1)
+    model = AutoModelForSequenceClassification.from_config(config_)
+    model.save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
 def few_pairs(tmp_path: Path) -> Path:
     return jsonl(tmp_path / "some pairs.jsonl", demo_pairs()[:24])
@@ -172,30 +197,28 @@ class Server:
         with open(log, "w") as output:
             self.process = subprocess.Popen(command, stdout=output, stderr=output, env=env, start_new_session=True)
 
-    def wait(self) -> str:
-        import requests
-
+    def wait(self) -> None:
         for _ in range(300):
             if self.process.poll() is not None:
                 pytest.fail(f"The server stopped:\n{self.log.read_text()[-6000:]}")
-            try:
-                requests.get(f"{self.url}/health", timeout=2).raise_for_status()
-                return self.url
-            except requests.RequestException:
-                time.sleep(1)
+            if "\nReady. Try it: " in self.log.read_text():
+                return
+            time.sleep(1)
         pytest.fail(f"The server did not answer in 300 s:\n{self.log.read_text()[-6000:]}")
 
 
 @pytest.fixture(scope="session")
 def serve(tmp_path_factory) -> Iterator:
-    """A function that starts servers for several models at once and returns their URLs when all answer."""
+    """A function that starts servers for several models at once and returns them when all answer."""
     servers: list[Server] = []
 
-    def start(*models: Path) -> list[str]:
+    def start(*models: Path) -> list[Server]:
         logs = tmp_path_factory.mktemp("logs")
         started = [Server(model, logs / f"{number}.log") for number, model in enumerate(models)]
         servers.extend(started)
-        return [server.wait() for server in started]
+        for server in started:
+            server.wait()
+        return started
 
     yield start
     for server in servers:
@@ -229,8 +252,8 @@ def runs(tmp_path_factory, tiny_model, serve) -> dict[str, SimpleNamespace]:
         )
         assert trainer.data_collator.shared_prefix, "the run fell back to the padded path"
         runs[name] = SimpleNamespace(model=output_dir, in_training=rewards_in_training(trainer))
-    for run_, url in zip(runs.values(), serve(*(run.model for run in runs.values())), strict=True):
-        run_.url = url
+    for run_, server in zip(runs.values(), serve(*(run.model for run in runs.values())), strict=True):
+        run_.url, run_.log = server.url, server.log
     return runs
 
 

@@ -2,16 +2,18 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from datasketch import MinHash, MinHashLSH
 from xxhash import xxh32_intdigest
 
 from reward_model import InputError, RowError
 from reward_model.data.fields import PROMPTS
-from reward_model.data.files import data_files, read_rows
+from reward_model.data.files import data_files, place_of, read_rows
+from reward_model.data.formats import NO_OPTIONS, recognise
 from reward_model.data.messages import prompt_messages
 from reward_model.data.pair import Messages, prompt_key, shared_messages
-from reward_model.data.reader import Reading, read, with_format
+from reward_model.data.reader import LOOKED_AT, pairs_of
 
 PERMUTATIONS = 128
 SHINGLE = 5  # characters: words would not do for Chinese
@@ -56,12 +58,12 @@ def _files(name: str) -> list[Path]:
 
 def _prompts(file: Path) -> list[tuple[str, Messages]]:
     """(place, prompt) of every row; a row needs a prompt only, not two answers."""
+    rows = list(read_rows(file))
     try:
-        format_, _ = with_format(read_rows(file), str(file), "auto")
+        format_ = recognise([row for _, row in rows[:LOOKED_AT]], str(file))
     except InputError:
-        format_ = "messages"  # none is recognised in rows of a prompt only; it finds no pair, so the prompt counts
-    rows = list(read(read_rows(file), str(file), format_=format_))
-    found = [(reading.place, prompt) for reading in rows if (prompt := _prompt(reading))]
+        format_ = None
+    found = [(place_of(file, number), prompt) for number, row in rows if (prompt := _prompt(row, format_))]
     if 0 < len(found) < len(rows):
         print(f"--exclude_prompts {file}: {len(rows) - len(found)} of {len(rows)} rows have no prompt to exclude.")
     if not found:
@@ -71,11 +73,11 @@ def _prompts(file: Path) -> list[tuple[str, Messages]]:
     return found
 
 
-def _prompt(reading: Reading) -> Messages | None:
-    for pair in reading.pairs:
+def _prompt(row: Any, format_: str | None) -> Messages | None:
+    for pair in pairs_of(row, format_, NO_OPTIONS) if format_ else []:
         if not isinstance(pair, RowError):
             return shared_messages(pair)
-    row = reading.row if isinstance(reading.row, dict) else {}  # of a tie, say
+    row = row if isinstance(row, dict) else {}  # of a tie, say
     text = next((row[name] for name in PROMPTS if row.get(name)), None)
     return prompt_messages(text) if text else None
 

@@ -9,7 +9,7 @@ from reward_model.data.pair import SIDES
 
 Row = dict[str, Any]
 
-PROMPTS = ("prompt", "question", "instruction", "input")
+PROMPTS = ("prompt", "question", "instruction", "query", "input", "context")
 LABEL_FIELDS = {
     "source": ("source",),
     "subset": ("subset", "domain", "category"),
@@ -17,25 +17,44 @@ LABEL_FIELDS = {
 }
 
 
-def field(row: Row, name: str) -> Any:
-    """The value at a dotted path ("a.b.0"); raises RowError where there is none."""
+def path_value(row: Row, path: str) -> Any:
+    """The value at a dotted path ("a.b.0"), which may be None; raises RowError where there is no such path."""
+    if path in row:
+        return row[path]
     value: Any = row
-    for part in name.split("."):
+    for part in path.split("."):
         if isinstance(value, list) and part.isdigit() and int(part) < len(value):
             value = value[int(part)]
-        elif isinstance(value, dict) and value.get(part) is not None:
+        elif isinstance(value, dict) and part in value:
             value = value[part]
         else:
-            raise RowError("missing field", f"no {name!r} (keys: {', '.join(map(str, row))}).")
+            raise RowError("missing field", f"no {path!r} (keys: {', '.join(map(str, row))}).")
+    return value
+
+
+def field(row: Row, path: str) -> Any:
+    """The value at a dotted path; raises RowError where there is none."""
+    value = path_value(row, path)
+    if value is None:
+        raise RowError("missing field", f"no {path!r} (keys: {', '.join(map(str, row))}).")
     return value
 
 
 def first_field(row: Row, names: Iterable[str]) -> Any:
-    """The value of the first of several names that the row has."""
-    for name in names:
-        if row.get(name) is not None:
-            return row[name]
+    """The value of the first of several names that the row has; an empty one only where no other is there."""
+    for nothing in ((None, ""), (None,)):
+        for name in names:
+            if row.get(name) not in nothing:
+                return row[name]
     raise RowError("missing field", f"none of {', '.join(names)} (keys: {', '.join(map(str, row))}).")
+
+
+def prompt_of(row: Row) -> Any:
+    """The prompt, under any of PROMPTS; behind an `instruction` stands its `input` (Alpaca)."""
+    prompt = first_field(row, PROMPTS)
+    if isinstance(prompt, str) and prompt is row.get("instruction") and row.get("input"):
+        return f"{prompt}\n{row['input']}"
+    return prompt
 
 
 def both_are(row: Row, kind: type) -> bool:

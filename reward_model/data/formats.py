@@ -9,21 +9,30 @@ tests/data/test_formats.py besides.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import combinations, pairwise, product
+from itertools import product
 from typing import Any
 
 from reward_model import InputError, RowError
-from reward_model.data.fields import PROMPTS, Row, both_are, field, first_field, number
+from reward_model.data.fields import PROMPTS, Row, both_are, field, first_field, path_value, prompt_of
 from reward_model.data.messages import (
-    TURN,
+    TRANSCRIPT,
+    answer_messages,
     chat_message,
-    judged_pair,
     pair_of,
     prompt_messages,
     system_messages,
     transcript_messages,
 )
 from reward_model.data.pair import SIDES, Pair
+from reward_model.data.proposal import proposal
+from reward_model.data.unused import UnusedField, unused_parts
+from reward_model.data.verdicts import ANSWER_LISTS, judged, judged_pair, known_verdict, ranked
+
+# Other names for chosen and rejected (argilla, stack-exchange-paired, …), for a conversation before the answers, and
+# for a system message.
+SIDE_NAMES = [("chosen_response", "rejected_response"), ("response_j", "response_k"), ("accepted", "rejected")]
+CONVERSATIONS = ("conversations", "messages", "trajectory")
+SYSTEMS = ("system", "system_prompt")
 
 
 @dataclass(frozen=True)
@@ -43,6 +52,7 @@ class Options:
     label_tie: tuple[str, ...] = ()
     context: str | None = None
     system: str | None = None
+    ignore: tuple[str, ...] = ()
 
 
 NO_OPTIONS = Options()
@@ -72,25 +82,24 @@ def entry(description: str, matches: Callable[[Row], bool]) -> Callable:
 
 def recognise(rows: Iterable[Any], source: str) -> str:
     """The name of the format of the first row that has one; raises InputError where none has."""
-    keys = None
-    for row in rows:
-        if isinstance(row, dict):
-            for name, format_ in FORMATS.items():
-                if format_.matches(row):
-                    return name
-            keys = keys or ", ".join(map(str, row))
-    found = f"keys: {keys}" if keys else "no JSON object in them"
-    known = "; ".join(f"{name}: {format_.description}" for name, format_ in FORMATS.items())
-    raise InputError(
-        f"{source}: the first rows have no known layout ({found}). Name the format (--format) or the fields "
-        f"(--prompt FIELD --chosen FIELD --rejected FIELD, with prepare_data.py). Known: {known}."
-    )
+    rows = [row for row in rows if isinstance(row, dict)]
+    for row in map(_named, rows):
+        for name, format_ in FORMATS.items():
+            if format_.matches(row):
+                return name
+    if not rows:
+        raise InputError(f"{source}: no JSON object in the first rows, which should have chosen and rejected.")
+    keys = ", ".join(map(str, rows[0]))
+    raise InputError(f"{source}: the first rows have no known layout (keys: {keys}). {proposal(rows, source)}")
 
 
 def convert(row: Any, name: str, options: Options) -> list[Pair]:
     """Unchecked pairs of a row in a format; raises RowError."""
     if not isinstance(row, dict):
         raise RowError("not a row", f"an object with chosen and rejected is needed, found {type(row).__name__}.")
+    if options.ignore:
+        row = {field: value for field, value in row.items() if field not in options.ignore}
+    row = _named(row)
     try:
         pairs = FORMATS[name].pairs(row, options)
     except RowError:
@@ -98,24 +107,46 @@ def convert(row: Any, name: str, options: Options) -> list[Pair]:
     except (AttributeError, KeyError, TypeError, ValueError) as error:  # a field of a kind that the format never has
         description = FORMATS[name].description
         raise RowError("another layout", f"not laid out as {name} ({description}): {error}.") from None
-    if options.system:
-        for pair in pairs:
-            for side in SIDES:
-                if not (pair[side] and isinstance(pair[side][0], dict) and pair[side][0].get("role") == "system"):
-                    pair[side] = system_messages(options.system) + pair[side]
+    system = system_messages(next(filter(None, map(row.get, SYSTEMS)), options.system))
+    for pair in pairs if system else []:
+        for side in SIDES:
+            if not (pair[side] and isinstance(pair[side][0], dict) and pair[side][0].get("role") == "system"):
+                pair[side] = system + pair[side]
+    if pairs and (unused := unused_parts(row, pairs[0])):
+        raise UnusedField(unused)
     return pairs
+
+
+def _named(row: Row) -> Row:
+    """A row whose answers are called chosen and rejected, if they have one of SIDE_NAMES."""
+    for names in [] if "chosen" in row else SIDE_NAMES:
+        if all(name in row for name in names):
+            rest = {name: value for name, value in row.items() if name not in names}
+            return rest | {side: row[name] for side, name in zip(SIDES, names, strict=True)}
+    return row
 
 
 @entry(
     "conversations (from/value) + chosen, rejected turns",
     lambda row: (
-        isinstance(row.get("conversations", row.get("messages")), list) and isinstance(row.get("chosen"), dict | str)
+        any(isinstance(row.get(name), list) for name in CONVERSATIONS) and isinstance(row.get("chosen"), dict | str)
     ),
 )
 def sharegpt(row: Row, options: Options) -> list[Pair]:
-    """conversations with from/value, chosen and rejected as one such turn (LLaMA-Factory)."""
-    history = system_messages(row.get("system")) + prompt_messages(first_field(row, ("conversations", "messages")))
-    return [pair_of(history, [field(row, side) for side in SIDES], row)]
+    """A conversation as from/value or role/content, chosen and rejected as one turn (LLaMA-Factory, UltraInteract)."""
+    return [pair_of(first_field(row, CONVERSATIONS), [field(row, side) for side in SIDES], row)]
+
+
+@entry(
+    "messages (the chosen conversation) + rejected_response or rejected_messages",
+    lambda row: isinstance(row.get("messages"), list) and bool({"rejected_response", "rejected_messages"} & row.keys()),
+)
+def swift(row: Row, options: Options) -> list[Pair]:
+    """messages is the chosen conversation, rejected_response its other answer or rejected_messages the other one."""
+    chosen, rejected = field(row, "messages"), row.get("rejected_messages")
+    if not rejected:
+        rejected = chosen[:-1] + answer_messages(field(row, "rejected_response"))
+    return [pair_of(None, [chosen, rejected], row)]
 
 
 @entry(
@@ -123,24 +154,20 @@ def sharegpt(row: Row, options: Options) -> list[Pair]:
     lambda row: "instruction" in row and (isinstance(row.get("output"), list) or both_are(row, str)),
 )
 def alpaca(row: Row, options: Options) -> list[Pair]:
-    """instruction, input and output: [better, worse], or chosen and rejected; system and history where given."""
-    prompt = "\n".join(part for part in (field(row, "instruction"), row.get("input")) if part)
-    history = system_messages(row.get("system"))
-    for question, answer in row.get("history") or []:
-        history += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    """instruction, input and output: [better, worse], or chosen and rejected (LLaMA-Factory)."""
     output = row.get("output") or [row.get("chosen"), row.get("rejected")]
     if not isinstance(output, list) or len(output) != 2:
         raise RowError("missing field", "output must be a list of two answers, the better one first.")
-    return [pair_of([*history, {"role": "user", "content": prompt}], output, row)]
+    return [pair_of(prompt_of(row), output, row)]
 
 
 @entry(
     "chosen, rejected with Human:/Assistant: turns",
-    lambda row: both_are(row, str) and all(TURN.match(row[side]) for side in SIDES),
+    lambda row: both_are(row, str) and all(TRANSCRIPT.match(row[side]) for side in SIDES),
 )
 def transcript(row: Row, options: Options) -> list[Pair]:
     """chosen and rejected as transcripts with Human: and Assistant: turns (HH-RLHF)."""
-    return [pair_of([], [transcript_messages(field(row, side)) for side in SIDES], row)]
+    return [pair_of(None, [transcript_messages(field(row, side)) for side in SIDES], row)]
 
 
 @entry(
@@ -154,45 +181,19 @@ def lists(row: Row, options: Options) -> list[Pair]:
     both = [field(row, side) for side in SIDES]
     if not all(isinstance(answers, list) and answers for answers in both):
         raise RowError("empty", "chosen and rejected must be lists of at least one answer.")
-    prompt = prompt_messages(first_field(row, PROMPTS))
-    return [pair_of(prompt, pair, row) for pair in product(*both)]
+    return [pair_of(prompt_of(row), pair, row) for pair in product(*both)]
 
 
-@entry("prompt + chosen, rejected as text", lambda row: "prompt" in row and both_are(row, str))
+@entry("prompt + chosen, rejected as text", lambda row: both_are(row, str) and any(name in row for name in PROMPTS))
 def text(row: Row, options: Options) -> list[Pair]:
-    """A prompt as text or messages, chosen and rejected as text."""
-    return [pair_of(prompt_messages(field(row, "prompt")), [field(row, side) for side in SIDES], row)]
+    """A prompt (or question, instruction, query, input, context) as text or messages, chosen and rejected as text."""
+    return [pair_of(prompt_of(row), [field(row, side) for side in SIDES], row)]
 
 
-# Field of the first candidate, of the second, of the verdict; then the verdicts for first, second, tie.
-VERDICTS = [
-    ("conversation_a", "conversation_b", "winner", ["model_a"], ["model_b"], ["tie", "tie (bothbad)", "both_bad"]),
-    ("response_0", "response_1", "better_response_id", ["0"], ["1"], ["-1"]),
-    ("response_a", "response_b", "label", ["a>b", "a>>b"], ["b>a", "b>>a"], ["a=b"]),
-    ("output_1", "output_2", "label", ["1"], ["2"], []),
-    ("response_a", "response_b", "winner", ["model_a", "a"], ["model_b", "b"], ["tie"]),
-]
-
-
-@entry(
-    "two candidates and a verdict",
-    lambda row: any({first, label} <= {key.lower() for key in row} for first, _, label, *_ in VERDICTS),
-)
+@entry("two candidates and a verdict", lambda row: known_verdict(row) is not None)
 def verdict(row: Row, options: Options) -> list[Pair]:
-    """Two candidates and a verdict (Chatbot Arena, PKU-SafeRLHF, JudgeBench, LLMBar)."""
-    row = {name.lower(): value for name, value in row.items()}
-    known = [names for names in VERDICTS if {names[0], names[2]} <= row.keys()]
-    if not known:
-        raise RowError("missing field", f"no two candidates with a verdict (keys: {', '.join(row)}).")
-    first, second, label, *labels = known[0]
-    both = [field(row, name) for name in (first, second)]
-    prompt = [] if first == "conversation_a" else prompt_messages(first_field(row, PROMPTS))
-    return [judged_pair(prompt, both, field(row, label), labels, row)]
-
-
-ANSWER_LISTS = ("completions", "responses", "answers")
-ANSWERS = ("response", "answer", "text", "content", "completion", "output")
-SCORES = ("overall_score", "score", "rating", "reward", "helpfulness", "fine-grained_score")
+    """Two candidates and a label, a signed number or a number each (VERDICTS: Chatbot Arena, HelpSteer3, …)."""
+    return [judged(row, options.margin_from_gap)]
 
 
 @entry(
@@ -201,42 +202,24 @@ SCORES = ("overall_score", "score", "rating", "reward", "helpfulness", "fine-gra
 )
 def scored(row: Row, options: Options) -> list[Pair]:
     """Answers with a score (or a rank, 0 or 1 being best) each: to pairs by --pairing (UltraFeedback, Nectar)."""
-    answers = first_field(row, ANSWER_LISTS)
-    if not isinstance(answers, list) or len(answers) < 2:
-        raise RowError("missing field", f"{' / '.join(ANSWER_LISTS)} must be a list of two answers or more.")
-    if all(isinstance(answer, dict) for answer in answers):
-        ranked = all(answer.get("rank") is not None for answer in answers)
-        scores = [-number(answer["rank"]) if ranked else number(first_field(answer, SCORES)) for answer in answers]
-        answers = [first_field(answer, ANSWERS) for answer in answers]
-    else:
-        sign = 1 if row.get("scores") is not None else -1
-        scores = [sign * number(value) for value in first_field(row, ("scores", "ranks"))]
-        if len(scores) != len(answers):
-            raise RowError("missing field", f"{len(answers)} answers, but {len(scores)} scores.")
-    order = sorted(range(len(answers)), key=lambda index: -scores[index])
-    chances = {"best": product(order[:1], order[1:]), "all": combinations(order, 2), "adjacent": pairwise(order)}
-    prompt, pairs = prompt_messages(first_field(row, PROMPTS)), []
-    for better, worse in chances[options.pairing]:
-        gap = scores[better] - scores[worse]
-        if gap > 0 and gap >= options.min_gap:
-            pair = pair_of(prompt, (answers[better], answers[worse]), row)
-            pairs.append(pair | ({"margin": gap} if options.margin_from_gap else {}))
-    if not pairs:
-        raise RowError("tie", f"no two answers differ by a score of {max(options.min_gap, 0):g} or more.")
-    return pairs
+    return ranked(row, options.pairing, options.min_gap, options.margin_from_gap)
 
 
-@entry("chosen, rejected as messages (the one record)", lambda row: "chosen" in row or "rejected" in row)
+@entry(
+    "chosen, rejected as messages (the one record)",
+    lambda row: any(isinstance(row.get(side), list | dict) for side in SIDES),
+)
 def messages(row: Row, options: Options) -> list[Pair]:
-    """chosen and rejected as message lists, whole conversations or answers to `prompt` (UltraFeedback-binarized)."""
-    pair = pair_of([], ([], []), row)
+    """chosen and rejected as message lists, whole conversations or answers to a prompt (UltraFeedback-binarized)."""
+    pair = pair_of(None, ([], []), row)
     for side in SIDES:
         said = field(row, side)
         said = [said] if isinstance(said, dict) else said
         if isinstance(said, list):
             said = [chat_message(turn) for turn in said]
-            if row.get("prompt") and said and isinstance(said[0], dict) and said[0].get("role") == "assistant":
-                said = prompt_messages(row["prompt"]) + said
+            if said and isinstance(said[0], dict) and said[0].get("role") == "assistant":
+                prompt = next((row[name] for name in PROMPTS if row.get(name)), None)
+                said = pair_of(prompt, (said, said), row)[side]
         pair[side] = said
     return [pair]
 
@@ -244,12 +227,12 @@ def messages(row: Row, options: Options) -> list[Pair]:
 @entry("named by --prompt, --chosen, --rejected or --candidates, --label", lambda row: False)
 def fields(row: Row, options: Options) -> list[Pair]:
     """Any other layout, by the names of its fields (--prompt, --chosen, … or --candidates, --label, …)."""
-    prompt = prompt_messages(field(row, options.prompt)) if options.prompt else []
-    if options.context and prompt:
-        last = prompt[-1]
-        prompt = [*prompt[:-1], last | {"content": f"{last.get('content')}\n\n{field(row, options.context)}"}]
+    prompt = field(row, options.prompt) if options.prompt else None
+    if options.context and prompt and (more := path_value(row, options.context)):
+        *earlier, last = prompt_messages(prompt)
+        prompt = [*earlier, last | {"content": f"{last.get('content')}\n\n{more}"}]
     if options.candidates:
         both = [field(row, name) for name in options.candidates]
-        labels = (options.label_first, options.label_second, options.label_tie)
-        return [judged_pair(prompt, both, field(row, str(options.label)), labels, row)]
+        words = (options.label_first, options.label_second, options.label_tie)
+        return [judged_pair(prompt, both, field(row, str(options.label)), words, row)]
     return [pair_of(prompt, [field(row, str(name)) for name in (options.chosen, options.rejected)], row)]

@@ -9,16 +9,19 @@ from reward_model import RowError
 from reward_model.data.fields import Row, labels_of
 from reward_model.data.pair import SIDES, Messages, Pair
 
-SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "observation": "tool"}
-TURN = re.compile(r"\s*(Human|Assistant):")
+OTHER_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "observation": "tool"}
+# Not every text that begins with "Human:" is one: somebody must answer.
+TRANSCRIPT = re.compile(r"\n\n\s*Human:|\s*Human:.*?\n\n\s*Assistant:", re.S)
 TURNS = re.compile(r"(?:^|\n\n)\s*(Human|Assistant):")
+# Behind a prompt that ends so, a space before the answer belongs to neither.
+BEFORE_ANSWER = ("Assistant:", "TL;DR:")
 
 
 def prompt_messages(prompt: Any) -> Messages:
     """Messages of a prompt: text is the user's turn, or a Human/Assistant transcript; lists are messages already."""
     if isinstance(prompt, list):
         return [chat_message(turn) for turn in prompt]
-    if isinstance(prompt, str) and TURN.match(prompt):
+    if isinstance(prompt, str) and TRANSCRIPT.match(prompt):
         turns = transcript_messages(prompt)
         open_turn = turns[-1]["role"] == "assistant" and not turns[-1]["content"]
         return turns[:-1] if open_turn else turns
@@ -32,18 +35,39 @@ def answer_messages(answer: Any) -> Messages:
     return [chat_message(answer) if isinstance(answer, dict) else {"role": "assistant", "content": answer}]
 
 
+def earlier_messages(history: Any) -> Messages:
+    """Messages of a `history`: [question, answer] pairs, or messages already; none of a text (SHP's prompt)."""
+    messages: Messages = []
+    for turn in history if isinstance(history, list) else []:
+        if isinstance(turn, dict):
+            messages.append(chat_message(turn))
+        else:
+            question, answer = turn
+            messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return messages
+
+
 def system_messages(text: Any) -> Messages:
     """The system message of a text; none of an empty one."""
     return [{"role": "system", "content": text}] if text else []
 
 
 def chat_message(turn: Any) -> Any:
-    """A turn with from/value as a message with role/content; anything else as it is, for the check to judge."""
-    if not isinstance(turn, dict) or "from" not in turn:
+    """A turn with from/value, role/text or typed parts of text as a message with role/content, the content being text;
+    anything else as it is, for the check to judge."""
+    if not isinstance(turn, dict):
         return turn
-    role, value = turn["from"], turn.get("value")
-    if role != "function_call":
-        return {"role": SHAREGPT_ROLES.get(role, role), "content": value}
+    if "from" in turn or ("text" in turn and "content" not in turn):
+        turn = {"role": turn.get("from", turn.get("role")), "content": turn.get("value", turn.get("text"))}
+    role, said = turn.get("role"), turn.get("content")
+    if role == "function_call":
+        return _tool_calls(said)
+    if isinstance(said, list) and said and all(isinstance(part, dict) and part.get("type") == "text" for part in said):
+        turn = turn | {"content": "\n".join(str(part.get("text")) for part in said)}  # joined as vLLM joins them
+    return turn | {"role": OTHER_ROLES[role]} if isinstance(role, str) and role in OTHER_ROLES else turn
+
+
+def _tool_calls(value: Any) -> dict[str, Any]:
     try:
         calls = json.loads(str(value))
         calls = calls if isinstance(calls, list) else [calls]
@@ -64,21 +88,10 @@ def transcript_messages(transcript: Any) -> Messages:
     return system_messages(parts[0].strip()) + [{"role": roles[who], "content": said.strip()} for who, said in turns]
 
 
-def pair_of(prompt: Messages, both: Iterable[Any], row: Row) -> Pair:
-    """An unchecked pair of two answers to one prompt, chosen first, with what its row says of it."""
-    sides = zip(SIDES, both, strict=True)
-    return {side: prompt + answer_messages(answer) for side, answer in sides} | labels_of(row)
-
-
-def judged_pair(prompt: Messages, both: list[Any], label: Any, labels: Iterable[Iterable[str]], row: Row) -> Pair:
-    """The pair of two candidates by a verdict; `labels` are those for the first, for the second, for a tie.
-
-    Raises RowError("tie", …) for a tie, and for a verdict that is none of them.
-    """
-    label = str(label).strip().lower()
-    first, second, tie = ([str(value).lower() for value in values] for values in labels)
-    if label in tie:
-        raise RowError("tie", f"a tie ({label!r}).")
-    if label not in (*first, *second):
-        raise RowError("verdict", f"the verdict is {label!r}; known are {', '.join([*first, *second, *tie])}.")
-    return pair_of(prompt, both if label in first else both[::-1], row)
+def pair_of(prompt: Any, both: Iterable[Any], row: Row) -> Pair:
+    """An unchecked pair of two answers to a prompt (None: they are whole conversations), chosen first, with the earlier
+    turns and the labels that its row has."""
+    if isinstance(prompt, str) and prompt.rstrip().endswith(BEFORE_ANSWER):
+        both = [answer.removeprefix(" ") if isinstance(answer, str) else answer for answer in both]
+    before = [] if prompt is None else earlier_messages(row.get("history")) + prompt_messages(prompt)
+    return {side: before + answer_messages(answer) for side, answer in zip(SIDES, both, strict=True)} | labels_of(row)

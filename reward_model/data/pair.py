@@ -4,8 +4,8 @@ Optional: "margin" (float), "source", "subset", "id" (strings), "tools". Checks 
 """
 
 import json
-import math
 import re
+import sys
 from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any
@@ -52,8 +52,8 @@ def check_pair(row: Any) -> dict[str, Any]:
         raise RowError("identical answers", "chosen and rejected are equal; such a pair teaches nothing, remove it.")
     margin = row.get("margin")
     if margin is not None:
-        if isinstance(margin, bool) or not isinstance(margin, int | float) or not math.isfinite(margin):
-            raise RowError("margin", f"margin is {margin!r}; it must be a number, or left out.")
+        if isinstance(margin, bool) or not isinstance(margin, int | float) or not abs(margin) <= sys.float_info.max:
+            raise RowError("margin", f"margin is {repr(margin)[:40]}; it must be a number, or left out.")
         pair["margin"] = margin
     if row.get("tools"):
         pair["tools"] = row["tools"]
@@ -111,11 +111,17 @@ def check_encodable(text: str, name: str) -> None:
         raise RowError("not decodable", f"{name} has half a character ({found}); read the source again.") from None
 
 
-def doubt(pair: dict[str, Any]) -> RowError | None:
-    """What looks wrong with the text of a checked pair: control characters, or a decoding that went wrong earlier."""
+def doubt(pair: dict[str, Any], control_tokens: re.Pattern[str] | None = None) -> RowError | None:
+    """What looks wrong with a checked pair: nothing in common, control characters, a decoding that went wrong earlier,
+    or texts that a tokenizer takes for its control tokens."""
+    if pair["chosen"][0] != pair["rejected"][0]:
+        return RowError("different prompts", "chosen and rejected begin with different messages: answers to what?")
     for side in SIDES:
         for number, message in enumerate(pair[side], 1):
-            if found := _doubt_of_text(message.get("content") or "", f"{side}, message {number}"):
+            text, name = message.get("content") or "", f"{side}, message {number}"
+            if control_tokens and (token := control_tokens.search(text)):
+                return RowError("control tokens", f"{name} has {token.group()!r}, a token of the chat template.")
+            if found := _doubt_of_text(text, name):
                 return found
     return None
 

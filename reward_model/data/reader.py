@@ -7,10 +7,16 @@ from typing import Any, NamedTuple
 from reward_model import InputError, RowError
 from reward_model.data.files import NumberedRow, parsed, place_of
 from reward_model.data.formats import NO_OPTIONS, Options, convert, recognise
-from reward_model.data.messages import answer_messages, chat_message, prompt_messages
-from reward_model.data.pair import SIDES, Messages, Pair, check_conversation, check_pair
+from reward_model.data.pair import Pair, check_pair
+from reward_model.data.proposal import command, proposal
+from reward_model.data.unused import UnusedField
 
 LOOKED_AT = 100  # rows, to recognise a format
+FOR_FIELDS = 20  # of these, to see which fields are used
+# Reasons that stop a source where one of its first rows has them, and those that stop it where most have them: a row
+# set aside is not enough where the layout is another one than it seemed.
+STOPPING = ("unused field", "unclear verdict")
+LAYOUT = ("missing field", "another layout", "not messages", "not text", "unknown role", "roles out of order")
 
 
 class Reading(NamedTuple):
@@ -30,7 +36,7 @@ def read(
 
     Raises InputError where no format is named and none is recognised.
     """
-    format_, rows = with_format(rows, source, format_)
+    format_, rows, _ = with_format(rows, source, format_, options)
     for number, row in rows:
         value = parsed(row)
         shown = row if isinstance(value, RowError) else value
@@ -53,18 +59,59 @@ def read_strictly(rows: Iterable[NumberedRow], source: str, options: Options = N
         print(f"{source}: {ties} ties left out.")
 
 
-def with_format(rows: Iterable[NumberedRow], source: str, format_: str) -> tuple[str, Iterator[NumberedRow]]:
-    """The format of a source's rows, recognised by the first ones if it is "auto", and all of its rows."""
+def with_format(
+    rows: Iterable[NumberedRow], source: str, format_: str, options: Options
+) -> tuple[str, Iterator[NumberedRow], list[str]]:
+    """The format of a source's rows, recognised by the first ones if it is "auto", all of its rows, and the fields
+    that these do not use.
+
+    Raises InputError where none is recognised, and where the first rows do not come out whole.
+    """
     rows = iter(rows)
     first = list(islice(rows, LOOKED_AT))
-    if format_ == "auto":
-        values = [parsed(row) for _, row in first]
-        if not first:
-            raise InputError(f"{source}: empty, no row in there.")
-        if all(isinstance(value, RowError) for value in values):
-            raise InputError(f"{place_of(source, first[0][0])}: {values[0]}")
-        format_ = recognise(values, source)
-    return format_, chain(first, rows)
+    values = [parsed(row) for _, row in first]
+    if not first:
+        raise InputError(f"{source}: empty, no row in there.")
+    if isinstance(begin := first[0][1], bytes) and begin.lstrip()[:1] == b"[" and not isinstance(values[-1], dict):
+        raise InputError(f"{source}: a JSON array, not an object a line; call it .json.")
+    if all(isinstance(value, RowError) for value in values):
+        raise InputError(f"{place_of(source, first[0][0])}: {values[0]}")
+    format_ = recognise(values, source) if format_ == "auto" else format_
+    found = [
+        (place_of(source, number), error)
+        for (number, _), value in zip(first, values, strict=True)
+        for error in pairs_of(value, format_, options)[:1]
+        if isinstance(error, RowError)
+    ]
+    stopping = [at for at in found if at[1].reason in STOPPING]
+    wrong = [at for at in found if at[1].reason in LAYOUT]
+    if stopping or len(wrong) > len(first) / 2:
+        place, error = (stopping or wrong)[0]
+        unused = {name for _, error in stopping if isinstance(error, UnusedField) for name in error.names}
+        if unused:
+            cure = f"To leave it out: {command(source, ['--ignore', *sorted(unused)])}"
+        else:
+            cure = proposal([value for value in values if isinstance(value, dict)], source)
+        count = "" if stopping else f" ({len(wrong)} of the first {len(first)} rows are so.)"
+        raise InputError(f"{place}: {error}{count} {cure}")
+    return format_, chain(first, rows), _unused_fields(values[:FOR_FIELDS], format_, options)
+
+
+def _unused_fields(rows: list[Any], format_: str, options: Options) -> list[str]:
+    """Fields without which every row gives the same pairs."""
+
+    def made(row: Any) -> list[Pair] | None:
+        try:
+            return convert(row, format_, options)
+        except RowError:
+            return None
+
+    good = [(row, pairs) for row in rows if isinstance(row, dict) and (pairs := made(row))]
+    return [
+        name
+        for name in dict.fromkeys(name for row, _ in good for name in row)
+        if all(made({key: row[key] for key in row if key != name}) == pairs for row, pairs in good)
+    ]
 
 
 def pairs_of(row: Any, format_: str, options: Options) -> list[Pair | RowError]:
@@ -82,36 +129,3 @@ def pairs_of(row: Any, format_: str, options: Options) -> list[Pair | RowError]:
         return [checked(pair) for pair in convert(row, format_, options)]
     except RowError as error:
         return [error]
-
-
-def conversations_of(row: Any) -> dict[str, Messages]:
-    """The conversations of a row that is to be scored, by name: a pair's sides (chosen, rejected), answers to a prompt
-    (response 1, …), or a conversation alone (messages); raises RowError where it has none that is good."""
-    row = {"messages": row} if isinstance(row, list) else row
-    if isinstance(row, RowError):
-        raise row
-    if not isinstance(row, dict):
-        raise RowError("not a row", f"an object or a list of messages is needed, found {type(row).__name__}.")
-    if all(row.get(side) for side in SIDES):
-        pairs = convert(row, recognise([row], "row"), NO_OPTIONS)
-        if len(pairs) > 1:
-            raise RowError("several pairs", f'{len(pairs)} pairs in a row; give {{"prompt": …, "responses": […]}}.')
-        found = {side: pairs[0][side] for side in SIDES}
-    elif isinstance(row.get("responses"), list) and row["responses"]:
-        prompt = prompt_messages(row["prompt"]) if row.get("prompt") else []
-        found = {
-            f"response {number}": answer if _is_whole(answer) else prompt + answer
-            for number, answer in enumerate(map(answer_messages, row["responses"]), 1)
-        }
-    elif isinstance(turns := row.get("messages", row.get("conversations")), list):
-        found = {"messages": [chat_message(turn) for turn in turns]}
-    else:
-        keys = ", ".join(map(str, row))
-        raise RowError(
-            "missing field", f"neither messages, nor prompt and responses, nor chosen and rejected ({keys})."
-        )
-    return {name: check_conversation(messages, name) for name, messages in found.items()}
-
-
-def _is_whole(answer: Messages) -> bool:
-    return bool(answer) and isinstance(answer[0], dict) and answer[0].get("role") != "assistant"

@@ -1,15 +1,20 @@
 """What a folder holds (a reward model, an adapter, a causal LM), and how an adapter becomes a reward model.
 
 `python -m reward_model.model.checkpoint FOLDER` prints the dtype of a full reward model, in which it must be served;
-for anything else it says what that is and exits with 1.
+for anything else it says what that is and exits with 1. It imports neither torch nor weights, and takes a second.
 """
 
 import json
+import re
 import sys
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from reward_model import InputError
+from reward_model.model.template import prove_template
+
+LAYER = re.compile(r"\.(?:layers|h|blocks|block)\.(\d+)\.")
 
 
 def check_reward_model(folder: str) -> dict[str, Any]:
@@ -22,7 +27,7 @@ def check_reward_model(folder: str) -> dict[str, Any]:
     if not (path / "config.json").is_file():
         found = "has no config.json" if path.is_dir() else "is no folder"
         raise InputError(f"{folder} {found}; give the --output_dir of train.py, or another reward model's folder.")
-    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    config = read_config(path)
     architecture = (config.get("architectures") or ["no architecture"])[0]
     if not architecture.endswith("ForSequenceClassification"):
         raise InputError(
@@ -30,6 +35,18 @@ def check_reward_model(folder: str) -> dict[str, Any]:
             f"Train one: python train.py --model_name_or_path {folder} …"
         )
     check_one_label(config, folder)
+    check_weights(path, config)
+    return config
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a model folder."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{folder / 'config.json'} is broken: {error}. Copy or download it again.") from None
+    if not isinstance(config, dict):
+        raise InputError(f"{folder / 'config.json'} is no object, but a {type(config).__name__}.")
     return config
 
 
@@ -43,15 +60,70 @@ def check_one_label(config: dict[str, Any], folder: str) -> None:
         )
 
 
+def check_weights(folder: Path, config: dict[str, Any]) -> None:
+    """Refuse a model folder whose weights are not all there: Transformers would fill the holes at random."""
+    names = stored_tensors(folder)
+    if names is None:
+        if not list(folder.glob("pytorch_model*.bin")):
+            raise InputError(f"{folder} has a config.json but no weights (model.safetensors); copy or download them.")
+        return
+    layers = {int(found[1]) for name in names if (found := LAYER.search(name))}
+    wanted = {**config, **config.get("text_config", {})}
+    expected = next((wanted[key] for key in ("num_hidden_layers", "n_layer", "num_layers") if key in wanted), 0)
+    if layers and isinstance(expected, int) and (missing := sorted(set(range(expected)) - layers)):
+        raise InputError(
+            f"{folder}: its config.json has {expected} layers, its weights lack {len(missing)} of them (the first is "
+            f"number {missing[0]}), which would be random. Copy the weights that belong to it."
+        )
+    has_head = any(name.endswith("score.weight") for name in names)
+    if (config.get("architectures") or [""])[0].endswith("ForSequenceClassification") and not has_head:
+        raise InputError(
+            f"{folder} says that it is a reward model, but its weights have no reward head (score.weight), so its "
+            "scores would be random. Train it anew, or copy the weights that belong to it."
+        )
+
+
+def stored_tensors(folder: Path, name: str = "model") -> dict[str, list[int]] | None:
+    """Shapes of the tensors in `name`.safetensors or the files of its index; None where neither is there.
+
+    Raises InputError for a file that is missing, cut off or none of this kind: a header tells where its data end.
+    """
+    index, files = folder / f"{name}.safetensors.index.json", [folder / f"{name}.safetensors"]
+    if not files[0].is_file():
+        if not index.is_file():
+            return None
+        try:
+            files = [folder / file for file in sorted(set(json.loads(index.read_bytes())["weight_map"].values()))]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{index} is broken: {error}. Copy or download it again.") from None
+    found: dict[str, list[int]] = {}
+    for file in files:
+        if not file.is_file():
+            raise InputError(f"{file} is missing, which {index.name} names; copy or download it.")
+        size = file.stat().st_size
+        with open(file, "rb") as content:
+            length = int.from_bytes(content.read(8), "little")
+            try:
+                header = json.loads(content.read(length) if length < size else b"")
+                tensors = {name: tensor for name, tensor in header.items() if name != "__metadata__"}
+                end = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
+            except (ValueError, KeyError, TypeError, AttributeError):
+                raise InputError(
+                    f"{file} ({size:,} bytes) is cut off or no safetensors file; copy or download it again."
+                ) from None
+        if size != end:
+            raise InputError(f"{file} has {size:,} of {end:,} bytes; copy or download it again.")
+        found |= {name: tensor["shape"] for name, tensor in tensors.items()}
+    return found
+
+
 def stored_parameters(name: str | None) -> int | None:
-    """Parameters of a model folder, by the size of its weights; None for a hub id, or what is no model."""
-    folder = Path(name or "no folder")
-    weights = list(folder.glob("*.safetensors"))
-    if not weights or not (folder / "config.json").is_file():
-        return None
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    bytes_each = 4 if (config.get("dtype") or config.get("torch_dtype")) == "float32" else 2
-    return sum(file.stat().st_size for file in weights) // bytes_each
+    """Parameters of a model folder; None for a hub id, or what is no model."""
+    try:
+        tensors = stored_tensors(Path(name or "no folder"))
+    except InputError:
+        return None  # told by the check of the folder
+    return sum(map(prod, tensors.values())) if tensors else None
 
 
 def check_base_model(name: str) -> None:
@@ -65,9 +137,10 @@ def check_base_model(name: str) -> None:
         raise InputError(f"{name} is a LoRA adapter; merge it first: python merge_lora.py {name} OUTPUT_DIR")
     if not (path / "config.json").is_file():
         raise InputError(f"--model_name_or_path {name}: no config.json there; give a model folder or a hub id.")
-    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    config = read_config(path)
     if (config.get("architectures") or [""])[0].endswith("ForSequenceClassification"):
         check_one_label(config, name)
+    check_weights(path, config)
     from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as KNOWN_TYPES
 
     if (model_type := config.get("model_type")) not in KNOWN_TYPES and "auto_map" not in config:
@@ -88,6 +161,8 @@ def merge_adapter(adapter: Path, output_dir: Path, base: str | None = None, dtyp
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
     from trl.trainer.reward_trainer import suppress_seqcls_warning
 
+    from reward_model.model.contract import write_contract
+
     if not (adapter / "adapter_config.json").is_file():
         raise InputError(f"{adapter}: no adapter_config.json there; give a checkpoint of train.py --use_peft.")
     with safe_open(adapter / "adapter_model.safetensors", "pt") as weights:
@@ -107,6 +182,7 @@ def merge_adapter(adapter: Path, output_dir: Path, base: str | None = None, dtyp
     model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
     model.to(dtype or torch.float32).save_pretrained(output_dir)
     tokenizer.save_pretrained(output_dir)
+    write_contract(model.float(), tokenizer, output_dir)
 
 
 def set_pad_token(model: Any, tokenizer: Any) -> None:
@@ -116,9 +192,22 @@ def set_pad_token(model: Any, tokenizer: Any) -> None:
         model.resize_token_embeddings(tokenizer.pad_token_id + 1, mean_resizing=False)
 
 
+def check_tokenizer(folder: str) -> None:
+    """Refuse a folder whose tokenizer or chat template cannot be trusted, without what `AutoTokenizer` imports."""
+    if not (Path(folder) / "tokenizer.json").is_file():
+        from reward_model.model.tokenization import load_tokenizer
+
+        prove_template(load_tokenizer(folder))
+        return
+    from transformers import PreTrainedTokenizerFast
+
+    prove_template(PreTrainedTokenizerFast.from_pretrained(folder))
+
+
 if __name__ == "__main__":
     try:
         config = check_reward_model(sys.argv[1])
+        check_tokenizer(sys.argv[1])
         print(config.get("dtype") or config.get("torch_dtype") or "auto")
     except InputError as error:
         sys.exit(f"error: {error}")

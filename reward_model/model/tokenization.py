@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from reward_model import InputError
 from reward_model.data.dataset import code_stamp
 from reward_model.data.pair import common_prefix_length
+from reward_model.model.template import pin_date, render
 
 # Below this many pairs, starting processes takes longer than tokenizing.
 PAIRS_WORTH_PROCESSES = 5_000
@@ -23,29 +24,40 @@ PAIRS_WORTH_PROCESSES = 5_000
 SPARE_TOKENS = ("pad", "reserved", "unused", "unk", "endoftext")
 
 
-def load_tokenizer(model: str, chat_template_path: str | None = None, **kwargs: Any) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    model: str, chat_template_path: str | None = None, template_date: str | None = None, **kwargs: Any
+) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder or hub id, with its chat template or with the one at `chat_template_path`.
 
-    `chat_template_path` is a .jinja file, or a folder or hub id whose tokenizer has a template.
+    `chat_template_path` is a .jinja file, or a folder or hub id whose tokenizer has a template. Where a template prints
+    today's date, `template_date` (2024-07-26) is written into it.
     """
-    tokenizer = AutoTokenizer.from_pretrained(model, **kwargs)
+
+    def load(name: str) -> PreTrainedTokenizerBase:
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(name, **kwargs)
+        except Exception as error:  # a missing file, a broken one: each class of tokenizers has its own errors
+            words = " ".join(str(error).split())[:300]
+            raise InputError(f"{name}: no tokenizer could be loaded from there: {words}") from None
+        if not tokenizer.encode("text", add_special_tokens=False):  # some classes make one without any file
+            raise InputError(f"{name}: no tokenizer could be loaded from there: its files are missing.")
+        return tokenizer
+
+    tokenizer = load(model)
     if chat_template_path and chat_template_path.endswith((".jinja", ".j2")):
         if not Path(chat_template_path).is_file():
             raise InputError(f"--chat_template_path {chat_template_path}: no such file.")
         tokenizer.chat_template = Path(chat_template_path).read_text(encoding="utf-8")
     elif chat_template_path:
-        tokenizer.chat_template = AutoTokenizer.from_pretrained(chat_template_path, **kwargs).chat_template
+        tokenizer.chat_template = load(chat_template_path).chat_template
     if not tokenizer.chat_template:
         raise InputError(
             f"The tokenizer of {model} has no chat template; give the one that its users will render with: "
             "--chat_template_path template.jinja, or the folder or hub id of a tokenizer that has one."
         )
+    if template_date:
+        tokenizer.chat_template = pin_date(tokenizer.chat_template, template_date)
     return tokenizer
-
-
-def render(messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, tools: Any = None) -> str:
-    """The text of a conversation: the tokenizer's template, no generation prompt, no system message of our own."""
-    return tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=False)
 
 
 def token_ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:

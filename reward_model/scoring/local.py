@@ -4,14 +4,15 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl.trainer.reward_trainer import suppress_seqcls_warning
 
 from reward_model import InputError
 from reward_model.model.attention import install
-from reward_model.model.checkpoint import check_base_model, check_reward_model, set_pad_token
-from reward_model.model.packing import pack, positions, tree
+from reward_model.model.checkpoint import check_base_model, check_reward_model, check_tokenizer, set_pad_token
+from reward_model.model.packing import Group, pack, positions, tree
 from reward_model.model.tokenization import load_tokenizer, render, token_ids
 
 Conversation = list[dict[str, Any]]
@@ -21,6 +22,7 @@ SEED = 42  # the default of train.py's --seed
 def load_reward_model(folder: str, dtype: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model, in `dtype` or its own on an accelerator and in fp32 on CPU, and its tokenizer; ready for `score`."""
     check_reward_model(folder)
+    check_tokenizer(folder)
     device = _device()
     dtype = dtype or ("float32" if device.type == "cpu" else "auto")
     model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype)
@@ -41,7 +43,6 @@ def load_untrained(base_model: str, folder: str) -> tuple[PreTrainedModel, PreTr
     return model.eval().to(_device()), tokenizer
 
 
-@torch.no_grad()
 def score(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -52,32 +53,53 @@ def score(
     """One score per conversation; `groups` are conversations that may begin alike (a pair, n answers to one prompt).
 
     What a group shares is computed once. `tools` has for each group the tools that the assistant had, or None. Scores
-    are raw logits in the order given. Raises InputError for a conversation longer than the model's context.
+    are raw logits in the order given. Raises InputError for a conversation that the model cannot take.
     """
     each = zip(groups, tools or [None] * len(groups), strict=True)
-    flat = token_ids(
-        [render(messages, tokenizer, its_tools) for group, its_tools in each for messages in group], tokenizer
-    )
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if limit and len(longest := max(flat, key=len)) > limit:
-        begin = tokenizer.decode(longest[:60])
-        raise InputError(f"{len(longest)} tokens, more than the {limit} that the model takes, has: {begin!r} …")
-    ids = iter(flat)
-    tokens = [[next(ids) for _ in group] for group in groups]
-    split = [tree(group) if model.packs else ([], group) for group in tokens]
-    sizes = [positions(group) for group in split]
+    tokens = [encode(group, model, tokenizer, its_tools) for group, its_tools in each]
     scores: list[list[float]] = [[] for _ in groups]
-    progress = tqdm(total=len(flat), desc="Scoring", unit="conversation", disable=None)
+    progress = tqdm(total=sum(map(len, groups)), desc="Scoring", unit="conversation", disable=None)
+    sizes = [positions(laid_out(group, model)) for group in tokens]
     for numbers in _batches(sizes, tokens_per_batch):
-        batch = [split[number] for number in numbers]
-        inputs = pack(batch) if model.packs else _padded([branches for _, branches in batch], tokenizer.pad_token_id)
-        inputs = {name: v.to(model.device) if isinstance(v, torch.Tensor) else v for name, v in inputs.items()}
-        values = iter(model(**inputs, use_cache=False).logits.flatten().tolist())
-        for number in numbers:
-            scores[number] = [next(values) for _ in tokens[number]]
-        progress.update(sum(len(tokens[number]) for number in numbers))
+        batch = score_batch(model, tokenizer, [tokens[number] for number in numbers])
+        for number, values in zip(numbers, batch, strict=True):
+            scores[number] = values
+            progress.update(len(values))
     progress.close()
     return scores
+
+
+def encode(
+    group: list[Conversation], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tools: Any = None
+) -> list[list[int]]:
+    """Token ids of conversations; raises InputError where the template refuses one, and for more than the context."""
+    try:
+        tokens = token_ids([render(messages, tokenizer, tools) for messages in group], tokenizer)
+    except TemplateError as error:
+        raise InputError(f"the tokenizer's chat template refuses it: {error}") from None
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if limit and len(longest := max(tokens, key=len)) > limit:
+        begin = tokenizer.decode(longest[:60])
+        raise InputError(f"{len(longest)} tokens, more than the {limit} that the model takes, has: {begin!r} …")
+    return tokens
+
+
+@torch.no_grad()
+def score_batch(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, groups: list[list[list[int]]]
+) -> list[list[float]]:
+    """Scores of groups of token ids, in one forward pass."""
+    inputs = (
+        pack([laid_out(group, model) for group in groups]) if model.packs else _padded(groups, tokenizer.pad_token_id)
+    )
+    inputs = {name: v.to(model.device) if isinstance(v, torch.Tensor) else v for name, v in inputs.items()}
+    values = iter(model(**inputs, use_cache=False).logits.flatten().tolist())
+    return [[next(values) for _ in group] for group in groups]
+
+
+def laid_out(group: list[list[int]], model: PreTrainedModel) -> Group:
+    """The group as a packed row has it, where the model takes one: what its conversations share once."""
+    return tree(group) if model.packs else ([], group)
 
 
 def _device() -> torch.device:
@@ -98,7 +120,7 @@ def _batches(sizes: list[int], budget: int) -> Iterator[list[int]]:
         yield batch
 
 
-def _padded(groups: list[Sequence[Sequence[int]]], pad_token_id: int) -> dict[str, torch.Tensor]:
+def _padded(groups: Sequence[Sequence[Sequence[int]]], pad_token_id: int) -> dict[str, torch.Tensor]:
     flat = [torch.tensor(ids) for group in groups for ids in group]
     ids = torch.nn.utils.rnn.pad_sequence(flat, batch_first=True, padding_value=pad_token_id)
     mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(ids) for ids in flat], batch_first=True)

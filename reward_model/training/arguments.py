@@ -47,6 +47,13 @@ class DataArguments(ScriptArguments):
             "every evaluation; the held-out pairs are then logged as eval_held_out_…"
         },
     )
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Train although output_dir holds a model or checkpoints."}
+    )
+    allow_stripped_reasoning: bool = field(
+        default=False,
+        metadata={"help": "Train although the chat template leaves <think>…</think> out of answers."},
+    )
 
 
 @dataclass
@@ -73,6 +80,13 @@ class TrainingArguments(RewardConfig):
         default="tensorboard", metadata={"help": "Where curves go: tensorboard, wandb, …; none for nowhere."}
     )
     bf16: bool | None = field(default=None, metadata={"help": "bf16 autocast; by default where a GPU has it."})
+    template_date: str | None = field(
+        default=None,
+        metadata={
+            "help": "A day such as 2024-07-26 that is written into a chat template which would print today's date, for "
+            "training, scoring and serving alike."
+        },
+    )
     group_by_prompt: bool | None = field(
         default=None,
         metadata={
@@ -93,14 +107,14 @@ class TrainingArguments(RewardConfig):
     )
 
     def __post_init__(self) -> None:
-        if isinstance(self.deepspeed, str) and not Path(self.deepspeed).is_file():
-            raise InputError(
-                f"--deepspeed {self.deepspeed}: no such file; ds_config_zero3.json comes with this project."
-            )
+        if isinstance(self.deepspeed, str):
+            read_object(Path(self.deepspeed), "--deepspeed ", "ds_config_zero3.json comes with this project.")
         if self.fsdp:
             raise InputError("--fsdp: packed rows and saving were never tried under FSDP; use DeepSpeed: sh train.sh")
         if self.bf16 is None and not self.fp16:
             self.bf16 = bf16_is_fast()
+        if self.bf16 and not (torch.accelerator.is_available() or self.use_cpu):
+            raise InputError("--bf16 needs a GPU; a CPU trains in float32. Leave it out.")
         self.dataloader_pin_memory &= torch.accelerator.is_available()
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
             # Left alone, accelerate takes torchrun without a GPU for one process, and DeepSpeed's batch check fails.
@@ -171,7 +185,10 @@ def parse_arguments(argv: list[str], default_file: Path) -> tuple[DataArguments,
     small = (stored_parameters(given.model_name_or_path) or SMALL) < SMALL
     mode = "LoRA" if given.use_peft else "small" if small else "large"
     parser.set_defaults(learning_rate=LEARNING_RATE[mode])
-    data_args, training_args, model_args = parser.parse_args_into_dataclasses(argv)
+    try:
+        data_args, training_args, model_args = parser.parse_args_into_dataclasses(argv)
+    except ValueError as error:  # Transformers' own words on arguments that contradict each other
+        raise InputError(" ".join(str(error).split())) from None
     if model_args.dtype is None:
         halved = training_args.bf16 and (model_args.use_peft or training_args.deepspeed is not None)
         model_args.dtype = "bfloat16" if halved else "float32"
@@ -191,19 +208,25 @@ def schedule_line(args: TrainingArguments, model_args: ModelArguments) -> str:
     return f"{mode}: learning rate {args.learning_rate:g}, {length} of {pairs} pairs a step, evaluation {evaluated}"
 
 
+def read_object(path: Path, name: str, cure: str) -> dict[str, Any]:
+    """The object in a JSON or YAML file; errors begin with `name`, and end with `cure` where there is no file."""
+    if not path.is_file():
+        raise InputError(f"{name}{path}: no such file; {cure}")
+    try:
+        text = path.read_text(encoding="utf-8")
+        found = yaml.safe_load(text) if path.suffix in (".yaml", ".yml") else json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{name}{path}:{error.lineno}: not valid JSON ({error.msg}).") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{name}{path}: not valid {path.suffix[1:].upper()} ({error}).") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{name}{path}: one object is needed, found {type(found).__name__}.")
+    return found
+
+
 def file_to_argv(path: Path) -> list[str]:
     """The words of a command line that says the same as a JSON or YAML file, so that both are checked by one parser."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; give a JSON or YAML file of arguments.")
-    text = path.read_text(encoding="utf-8")
-    try:
-        arguments = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{error.lineno}: not valid JSON ({error.msg}).") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not valid YAML ({error}).") from None
-    if not isinstance(arguments, dict):
-        raise InputError(f"{path}: one object of arguments is needed, found {type(arguments).__name__}.")
+    arguments = read_object(path, "", "give a JSON or YAML file of arguments.")
 
     def words(value: Any) -> list[str]:
         if isinstance(value, list):

@@ -54,6 +54,8 @@ def resume_from(asked: str | bool | None, output_dir: Path, tell: bool) -> str |
     wants one, anything else is a path."""
     word = str(asked or False).lower()
     if word not in ("auto", "true", "false"):
+        if not Path(str(asked), "trainer_state.json").is_file():
+            raise InputError(f"--resume_from_checkpoint {asked}: no checkpoint of train.py there (trainer_state.json).")
         return str(asked)
     newest = newest_complete(output_dir, tell) if word != "false" else None
     if word == "true" and newest is None:

@@ -13,6 +13,7 @@ from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
 from trl import RewardTrainer
 
 from reward_model.model.attention import PathCounts
+from reward_model.model.contract import write_contract
 from reward_model.training.sampler import StepSampler
 from reward_model.training.saving import COMPLETE, mark_complete
 
@@ -136,6 +137,7 @@ class ExactRewardTrainer(RewardTrainer):
         (checkpoint / COMPLETE).unlink(missing_ok=True)
         super()._save_checkpoint(*args, **kwargs)
         self.args.save_total_limit = limit
+        write_contract(self.model, self.processing_class, checkpoint)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             mark_complete(checkpoint)

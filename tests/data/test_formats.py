@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, run
+from conftest import ROOT, pair, run, talk
 
 from reward_model import RowError
 from reward_model.data.dataset import load_pairs
@@ -14,17 +14,6 @@ from reward_model.data.formats import FORMATS, NO_OPTIONS, Options, convert
 from reward_model.data.reader import read
 
 SAMPLES = ROOT / "data/formats"
-ROLES = {"u": "user", "a": "assistant", "s": "system", "t": "tool"}
-
-
-def talk(*turns: str) -> list[dict]:
-    """Messages from "u: …", "a: …"."""
-    return [{"role": ROLES[turn[0]], "content": turn[3:]} for turn in turns]
-
-
-def pair(shared: list[str], chosen: str, rejected: str, **labels: object) -> dict:
-    return {"chosen": talk(*shared, f"a: {chosen}"), "rejected": talk(*shared, f"a: {rejected}"), **labels}
-
 
 COLD = ["u: My tea is cold.", "a: Shall I tell you how to keep it warm?", "u: Yes please."]
 KEYS = ["u: I lost my keys.", "a: Where did you see them last?", "u: At the shop."]
@@ -56,6 +45,10 @@ EXPECTED = {
             "rejected": [*RAIN, *talk("a: No.")],
             "tools": [{"type": "function", "function": {"name": "weather", "parameters": {}}}],
         },
+    ],
+    "swift.jsonl": [
+        pair(["s: Be kind.", "u: I am tired."], "Then rest a while.", "So what?"),
+        pair(["u: Spell cat."], "C, a, t.", "K, a, t."),
     ],
     "alpaca.json": [
         pair(["u: Translate into German.\nGood night."], "Gute Nacht.", "Guten Tag."),

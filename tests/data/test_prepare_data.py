@@ -127,7 +127,7 @@ MALFORMED = [
     ("alpaca", {"instruction": "Why?", "output": ["a"]}, "missing field", "a list of two answers"),
     ("alpaca", good("alpaca", 9) | {"history": [1]}, "another layout", "not laid out as alpaca"),
     ("verdict", good("verdict", 9) | {"label": "C>A"}, "verdict", "the verdict is 'c>a'; known are"),
-    ("verdict", good("verdict", 9) | {"response_A": None}, "missing field", "no 'response_a'"),
+    ("verdict", good("verdict", 9) | {"response_A": None}, "missing field", "no 'response_A'"),
     (
         "scored",
         {"prompt": "Why?", "completions": [{"response": "a", "score": 1}]},
@@ -198,7 +198,7 @@ def test_nothing_usable_stops_with_a_sentence(tmp_path: Path) -> None:
     for source, message in {
         "odd.jsonl": r"no known layout \(keys: a, b\).*--prompt FIELD",
         "empty.jsonl": r"empty\.jsonl: empty, no row in there",
-        "bad.parquet": "not a Parquet file",
+        "bad.parquet": r"this is no \.parquet file: it begins with b'no'",
         "none.jsonl": "no such file",
         "ties.jsonl": r"No pair is left of 1 rows\. tie: 1",
     }.items():

@@ -68,8 +68,9 @@ def test_bad_file(base_model: Path, tmp_path: Path) -> None:
         start(base_model, broken, tmp_path / "out")
     with pytest.raises(InputError, match=r"missing\.jsonl: no such file"):
         start(base_model, tmp_path / "missing.jsonl", tmp_path / "out")
+    (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"no data file in this folder"):
-        start(base_model, base_model.parent / base_model.name / "..", tmp_path / "out")
+        start(base_model, tmp_path / "empty", tmp_path / "out")
 
 
 def test_template(tiny_model, few_pairs: Path, tmp_path: Path) -> None:
@@ -77,7 +78,7 @@ def test_template(tiny_model, few_pairs: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no chat template; .* --chat_template_path"):
         start(without, few_pairs, tmp_path / "out")
     (tmp_path / "pairs.jsonl").write_text(json.dumps(GOOD | {"chosen": SYSTEM}) + "\n" + json.dumps(OTHER))
-    with pytest.raises(InputError, match=r"pairs\.jsonl:\d: the tokenizer's chat template makes no text of it"):
+    with pytest.raises(InputError, match=r"leaves out the text of a 'user' message"):
         start(tiny_model(template="{{ '' }}"), tmp_path / "pairs.jsonl", tmp_path / "out")
     with pytest.raises(InputError, match=r"pairs\.jsonl:1: chosen is refused by .* template: No system role"):
         start(tiny_model(template=STRICT_TEMPLATE), tmp_path / "pairs.jsonl", tmp_path / "out")
@@ -95,14 +96,8 @@ def test_arguments(base_model: Path, few_pairs: Path, tmp_path: Path) -> None:
         start(base_model, few_pairs, trained)
     with pytest.raises(InputError, match=r"no whole checkpoint in"):
         start(base_model, few_pairs, tmp_path / "out", "--resume_from_checkpoint", "True")
-    with pytest.raises(InputError, match=r"--deepspeed no\.json: no such file"):
-        start(base_model, few_pairs, tmp_path / "out", "--deepspeed", "no.json")
     with pytest.raises(InputError, match=r"never tried under FSDP; use DeepSpeed"):
         start(base_model, few_pairs, tmp_path / "out", "--fsdp", "full_shard")
-    with pytest.raises(InputError, match=r"--torch_compile would compile anew for every batch"):
-        start(base_model, few_pairs, tmp_path / "out", "--torch_compile", "True")
-    with pytest.raises(InputError, match=r"need bitsandbytes: pip install bitsandbytes"):
-        start(base_model, few_pairs, tmp_path / "out", "--load_in_4bit", "True", "--use_peft")
     with pytest.raises(InputError, match=r"unknown argument --learning_rat;"):
         start(base_model, few_pairs, tmp_path / "out", "--learning_rat", "1e-5")
     (tmp_path / "args.json").write_text('{"output_dir": "out", "learning_rat": 1e-5}')

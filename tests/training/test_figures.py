@@ -155,10 +155,9 @@ def test_arguments_behind_a_file_win(base_model: Path, tmp_path: Path) -> None:
     assert (training_args.max_steps, training_args.learning_rate, training_args.bf16) == (3, 3e-4, False)
 
 
-def test_server_gets_the_dtype_of_the_weights(tmp_path: Path) -> None:
+def test_server_gets_the_dtype_of_the_weights(tiny_reward_model: Path, tmp_path: Path) -> None:
     """On a GPU, by stand-ins for nvidia-smi and for the Python that would start vLLM."""
-    model, checkout = tmp_path / "a model", tmp_path / "checkout"
-    model.mkdir()
+    model, checkout = shutil.copytree(tiny_reward_model, tmp_path / "a model"), tmp_path / "checkout"
     (checkout / ".venv" / "bin").mkdir(parents=True)
     (checkout / "reward_model").symlink_to(ROOT / "reward_model")
     shutil.copy(ROOT / "infer_vllm.sh", checkout)
@@ -168,7 +167,7 @@ def test_server_gets_the_dtype_of_the_weights(tmp_path: Path) -> None:
         path.write_text(f"#!/bin/sh\n{script}\n")
         path.chmod(0o755)
     for dtype in ("float32", "bfloat16"):
-        config = {"architectures": ["Qwen2ForSequenceClassification"], "num_labels": 1, "dtype": dtype}
-        (model / "config.json").write_text(json.dumps(config))
-        shown = run("sh", checkout / "infer_vllm.sh", model, PATH=f"{tmp_path}:/usr/bin:/bin").stdout
+        config = json.loads((model / "config.json").read_text())
+        (model / "config.json").write_text(json.dumps(config | {"dtype": dtype}))
+        shown = run("sh", checkout / "infer_vllm.sh", model, CHECK="0", PATH=f"{tmp_path}:/usr/bin:/bin").stdout
         assert f"--dtype {dtype}" in shown

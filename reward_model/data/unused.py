@@ -1,0 +1,61 @@
+"""What a row says that its pair does not: no part of a conversation is left out in silence."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from reward_model import RowError
+from reward_model.data.fields import Row
+from reward_model.data.messages import TRANSCRIPT, transcript_messages
+from reward_model.data.pair import SIDES, Pair
+
+# Fields that are likely to be part of a conversation.
+PARTS = frozenset(
+    "system system_prompt system_message history context input instruction question query prompt messages conversation "
+    "conversations dialog dialogue trajectory previous_turns passage document initial_reason_steps".split()
+)
+# Keys of an object under which its text stands; the rest of it is about the text.
+TEXTS = ("content", "value", "text", "full_text", "input", "output")
+
+
+class UnusedField(RowError):
+    """Fields that may be part of the conversation and are not used."""
+
+    def __init__(self, names: list[str]) -> None:
+        cure = f"map it (--prompt, --input, --chosen, --rejected) or leave it out (--ignore {' '.join(names)})"
+        super().__init__("unused field", f"{', '.join(names)} may be part of the conversation and is not used; {cure}.")
+        self.names = names
+
+
+def unused_parts(row: Row, pair: Pair) -> list[str]:
+    """Fields of PARTS whose text stands nowhere in the pair, as a message or as whole lines of one."""
+    names = PARTS.intersection(row)
+    if not names:
+        return []
+    messages = (message for side in SIDES for message in pair[side] if isinstance(message, dict))
+    said = [content for message in messages if isinstance(content := message.get("content"), str)]
+    return sorted(name for name in names if not all(_is_said(text, said) for text in _texts(row[name])))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str) and TRANSCRIPT.match(value):
+        yield from (message["content"] for message in transcript_messages(value))
+    elif isinstance(value, str) and value.startswith('["'):  # a list in a CSV file or a text column
+        try:
+            yield from _texts(json.loads(value))
+        except ValueError:
+            yield value
+    elif isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for part in value:
+            yield from _texts(part)
+    elif isinstance(value, dict) and value.get("from") != "function_call":
+        for part in [value[name] for name in TEXTS if name in value] or value.values():
+            yield from _texts(part)
+
+
+def _is_said(text: str, said: list[str]) -> bool:
+    if text in said or not text.strip():
+        return True
+    return any(f"\n{lines}\n" in f"\n{content}\n" for lines in (text, text.strip()) for content in said)

@@ -1,0 +1,296 @@
+"""What is refused before any weight is loaded: every mistake of a set-up at once, each in a sentence."""
+
+import errno
+import importlib.util
+import json
+import math
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute
+import torch
+from datasets import Dataset
+from peft import get_peft_model
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.integrations import get_available_reporting_integrations
+from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
+from trl import get_peft_config
+
+from reward_model import InputError
+from reward_model.data.dataset import by_subset, load_pairs
+from reward_model.data.files import check_hub, data_files
+from reward_model.data.split import check_eval_size
+from reward_model.model.attention import check_head
+from reward_model.model.checkpoint import check_base_model, stored_tensors
+from reward_model.model.template import prove_template
+from reward_model.model.tokenization import load_tokenizer
+from reward_model.training.arguments import DataArguments, ModelArguments, TrainingArguments
+from reward_model.training.saving import resume_from
+
+SAMPLED = 48  # pairs of each file that are rendered
+# Numbers, what they must be, and whether one is; an argument left at None is not asked.
+RANGES: list[tuple[str, str, Callable[[Any], bool]]] = [
+    ("learning_rate", "from 0 to 1", lambda value: 0 <= value <= 1),
+    ("num_train_epochs", "above 0", lambda value: 0 < value < 1e6),
+    ("max_steps", "1 or more, or -1 for whole epochs", lambda value: value == -1 or value > 0),
+    (
+        "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps max_length "
+        "save_total_limit dataset_num_proc lora_r lora_alpha",
+        "1 or more",
+        lambda value: 1 <= value < 2**31,
+    ),
+    ("seed data_seed", "from 0 to 4294967295", lambda value: 0 <= value < 2**32),
+    ("eval_steps save_steps logging_steps", "above 0", lambda value: 0 < value < math.inf),
+    (
+        "weight_decay max_grad_norm center_rewards_coefficient warmup_steps dataloader_num_workers adam_epsilon",
+        "0 or more",
+        lambda value: 0 <= value < math.inf,
+    ),
+    ("label_smoothing_factor", "from 0 to below 0.5", lambda value: 0 <= value < 0.5),
+    ("lora_dropout adam_beta1 adam_beta2", "from 0 to below 1", lambda value: 0 <= value < 1),
+]
+# Arguments of trl and Transformers that would do nothing here, or harm.
+NO_USE = {
+    "torch_compile": "it would compile anew for every batch: no two have the same lengths",
+    "dataset_streaming": "pairs are tokenized once, before training",
+    "dataset_config": "name the data set's files or folder instead",
+    "ignore_bias_buffers": "it does nothing here",
+    "pad_to_multiple_of": "packed rows have no padding",
+    "pad_token": "train.py takes one that stands in no conversation",
+    "enable_jit_checkpoint": "SIGTERM and Ctrl-C save without it, on every rank at the same step",
+}
+
+
+@dataclass
+class Inputs:
+    """What a run is made of, as the checks have read it."""
+
+    tokenizer: PreTrainedTokenizerBase
+    skeleton: PreTrainedModel  # the model's shapes, without weights; with adapters under LoRA
+    train_pairs: Dataset
+    eval_pairs: Dataset | None
+    benchmarks: dict[str, Dataset]
+
+
+def check_setup(data_args: DataArguments, training_args: TrainingArguments, model_args: ModelArguments) -> Inputs:
+    """Read all but the weights; raises one InputError with everything that is wrong."""
+    name, data, tell = model_args.model_name_or_path, data_args.dataset_name, training_args.process_index == 0
+    if data is None or name is None:
+        raise InputError("--model_name_or_path and --dataset_name are needed; python train.py --help says more.")
+    problems = check_numbers(data_args, training_args, model_args) + check_words(data_args, training_args, model_args)
+    read: dict[str, Any] = {}
+    with collected(problems):
+        check_output(Path(training_args.output_dir), training_args, data_args.overwrite_output_dir, tell)
+    with collected(problems):
+        check_base_model(name)
+        check_hub(name, "model")
+        with collected(problems):
+            read["tokenizer"] = load_tokenizer(
+                name,
+                training_args.chat_template_path,
+                training_args.template_date,
+                trust_remote_code=training_args.trust_remote_code,
+                revision=model_args.model_revision,
+            )
+            prove_template(read["tokenizer"])
+        read["skeleton"] = skeleton(training_args, model_args)
+        if not problems:  # sizes that are no numbers cannot be added
+            check_space(read["skeleton"], training_args, model_args)
+    with collected(problems), training_args.main_process_first(desc="data"):
+        read["train_pairs"], read["eval_pairs"] = read_pairs(data_args, tell)
+    with collected(problems), training_args.main_process_first(desc="benchmarks"):
+        read["benchmarks"] = by_subset(data_args.benchmark_files)
+    if not problems:
+        with collected(problems):
+            files = [read["train_pairs"], read["eval_pairs"], *read["benchmarks"].values()]
+            pairs = [pair for file in files if file for pair in sample(file)]
+            told = prove_template(read["tokenizer"], pairs, data_args.allow_stripped_reasoning)
+            print("\n".join(told if tell else []), end="\n" if told and tell else "")
+    if problems:
+        raise InputError("\nerror: ".join(problems))
+    return Inputs(**read)
+
+
+@contextmanager
+def collected(problems: list[str]) -> Iterator[None]:
+    """A mistake ends the block and is written down."""
+    try:
+        yield
+    except InputError as error:
+        problems.append(str(error))
+
+
+def check_numbers(*arguments: Any) -> list[str]:
+    """What is wrong with single numbers."""
+    given = {field.name: getattr(part, field.name) for part in arguments for field in fields(part)}
+    problems = [
+        f"--{name} {given[name]:g}: it must be {wanted}."
+        for names, wanted, holds in RANGES
+        for name in names.split()
+        if isinstance(given[name], int | float) and not holds(given[name])
+    ]
+    with collected(problems):
+        check_eval_size(given["eval_size"])
+    return problems
+
+
+def check_words(data_args: DataArguments, training_args: TrainingArguments, model_args: ModelArguments) -> list[str]:
+    """What is wrong with arguments beside each other, or with the hardware."""
+    has_gpu = torch.accelerator.is_available() and not training_args.use_cpu
+    problems = [
+        f"--{name} has no place here: {why}. Leave it out."
+        for name, why in NO_USE.items()
+        if getattr(data_args, name, None) or getattr(training_args, name, None)
+    ]
+    if not has_gpu and (training_args.fp16 or model_args.dtype == "float16"):
+        problems.append("--fp16 and --dtype float16 need a GPU; a CPU trains in float32. Leave it out.")
+    if (model_args.load_in_4bit or model_args.load_in_8bit) and not importlib.util.find_spec("bitsandbytes"):
+        problems.append("--load_in_4bit and --load_in_8bit need bitsandbytes: pip install bitsandbytes")
+    if (model_args.load_in_4bit or model_args.load_in_8bit) and not model_args.use_peft:
+        problems.append("--load_in_4bit and --load_in_8bit need --use_peft: quantised weights cannot be trained.")
+    if model_args.use_peft and model_args.lora_task_type != "SEQ_CLS":
+        problems.append(
+            f"--lora_task_type {model_args.lora_task_type}: only SEQ_CLS trains the reward head and saves it. Leave it "
+            "out."
+        )
+    for name in {*(training_args.report_to or [])} - {*get_available_reporting_integrations()}:
+        problems.append(f"--report_to {name}: not installed, or not known to Transformers; pip install it, or none.")
+    for mismatch in training_args.hf_deepspeed_config.mismatches if training_args.deepspeed else []:
+        problems.append(f'--deepspeed contradicts an argument: {mismatch[2:]}. Write "auto" in the file.')
+    return problems
+
+
+def check_output(output_dir: Path, training_args: TrainingArguments, overwrite: bool, tell: bool) -> None:
+    """Sets `resume_from_checkpoint` to a path; raises InputError for a place that cannot be written or is taken."""
+    place = next(path for path in (output_dir, *output_dir.absolute().parents) if path.exists())
+    try:
+        if not place.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "no folder")
+        tempfile.TemporaryFile(dir=place).close()
+    except OSError as error:
+        raise InputError(
+            f"--output_dir {output_dir}: nothing can be written there ({place}: {error.strerror})."
+        ) from None
+    asked = training_args.resume_from_checkpoint
+    training_args.resume_from_checkpoint = resume_from(asked, output_dir, tell)
+    begun = any(output_dir.glob("checkpoint-*")) and asked != "auto"
+    if overwrite or training_args.resume_from_checkpoint:
+        return
+    if begun or any(output_dir.glob("*.safetensors")):
+        raise InputError(
+            f"{output_dir} holds a trained model or checkpoints. Choose another --output_dir, go on from the last "
+            "checkpoint (--resume_from_checkpoint True), or write over it (--overwrite_output_dir True)."
+        )
+
+
+def skeleton(training_args: TrainingArguments, model_args: ModelArguments) -> PreTrainedModel:
+    """The model on torch's meta device: shapes only. Raises InputError for a config of which no reward model can be
+    made, for weights of other shapes, and for LoRA that finds nothing to adapt."""
+    name, remote = model_args.model_name_or_path, training_args.trust_remote_code
+    unset_hf_deepspeed_config()  # or the shapes would be split over the ranks
+    try:
+        config = AutoConfig.from_pretrained(
+            name, num_labels=1, revision=model_args.model_revision, trust_remote_code=remote
+        )
+        with torch.device("meta"):
+            model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=remote)
+    except Exception as error:  # whatever the class of the model raises
+        raise InputError(f"{name}: no model can be made of its config.json: {' '.join(str(error).split())}") from None
+    if training_args.deepspeed:
+        set_hf_deepspeed_config(training_args.hf_deepspeed_config)
+    check_head(model)
+    stored = None if getattr(config, "quantization_config", None) else stored_tensors(Path(name))
+    for weight, shape in ((key, list(value.shape)) for key, value in model.state_dict().items()):
+        if stored and stored.get(weight, shape) != shape:
+            raise InputError(
+                f"{name}: {weight} has the shape {stored[weight]} in its weights and {shape} by its config.json; copy "
+                "the two that belong together."
+            )
+    if model_args.use_peft and model_args.lora_r > 0 and model_args.lora_task_type == "SEQ_CLS":
+        try:
+            with torch.device("meta"):
+                model = get_peft_model(model, get_peft_config(model_args))
+        except ValueError as error:
+            raise InputError(f"LoRA: {' '.join(str(error).split())} See --lora_target_modules.") from None
+    return model
+
+
+def check_space(model: PreTrainedModel, training_args: TrainingArguments, model_args: ModelArguments) -> None:
+    """Refuse a disk that does not take the run's checkpoints and its model. They are counted in fp32, Adam's states
+    with them; under DeepSpeed the master weights too."""
+    size = {"float32": 4}.get(str(model_args.dtype), 2 if training_args.bf16 else 4)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    states = 0 if training_args.save_only_model else 12 if training_args.deepspeed else 8
+    checkpoint = trained * ((size if training_args.deepspeed else 4) + states)
+    kept = 0 if training_args.save_strategy == "no" else (training_args.save_total_limit or 1) + 1
+    needed = kept * checkpoint + total * (size if model_args.use_peft or training_args.deepspeed else 4)
+    place = next(path for path in Path(training_args.output_dir).absolute().parents if path.exists())
+    if (free := shutil.disk_usage(place).free) < needed:
+        raise InputError(
+            f"--output_dir {training_args.output_dir}: {free / 1e9:.1f} GB are free, {needed / 1e9:.1f} GB are needed: "
+            f"{kept} checkpoints of {checkpoint / 1e9:.1f} GB at once (--save_total_limit), and the model."
+        )
+
+
+def read_pairs(data_args: DataArguments, tell: bool) -> tuple[Dataset, Dataset | None]:
+    """(training pairs, test pairs or None), with the test pairs that prepare_data.py wrote beside a file."""
+    name = str(data_args.dataset_name)
+    if ".rejected." in Path(name).name:
+        raise InputError(f"{name}: these are the rows that prepare_data.py left out; give the file without .rejected")
+    if data_files(name) and (data_args.dataset_train_split, data_args.dataset_test_split) != ("train", "test"):
+        raise InputError(f"{name} is no data set of the hub, so --dataset_train_split and …_test_split do nothing.")
+    train_pairs, test_pairs = load_pairs(name, data_args.dataset_train_split, data_args.dataset_test_split)
+    stem, _, suffix = Path(name).name.partition(".")
+    beside = Path(name).with_name(f"{stem}.eval.{suffix}")
+    if Path(name).is_file() and beside.is_file() and data_args.eval_size:
+        test_pairs = load_pairs(str(beside))[0]
+        if tell:
+            print(f"Held out: {beside}, beside the training file; --eval_size 0 leaves it.")
+    if test_pairs is not None:
+        seen = set(zip(train_pairs["chosen"][:], train_pairs["rejected"][:], strict=True))
+        both = zip(test_pairs["chosen"][:], test_pairs["rejected"][:], strict=True)
+        if (same := sum(pair in seen for pair in both)) > len(test_pairs) / 2:
+            raise InputError(
+                f"{name}: {same} of {len(test_pairs)} test pairs are training pairs too, so a test would say nothing; "
+                "python prepare_data.py --exclude_prompts takes them out."
+            )
+        if same and tell:
+            print(f"{same} of {len(test_pairs)} test pairs are training pairs too.")
+    return train_pairs, test_pairs
+
+
+def sample(pairs: Dataset) -> list[dict[str, Any]]:
+    """Some pairs, evenly spread, with conversations and tools as objects."""
+    rows = pairs.select(np.linspace(0, len(pairs) - 1, min(len(pairs), SAMPLED), dtype=int)).to_list()
+    return [{name: json.loads(row[name] or "null") for name in ("chosen", "rejected", "tools")} for row in rows]
+
+
+def check_tokens(tokenized: dict[str, Dataset], model: PreTrainedModel, tell: bool) -> None:
+    """Refuse pairs that the model cannot take or cannot tell apart; `tokenized` has files by their name."""
+    config = model.config.get_text_config()
+    limit, vocabulary = getattr(config, "max_position_embeddings", None), config.vocab_size
+    for name, pairs in tokenized.items():
+        if limit and (longest := max(pairs["length"][:], default=0)) > limit:
+            raise InputError(
+                f"The longest of the {name} pairs has {longest} tokens, the model takes {limit}: --max_length {limit}"
+            )
+        for side in ("chosen_ids", "rejected_ids"):
+            column = pairs.with_format("arrow")[:][side].combine_chunks().flatten()
+            if len(column) and (largest := pyarrow.compute.max(column).as_py()) >= vocabulary:
+                raise InputError(
+                    f"The tokenizer has the token {largest}, the model only {vocabulary} of them; they do not belong "
+                    "together."
+                )
+        near = np.flatnonzero(np.array(pairs["prefix_length"][:]) == np.array(pairs["length"][:]) - 1)
+        equal = sum(row["chosen_ids"] == row["rejected_ids"] for row in pairs.select(near))
+        if equal == len(pairs) > 0:
+            raise InputError(f"In each of the {equal} {name} pairs both sides become the same tokens.")
+        if equal and tell:
+            print(f"{name}: in {equal} of {len(pairs)} pairs both sides become the same tokens; they teach nothing.")

@@ -1,0 +1,254 @@
+"""Every wrong set-up stops before weights are loaded, with the sentence that names it; several are told at once."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import demo_pairs, jsonl, run, train
+from safetensors.torch import load_file, save_file
+
+import train as train_script
+from reward_model import InputError
+from reward_model.model.checkpoint import check_reward_model, check_tokenizer
+from reward_model.training.checks import check_tokens
+
+PAIRS = demo_pairs()[:8]
+# Arguments behind good ones -> what must be said.
+ARGUMENTS = {
+    "--learning_rate nan": r"--learning_rate nan: it must be from 0 to 1",
+    "--learning_rate 1e9": r"--learning_rate 1e\+09: it must be from 0 to 1",
+    "--num_train_epochs 0": r"--num_train_epochs 0: it must be above 0",
+    "--max_steps 0": r"--max_steps 0: it must be 1 or more, or -1",
+    "--per_device_train_batch_size 0": r"--per_device_train_batch_size 0: it must be 1 or more",
+    "--per_device_eval_batch_size -2": r"--per_device_eval_batch_size -2: it must be 1 or more",
+    "--gradient_accumulation_steps 0": r"--gradient_accumulation_steps 0: it must be 1 or more",
+    "--max_length 0": r"--max_length 0: it must be 1 or more",
+    "--seed -1": r"--seed -1: it must be from 0 to 4294967295",
+    "--seed 99999999999": r"--seed 1e\+11: it must be from 0 to",
+    "--eval_size nan": r"--eval_size nan: give a share",
+    "--save_steps 0": r"--save_steps 0: it must be above 0",
+    "--center_rewards_coefficient inf": r"--center_rewards_coefficient inf: it must be 0 or more",
+    "--label_smoothing_factor 0.7": r"--label_smoothing_factor 0\.7: it must be from 0 to below 0\.5",
+    "--bf16 True": r"--bf16 needs a GPU",
+    "--fp16 True": r"--fp16 and --dtype float16 need a GPU",
+    "--dtype float16": r"--fp16 and --dtype float16 need a GPU",
+    "--fp16 True --bf16 True --use_cpu True": r"At most one of fp16 and bf16",
+    "--report_to nobody": r"--report_to nobody: not installed, or not known",
+    "--use_peft --lora_r -1": r"--lora_r -1: it must be 1 or more",
+    "--use_peft --lora_target_modules nothing": r"LoRA: No modules were targeted",
+    "--use_peft --lora_task_type CAUSAL_LM": r"only SEQ_CLS trains the reward head",
+    "--load_in_4bit True --use_peft": r"need bitsandbytes: pip install bitsandbytes",
+    "--load_in_8bit True": r"need --use_peft",
+    "--torch_compile True": r"--torch_compile has no place here: it would compile anew for every batch",
+    "--pad_token x": r"--pad_token has no place here",
+    "--dataset_train_split train_sft": r"no data set of the hub, so --dataset_train_split",
+    "--model_name_or_path owner/nowhere": r"owner/nowhere: no such folder here, and the hub gives no model",
+    "--dataset_name owner/nowhere": r"owner/nowhere: no such folder here, and the hub gives no dataset",
+    "--output_dir /dev/full": r"--output_dir /dev/full: nothing can be written there",
+    "--output_dir /proc/me/out": r"--output_dir /proc/me/out: nothing can be written there \(/proc: ",
+    "--resume_from_checkpoint nowhere": r"--resume_from_checkpoint nowhere: no checkpoint",
+    "--deepspeed no.json": r"--deepspeed no\.json: no such file",
+    "--deepspeed train.py": r"--deepspeed train\.py:1: not valid JSON",
+    "--template_date tomorrow": r"--template_date tomorrow: give a day as 2024-07-26",
+    "--chat_template_path no.jinja": r"--chat_template_path no\.jinja: no such file",
+}
+
+
+def fewer_tensors(model: Path, gone: str) -> None:
+    weights = {name: tensor for name, tensor in load_file(model / "model.safetensors").items() if gone not in name}
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def config(model: Path, **changes: object) -> None:
+    file = model / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def with_index(model: Path) -> None:
+    (model / "model.safetensors").unlink()
+    index = {"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+# What is done to a good base model -> what must be said.
+MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "config broken": (lambda model: (model / "config.json").write_text("{"), r"config\.json is broken: Expecting"),
+    "config is a list": (lambda model: (model / "config.json").write_text("[]"), r"config\.json is no object"),
+    "hidden size": (lambda model: config(model, hidden_size=96), r"has the shape \[640, 128\] in its weights"),
+    "more layers": (lambda model: config(model, num_hidden_layers=4), r"has 4 layers, its weights lack 2 of them"),
+    "a layer gone": (lambda model: fewer_tensors(model, ".1."), r"lack 1 of them \(the first is number 1\)"),
+    "no such model type": (lambda model: config(model, model_type="what"), r"Transformers has no what model"),
+    "config of no sense": (lambda model: config(model, num_attention_heads="four"), r"no model can be made of its"),
+    "no head": (
+        lambda model: config(model, architectures=["Qwen2ForSequenceClassification"], id2label={"0": "a"}),
+        r"no reward head \(score\.weight\)",
+    ),
+    "weights missing": (lambda model: (model / "model.safetensors").unlink(), r"no weights \(model\.safetensors\)"),
+    "weights cut off": (lambda model: cut(model / "model.safetensors"), r"has [\d,]+ of [\d,]+ bytes"),
+    "weights are a pointer": (
+        lambda model: (model / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1"),
+        r"cut off or no safetensors file",
+    ),
+    "a shard missing": (with_index, r"model-00001-of-00002\.safetensors is missing, which model\.safetensors\.index"),
+    "tokenizer missing": (
+        lambda model: [file.unlink() for file in model.glob("tokenizer*")],
+        r"no tokenizer could be loaded",
+    ),
+    "tokenizer broken": (lambda model: cut(model / "tokenizer.json"), r"no tokenizer could be loaded"),
+    "template broken": (
+        lambda model: (model / "chat_template.jinja").write_text("{% for m in messages %}"),
+        r"chat template is broken at its line 1",
+    ),
+    "template drops the answer": (
+        lambda model: (model / "chat_template.jinja").write_text("{{ messages[0].content }}"),
+        r"leaves out the text of a 'assistant' message",
+    ),
+    "tokenizer of another model": (lambda model: small_vocabulary(model), r"the model only 100 of them"),
+    "short context": (lambda model: config(model, max_position_embeddings=16), r"the model takes 16: --max_length 16"),
+}
+
+
+def small_vocabulary(model: Path) -> None:
+    weights = load_file(model / "model.safetensors")
+    for name, tensor in weights.items():
+        if len(tensor) == 640:
+            weights[name] = tensor[:100].clone()
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    config(model, vocab_size=100)
+
+
+def lines(folder: Path, name: str, rows: list[object]) -> Path:
+    folder.mkdir(exist_ok=True)
+    return jsonl(folder / name, rows)
+
+
+def train_is_test(folder: Path) -> Path:
+    lines(folder, "test.jsonl", PAIRS[:4])
+    return lines(folder, "train.jsonl", PAIRS).parent
+
+
+def digits(folder: Path) -> Path:
+    file = lines(folder, "pairs.jsonl", [PAIRS[0] | {"margin": 12345678}])
+    file.write_text(file.read_text().replace("12345678", "9" * 5000))
+    return file
+
+
+# What the data is -> what must be said.
+DATA: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "training rows as test": (train_is_test, r"4 of 4 test pairs are training pairs too"),
+    "left out rows": (lambda d: lines(d, "pairs.rejected.jsonl", PAIRS), r"rows that prepare_data.py left out"),
+    "tools no list": (lambda d: lines(d, "pairs.jsonl", [PAIRS[0] | {"tools": "none"}]), r"tools"),
+    "margin beyond floats": (
+        lambda d: lines(d, "pairs.jsonl", [PAIRS[0] | {"margin": int("9" * 400)}]),
+        r"pairs\.jsonl:1: margin is 9+; it must be a number",
+    ),
+    "5,000 digits": (digits, r"pairs\.jsonl:1: not valid JSON \(Exceeds the limit"),
+}
+
+
+@pytest.fixture(autouse=True)
+def no_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("a model was loaded before the mistake was found")
+
+    monkeypatch.setattr("transformers.AutoModelForSequenceClassification.from_pretrained", refuse)
+
+
+def start(model: Path, pairs: Path, output_dir: Path, more: str = "") -> None:
+    paths = ["--model_name_or_path", str(model), "--dataset_name", str(pairs), "--output_dir", str(output_dir)]
+    train_script.main([*paths, *"--report_to none --eval_size 0".split(), *more.split()])
+
+
+@pytest.mark.parametrize("arguments", ARGUMENTS)
+def test_arguments(arguments: str, base_model: Path, few_pairs: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=ARGUMENTS[arguments]):
+        start(base_model, few_pairs, tmp_path / "out", arguments)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("broken", MODELS)
+def test_models(broken: str, base_model: Path, few_pairs: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(base_model, tmp_path / "model")
+    breaks, said = MODELS[broken]
+    breaks(model)
+    with pytest.raises(InputError, match=said):
+        start(model, few_pairs, tmp_path / "out")
+
+
+@pytest.mark.parametrize("wrong", DATA)
+def test_data(wrong: str, base_model: Path, tmp_path: Path) -> None:
+    makes, said = DATA[wrong]
+    with pytest.raises(InputError, match=said):
+        start(base_model, makes(tmp_path / "data"), tmp_path / "out")
+
+
+def test_an_output_that_is_a_file(base_model: Path, few_pairs: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="nothing can be written there"):
+        start(base_model, few_pairs, few_pairs)
+    with pytest.raises(InputError, match="nothing can be written there"):
+        start(base_model, few_pairs, few_pairs / "out")
+
+
+def test_a_disk_that_is_too_small(base_model: Path, few_pairs: Path, tmp_path: Path, monkeypatch) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=1_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage)
+    with pytest.raises(InputError, match=r"0\.0 GB are free, .* checkpoints of .* at once"):
+        start(base_model, few_pairs, tmp_path / "out")
+
+
+def test_pairs_that_are_equal_in_tokens(base_model: Path, capsys: pytest.CaptureFixture) -> None:
+    from datasets import Dataset
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    model = AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(base_model))
+    equal = {"chosen_ids": [5, 6, 7], "rejected_ids": [5, 6, 7], "prefix_length": 2, "length": 3}
+    check_tokens({"training": Dataset.from_list([equal, equal | {"rejected_ids": [5, 6, 8]}])}, model, tell=True)
+    assert "training: in 1 of 2 pairs both sides become the same tokens" in capsys.readouterr().out
+    with pytest.raises(InputError, match="In each of the 1 training pairs both sides become the same tokens"):
+        check_tokens({"training": Dataset.from_list([equal])}, model, tell=True)
+
+
+def test_all_mistakes_are_told_at_once(base_model: Path, tmp_path: Path) -> None:
+    """By the script itself: one line each, no traceback, a status."""
+    model = shutil.copytree(base_model, tmp_path / "model")
+    cut(model / "model.safetensors")
+    paths = ["--model_name_or_path", model, "--dataset_name", tmp_path / "no.jsonl", "--output_dir", "/dev/full"]
+    shown = train(*paths, "--max_length", "0", "--learning_rate", "nan", check=False)
+    assert shown.returncode == 1 and "Traceback" not in shown.stderr
+    told = [line for line in shown.stderr.splitlines() if line.startswith("error: ")]
+    for number, said in enumerate(("--learning_rate", "--max_length", "--output_dir", "model.safetensors", "no.jsonl")):
+        assert said in told[number]
+    assert len(told) == 5
+
+
+# What is done to a reward model -> what infer_vllm.sh says.
+SERVED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "config broken": MODELS["config broken"],
+    "no head": (lambda model: fewer_tensors(model, "score"), r"no reward head \(score\.weight\)"),
+    "more layers": MODELS["more layers"],
+    "weights cut off": MODELS["weights cut off"],
+    "no tokenizer": (lambda model: (model / "tokenizer.json").unlink(), r"no tokenizer could be loaded"),
+    "no template": (lambda model: (model / "chat_template.jinja").unlink(), r"no chat template"),
+    "template broken": MODELS["template broken"],
+}
+
+
+@pytest.mark.parametrize("broken", SERVED)
+def test_what_cannot_be_trusted_is_not_served(broken: str, tiny_reward_model: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(tiny_reward_model, tmp_path / "model")
+    breaks, said = SERVED[broken]
+    breaks(model)
+    with pytest.raises(InputError, match=said):
+        check_reward_model(str(model))
+        check_tokenizer(str(model))
+
+
+def test_the_check_before_serving_prints_the_dtype(tiny_reward_model: Path) -> None:
+    assert run(sys.executable, "-m", "reward_model.model.checkpoint", tiny_reward_model).stdout == "float32\n"
