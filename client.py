@@ -1,123 +1,634 @@
-"""Ask a reward model served by infer_vllm.sh for scores.
+"""Ask reward models served by infer_vllm.sh for scores. This file needs nothing but Python: copy it where you need it.
 
-    python client.py "question" "answer" ["another answer" …]      # the score of each answer, best first
+    python client.py "question" "answer" ["another answer" …]                    # the score of each answer, best first
+    python client.py --input rows.jsonl --output scores.jsonl --base_url http://a:5001 --base_url http://b:5001
+    python client.py rank --input rows.jsonl --output ranked.jsonl --pairs_out pairs.jsonl           # best of n answers
+    python client.py check --model_dir save/demo            # are the served scores those that the model was saved with?
 
-    from client import get_score_api, score
+    from client import RewardClient, get_score_api, score
     get_score_api("What is 2 + 2?", "4.")                           # float, higher is better
     score([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}])
+    RewardClient(["http://a:5001", "http://b:5001"]).score_many(conversations)
 
-A score is the raw logit of the reward head: any real number, to be compared between answers to the same question. The
-API key, if the server has one, is read from the environment variable VLLM_API_KEY.
+A score is the raw logit of the reward head: any real number, to be compared between answers to the same question. A row
+is {"messages": […]}, {"prompt": …, "responses": […]} or {"chosen": …, "rejected": …}, with "tools" if the assistant had
+any. The API key, if the servers have one, is read from the environment variable VLLM_API_KEY.
 """
 
 import argparse
+import contextlib
+import hashlib
+import http.client
+import json
+import logging
+import math
 import os
+import random
+import re
+import socket
+import statistics
 import sys
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache, partial
-from typing import Any, Self
-
-import requests
-from requests.adapters import HTTPAdapter
-from urllib3 import Retry
-from urllib3.exceptions import ReadTimeoutError
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
+from itertools import chain, count
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 BASE_URL = "http://127.0.0.1:5001"
 MODEL = "base_reward"
-TIMEOUT = 60.0  # seconds for one answer of the server
-RETRIES = 4  # after a connection error or a 5xx: at once, then after 1, 2 and 4 seconds
+TIMEOUT = 60.0  # seconds for one whole answer of a server
+RETRIES = 4  # after a connection error, 429 or 5xx: at once, then after about 1, 2 and 4 seconds
+CONCURRENCY = 64
+IDLE = 3.0  # seconds after which a kept connection is opened anew: vLLM closes it after 5
+# Largest difference of scores that rounding explains, by the dtype served. In fp32 it is about 1e-5, but on a CPU with
+# AVX-512 vLLM was 2e-4 off for a model of 30 layers, where Transformers stayed within 2e-5 of fp64.
+TOLERANCE = {"float32": 5e-4, "float16": 2e-2, "bfloat16": 1e-1}
+CURES = {401: " Set VLLM_API_KEY.", 404: " --model and --base_url must name what the server serves."}
+DATE = r"\d{4}-\d\d-\d\d|\d\d? [A-Z][a-z]{2,8},? \d{4}|[A-Z][a-z]{2,8} \d\d?, \d{4}"
+log = logging.getLogger("client")
+Messages = list[dict[str, Any]]
 
 
 class ServerError(RuntimeError):
-    """The server is not there, or refused; the message is its own where it gave one."""
+    """No server is there, or none that serves this model; the message is its own where it gave one."""
 
 
-class _Retry(Retry):
-    """Not after a timeout: the server has the request, and asking twice makes it no faster."""
+class Refused(ServerError):
+    """One conversation that has no score; others may have one."""
 
-    def increment(self, *args: Any, **kwargs: Any) -> Self:
-        if isinstance(kwargs.get("error"), ReadTimeoutError):
-            raise kwargs["error"]
-        return super().increment(*args, **kwargs)
+
+class FileError(ValueError):
+    """A file that cannot be the input or output."""
+
+
+class Server:
+    """An address, its kept connections, and whether it answers."""
+
+    def __init__(self, url: str) -> None:
+        try:
+            split = urlsplit(url.rstrip("/"))
+            self.address, self.path = (split.hostname or "", split.port), split.path
+        except ValueError as error:
+            raise ServerError(f"--base_url {url}: {error}.") from None
+        if split.scheme not in ("http", "https") or not split.hostname:
+            raise ServerError(f"--base_url {url}: not an address such as {BASE_URL}, with http:// or https://.")
+        self.url, self.in_flight, self.down, self.look_again = url.rstrip("/"), 0, False, 0.0
+        self.connect = http.client.HTTPSConnection if split.scheme == "https" else http.client.HTTPConnection
+        self.idle: list[tuple[http.client.HTTPConnection, float]] = []
+
+    def request(self, path: str, body: bytes | None, timeout: float) -> tuple[int, bytes]:
+        """Status and text of the answer to a POST, without a body to a GET; raises OSError, HTTPException."""
+        key, deadline = os.environ.get("VLLM_API_KEY", ""), time.monotonic() + timeout
+        if not key.isprintable() or not key.isascii():
+            raise ServerError("VLLM_API_KEY holds a line break or another character that no HTTP header may have.")
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        try:
+            connection, used = self.idle.pop()
+        except IndexError:
+            connection, used = self.connect(*self.address), 0.0
+        if time.monotonic() - used > IDLE:
+            connection.close()
+        connection.timeout = timeout
+        try:
+            if connection.sock is None:
+                connection.connect()
+            # A socket's timeout is one for each of its bytes. So that it is one for the answer, hang up.
+            timer = threading.Timer(max(deadline - time.monotonic(), 0), hang_up, [connection.sock])
+            timer.daemon = True
+            timer.start()
+            try:
+                connection.request("POST" if body else "GET", self.path + path, body, headers)
+                response = connection.getresponse()
+                answer = response.status, response.read()
+            finally:
+                timer.cancel()
+            if time.monotonic() >= deadline:  # half an answer without a length looks like a whole one
+                raise TimeoutError
+        except (OSError, http.client.HTTPException) as error:
+            connection.close()
+            raise TimeoutError if time.monotonic() >= deadline else error from None
+        self.idle.append((connection, time.monotonic()))
+        return answer
+
+
+def hang_up(sock: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
+
+
+class RewardClient:
+    """Servers of one model, any of which may die and come back; safe to use from several threads."""
+
+    def __init__(
+        self,
+        base_urls: str | list[str] = BASE_URL,
+        model: str = MODEL,
+        timeout: float = TIMEOUT,
+        retries: int = RETRIES,
+        concurrency: int = CONCURRENCY,
+    ) -> None:
+        if not 0 < timeout < threading.TIMEOUT_MAX or retries < 0 or concurrency < 1:
+            found = f"timeout {timeout:g}, retries {retries}, concurrency {concurrency}"
+            raise ServerError(f"{found}: give seconds above 0, a number from 0 and a number from 1.")
+        self.servers = [Server(url) for url in ([base_urls] if isinstance(base_urls, str) else base_urls)]
+        self.model, self.timeout, self.retries, self.concurrency = model, timeout, retries, concurrency
+        self.lock = threading.Lock()
+        self.asked_last: dict[str, Server] = {}
+
+    def score(self, messages: Messages, tools: Any = None, **options: Any) -> float:
+        """The score of a conversation that ends with an answer of an assistant who had `tools`."""
+        body = self._body(messages, tools) | (options or {"use_activation": False})
+        return self._value(*self._ask("/pooling", body, str(messages[:-1])))
+
+    def score_many(self, conversations: Iterable[Messages], tools: Iterable[Any] | None = None) -> list[float]:
+        """Scores in the order given; `tools` has for each conversation those that the assistant had, or None."""
+        conversations = list(conversations)
+        return list(self.scores(zip(conversations, tools or [None] * len(conversations), strict=True)))
+
+    def scores(self, each: Iterable[tuple[Messages, Any]]) -> Iterator[float]:
+        """Scores of (conversation, tools) in order, as they come."""
+        return self._map(lambda one: self.score(*one), each)
+
+    def reward(self, prompts: list[Any], completions: list[Any], **columns: Any) -> list[float | None]:
+        """For reward_funcs of trl's trainers; None, which trl leaves out, for a conversation that is refused."""
+
+        def score_or_none(messages: Messages) -> float | None:
+            with contextlib.suppress(Refused):
+                return self.score(messages)
+            return None
+
+        both = zip(map(prompt_messages, prompts), map(answer_messages, completions), strict=True)
+        return list(self._map(score_or_none, (prompt + answer for prompt, answer in both)))
+
+    def score_rows(self, readings: Iterable["Reading"]) -> Iterator[tuple["Reading", list[float] | str]]:
+        """Each row with its scores or an error, in order, as soon as they are there."""
+
+        def score_row(reading: Reading) -> tuple[Reading, list[float] | str]:
+            try:  # one after the other: when the second is asked, the prompt of the first is in the server's cache
+                return reading, reading.error or [self.score(one, reading.tools) for one in reading.conversations]
+            except Refused as error:
+                return reading, str(error)
+
+        return self._map(score_row, readings)
+
+    def tokens(self, messages: Messages, tools: Any = None) -> tuple[list[int], str] | None:
+        """The tokens that the server makes of a conversation, and their text; None where it does not tell."""
+        try:
+            ids = json.loads(self._ask("/tokenize", self._body(messages, tools))[1])["tokens"]
+            return ids, json.loads(self._ask("/detokenize", {"model": self.model, "tokens": ids})[1])["prompt"]
+        except ServerError:
+            return None
+
+    def _map(self, function: Callable, items: Iterable[Any]) -> Iterator[Any]:
+        """Results in order, each as soon as it is there, while others are asked for."""
+        pool, flying = ThreadPoolExecutor(self.concurrency), deque[Future]()
+        try:
+            for item in items:
+                flying.append(pool.submit(function, item))
+                while flying and (flying[0].done() or len(flying) >= 4 * self.concurrency):
+                    yield flying.popleft().result()
+            while flying:
+                yield flying.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _body(self, messages: Messages, tools: Any) -> dict[str, Any]:
+        body: dict[str, Any] = {"model": self.model, "messages": messages, "add_generation_prompt": False}
+        # The field for what a chat template is given besides messages.
+        return body | {"chat_template_kwargs": {"tools": tools}} if tools else body
+
+    def _ask(self, path: str, body: dict[str, Any], prompt: str = "") -> tuple[str, bytes]:
+        """URL and text of an answer with status 200, whichever server gave it."""
+        content = json.dumps(body).encode()
+        for attempt in count():
+            server = self._choose(prompt)
+            url = server.url + path
+            try:
+                status, text = server.request(path, content, self.timeout)
+                if status == 200:
+                    return url, text
+                # Of one conversation; of the key, the name of the model or the address: no other would fare better.
+                kind = Refused if status in (400, 413, 422, 429) or status >= 500 else ServerError
+                failure = kind(f"{url} answered {status}: {words(text)}{CURES.get(status, '')}")
+                if status < 500 and status != 429:
+                    raise failure
+                if status >= 500:
+                    self._take_out(server, f"answered {status}")
+            except TimeoutError:
+                raise Refused(f"{url} gave no answer within {self.timeout:g} s; allow it more: --timeout") from None
+            except (OSError, http.client.HTTPException) as error:
+                self._take_out(server, f"does not answer ({error or type(error).__name__})")
+                failure = ServerError(f"No server answers at {server.url}; start one: sh infer_vllm.sh MODEL_DIR")
+            finally:
+                with self.lock:
+                    server.in_flight -= 1
+            if attempt >= self.retries:
+                raise failure
+            if attempt:
+                time.sleep(random.uniform(0.75, 1.25) * min(2 ** (attempt - 1), 30))
+        raise AssertionError
+
+    def _choose(self, prompt: str) -> Server:
+        """The server that had this prompt last, whose cache may hold it, or else the one with the least to do."""
+        for server in self.servers if len(self.servers) > 1 else []:
+            if server.down and time.monotonic() >= server.look_again:
+                server.look_again = time.monotonic() + 2
+                with contextlib.suppress(OSError, http.client.HTTPException):
+                    if server.request("/health", None, min(self.timeout, 5))[0] == 200:
+                        server.down = False
+                        log.warning("%s answers again.", server.url)
+        with self.lock:
+            up = [server for server in self.servers if not server.down] or self.servers
+            last = self.asked_last.pop(prompt, None)
+            server = last if last in up else min(up, key=lambda server: server.in_flight)
+            self.asked_last[prompt] = server
+            if len(self.asked_last) > 4096:
+                del self.asked_last[next(iter(self.asked_last))]
+            server.in_flight += 1
+            return server
+
+    def _take_out(self, server: Server, why: str) -> None:
+        if not server.down:
+            log.warning("%s %s; trying again.", server.url, why)
+        server.down, server.look_again = True, time.monotonic() + 1
+        server.idle.clear()
+
+    def _value(self, url: str, text: bytes) -> float:
+        try:
+            (value,) = json.loads(text)["data"][0]["data"]
+            finite = math.isfinite(value) and not isinstance(value, bool)
+        except (ValueError, LookupError, TypeError, OverflowError):
+            found = text[:200].decode(errors="replace")
+            raise ServerError(f"{url} is no reward model of infer_vllm.sh: not one score but {found!r}") from None
+        if not finite:
+            raise Refused(f"{url} gave the score {value}; look at the weights, and at the dtype that is served.")
+        return float(value)
+
+
+def words(text: bytes) -> str:
+    """What a server says of an error."""
+    try:
+        return json.loads(text)["error"]["message"]
+    except (ValueError, LookupError, TypeError):
+        return text[:500].decode(errors="replace")
 
 
 @cache
-def _session(retries: int) -> requests.Session:
-    """Connections that stay open between requests, also of several threads."""
-    status, session = range(500, 600), requests.Session()
-    retry = _Retry(retries, backoff_factor=0.5, status_forcelist=status, allowed_methods=None, raise_on_status=False)
-    for scheme in ("http://", "https://"):
-        session.mount(scheme, HTTPAdapter(pool_maxsize=256, max_retries=retry))
-    return session
+def _client(base_url: str, model: str, timeout: float, retries: int) -> RewardClient:
+    return RewardClient(base_url, model, timeout, retries)
 
 
 def score(
-    messages: list[dict],
+    messages: Messages,
     base_url: str = BASE_URL,
     model: str = MODEL,
     timeout: float = TIMEOUT,
     retries: int = RETRIES,
-    tools: list[dict] | None = None,
+    tools: Any = None,
 ) -> float:
     """The score of a conversation that ends with an answer of an assistant who had `tools`; raises ServerError."""
-    url = f"{base_url.rstrip('/')}/pooling"
-    body: dict[str, Any] = {
-        "model": model,
-        "messages": messages,
-        "add_generation_prompt": False,
-        "use_activation": False,
-    }
-    if tools:
-        body["chat_template_kwargs"] = {"tools": tools}  # the field for what a chat template is given besides messages
-    key = os.environ.get("VLLM_API_KEY")
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    try:
-        response = _session(retries).post(url, json=body, headers=headers, timeout=timeout)
-    except requests.ConnectionError as error:
-        raise ServerError(f"No server answers at {base_url}; start one: sh infer_vllm.sh MODEL_DIR") from error
-    except requests.Timeout:
-        raise ServerError(f"{url} gave no answer within {timeout:g} s; allow it more: --timeout") from None
-    if not response.ok:
-        raise ServerError(f"{url} answered {response.status_code}: {_message(response)}")
-    (value,) = response.json()["data"][0]["data"]
-    return float(value)
+    if error := fault(messages):
+        raise Refused(error)
+    return _client(base_url, model, timeout, retries).score(messages, tools)
 
 
 def get_score_api(query: str, response: str, system: str | None = None, **server: Any) -> float:
     """The score of one answer to one question. A system message is sent only if given: training adds none."""
-    messages = [{"role": "user", "content": query}, {"role": "assistant", "content": response}]
-    if system is not None:
-        messages.insert(0, {"role": "system", "content": system})
-    return score(messages, **server)
+    before = [] if system is None else [{"role": "system", "content": system}]
+    return score(before + prompt_messages(query) + answer_messages(response), **server)
 
 
-def _message(response: requests.Response) -> str:
+# --- Rows of a file and their scores, also for infer_transformers.py --------------------------------------------------
+
+ROLES = {"human": "user", "gpt": "assistant", "observation": "tool"}  # of turns {"from": …, "value": …}
+RESULTS = {"pair": ("chosen_score", "rejected_score"), "responses": ("scores",), "messages": ("score",)}
+WRITTEN = {"score", "scores", "chosen_score", "rejected_score", "error"}
+
+
+class Reading(NamedTuple):
+    """A row, what kind of row it is, and its conversations; or what is wrong with it."""
+
+    row: dict[str, Any]
+    kind: str = ""
+    conversations: list[Messages] = []  # noqa: RUF012
+    tools: Any = None
+    error: str = ""
+
+
+def read_row(row: Any, place: str) -> Reading:
+    """The one place where it is decided what a row is."""
+    row = {"messages": row} if isinstance(row, list) else row
+    if not isinstance(row, dict):
+        found = row if isinstance(row, Exception) else f"an object is needed, found {type(row).__name__}."
+        return Reading({}, error=f"{place}: {found}")
+    row = {name: value for name, value in row.items() if name not in WRITTEN}
+    turns = row.get("messages") or row.get("conversations")
+    prompt: Any = next((row[name] for name in ("prompt", "question", "conversations") if row.get(name)), [])
+    if row.get("chosen") and row.get("rejected"):
+        kind, answers = "pair", [row["chosen"], row["rejected"]]
+    elif isinstance(row.get("responses"), list) and row["responses"]:
+        kind, answers = "responses", row["responses"]
+    elif isinstance(turns, list):
+        kind, answers = "messages", [turns]
+    else:
+        keys = ", ".join(map(str, row))
+        return Reading(row, error=f"{place}: no messages, no prompt and responses, no chosen and rejected ({keys}).")
+    conversations = [answer_messages(answer) for answer in answers]
+    if kind != "messages":
+        before = prompt_messages(prompt)
+        conversations = [answer if is_whole(answer) else before + answer for answer in conversations]
+    tools = row.get("tools")
     try:
-        return response.json()["error"]["message"]
-    except (ValueError, KeyError, TypeError):
-        return response.text[:500]
+        tools = json.loads(tools) if isinstance(tools, str) and tools.strip() else tools
+    except ValueError:
+        return Reading(row, error=f"{place}: tools is not JSON: {tools[:60]!r}.")
+    for number, messages in enumerate(conversations):
+        if error := fault(messages):
+            name = ("chosen", "rejected")[number] if kind == "pair" else f"{kind} {number + 1}"
+            return Reading(row, error=f"{place}: {name}: {error}")
+    return Reading(row, kind, conversations, tools or None)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Scores of answers to a question, best first.")
-    parser.add_argument("question")
-    parser.add_argument("answers", nargs="+", metavar="answer")
-    parser.add_argument("--system", help="a system message; only if the training data had one")
-    parser.add_argument("--base_url", default=BASE_URL, help="default: %(default)s")
+def prompt_messages(prompt: Any) -> Messages:
+    return [message(turn) for turn in prompt] if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
+
+
+def answer_messages(answer: Any) -> Messages:
+    if isinstance(answer, str):
+        return [{"role": "assistant", "content": answer}]
+    return [message(turn) for turn in (answer if isinstance(answer, list) else [answer])]
+
+
+def is_whole(answer: Messages) -> bool:
+    return bool(answer) and isinstance(answer[0], dict) and answer[0].get("role") != "assistant"
+
+
+def message(turn: Any) -> Any:
+    """A turn with from/value as a message, parts of text as one text (joined as vLLM does); anything else as it is."""
+    if isinstance(turn, dict) and "from" in turn:
+        turn = {"role": ROLES.get(turn["from"], turn["from"]), "content": turn.get("value")}
+    with contextlib.suppress(KeyError, TypeError):
+        if isinstance(turn["content"], list):
+            return turn | {"content": "\n".join(part["text"] for part in turn["content"])}
+    return turn
+
+
+def fault(messages: Any) -> str:
+    """Why a conversation can have no score, if that is so."""
+    if not isinstance(messages, list) or not messages:
+        return f"no list of messages but {str(messages)[:60]!r}."
+    for number, one in enumerate(messages, 1):
+        if not isinstance(one, dict) or not isinstance(one.get("role"), str):
+            return f'message {number} is not {{"role": …, "content": …}}: {str(one)[:60]!r}.'
+        if not isinstance(one.get("content"), str) and not one.get("tool_calls"):
+            return f"message {number} has a content that is no text: {str(one.get('content'))[:60]!r}."
+    first, last = messages[0]["role"], messages[-1]
+    if first == "assistant" or last["role"] != "assistant":
+        return f"it begins with {first!r} and ends with {last['role']!r}; a score is that of an assistant's answer."
+    return "" if (last.get("content") or "").strip() or last.get("tool_calls") else "the answer is empty."
+
+
+def with_scores(reading: Reading, scores: list[float]) -> dict[str, Any]:
+    """The row as it is written."""
+    names = RESULTS[reading.kind]
+    return reading.row | ({"scores": scores} if names == ("scores",) else dict(zip(names, scores, strict=True)))
+
+
+def ranked(reading: Reading, scores: list[float]) -> dict[str, Any]:
+    """The row with the numbers, from 0, of its answers, best first."""
+    order = sorted(range(len(scores)), key=lambda number: -scores[number])
+    return with_scores(reading, scores) | {"order": order, "best": order[0]}
+
+
+class Output(NamedTuple):
+    """A file of scores as it was found: rows, those with an error, bytes (half a line may stand behind them), up to 16
+    rows with their scores, by which the model is known; and the rows that are still to be scored."""
+
+    file: Path
+    done: int
+    failed: int
+    size: int
+    known: list[tuple[Reading, list[float]]]
+    readings: Iterator[Reading]
+
+
+def look_at(output: Path, rows: Iterable[tuple[str, Any]]) -> Output:
+    """What stands in `output`, if anything, of rows of (place, row); raises FileError where it is not ours."""
+    readings: Iterator[Reading] = (read_row(row, place) for place, row in rows)
+    done = failed = size = 0
+    known: list[tuple[Reading, list[float]]] = []
+    if output.exists() and not output.is_file():
+        raise FileError(f"{output} is no file; choose another --output.")
+    with open(output if output.exists() else os.devnull, "rb") as lines:
+        for line in lines:
+            reading, earlier = next(readings, Reading({"": None})), dict[str, Any]()
+            begin = as_line(reading.row).encode(errors="backslashreplace")[:-1]
+            if whole := line.endswith(b"\n"):
+                with contextlib.suppress(ValueError):
+                    earlier = json.loads(line) if line.startswith(begin) else {}
+            names = RESULTS.get(reading.kind, ("error",))
+            ours = "error" in earlier or earlier.keys() >= set(names)
+            if not (ours if whole else line.startswith(begin) or begin.startswith(line)):
+                raise FileError(f"{output}:{done + 1} is no row with scores of these rows; choose another --output.")
+            if not whole:
+                readings = chain([reading], readings)
+                break
+            done, failed, size = done + 1, failed + ("error" in earlier), size + len(line)
+            if "error" not in earlier and len(known) < 16:
+                scores = [earlier[name] for name in names]
+                known.append((reading, scores[0] if reading.kind == "responses" else scores))
+    return Output(output, done, failed, size, known, readings)
+
+
+def score_file(
+    output: Output,
+    score_rows: Callable[[Iterable[Reading]], Iterable[tuple[Reading, list[float] | str]]],
+    tolerance: float,
+    as_written: Callable[[Reading, list[float]], dict[str, Any]] = with_scores,
+    total: int = 0,
+) -> int:
+    """Append each row with its scores or an "error", and return how many have an error. Raises FileError where another
+    model has begun: one whose scores differ by more than `tolerance`."""
+    file, done, failed, size, known, readings = output
+    for (_, found), (_, then) in zip(score_rows([reading for reading, _ in known]), known, strict=True):
+        if isinstance(found, str) or any(abs(a - b) > tolerance for a, b in zip(found, then, strict=True)):
+            raise FileError(f"{file} has scores of another model: {then}, now {found}; choose another --output.")
+    print(f"{done:,} rows are in {file} already." if done else f"Scoring into {file}", flush=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    began = said = time.monotonic()
+    with open(file, "a", encoding="utf-8", errors="backslashreplace") as lines:
+        lines.truncate(size)
+        for new, (reading, found) in enumerate(score_rows(readings), 1):
+            row = reading.row | {"error": found} if isinstance(found, str) else as_written(reading, found)
+            lines.write(as_line(row) + "\n")
+            lines.flush()
+            done, failed = done + 1, failed + ("error" in row)
+            if (now := time.monotonic()) > said + 5:
+                said = now
+                left = f" of {total:,}, {(total - done) / new * (now - began):.0f} s left" if total else ""
+                print(f"{done:,} rows{left}, {new / (now - began):.1f} rows/s", file=sys.stderr)
+    print(f"{done:,} rows -> {file}" + (f'; {failed:,} of them with an "error" and no score' if failed else ""))
+    return failed
+
+
+def as_line(row: dict[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False, default=str)
+
+
+def input_rows(file: Path) -> Iterator[tuple[str, Any]]:
+    """(place, row) of a file of JSON lines; what is none is an exception in its place."""
+    with open(file, "rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                try:
+                    yield f"{file}:{number}", json.loads(line.decode("utf-8-sig"))
+                except ValueError as error:
+                    yield f"{file}:{number}", error
+
+
+def write_pairs(ranked_rows: Path, pairs_out: Path) -> None:
+    """The best answer of each prompt against the worst, for train.py."""
+    pairs = 0
+    with open(pairs_out, "w", encoding="utf-8") as file:
+        for place, row in input_rows(ranked_rows):
+            if len(set(row.get("scores", []))) > 1:
+                conversations = read_row(row, place).conversations
+                sides = {"chosen": row["order"][0], "rejected": row["order"][-1]}
+                file.write(as_line({side: conversations[number] for side, number in sides.items()}) + "\n")
+                pairs += 1
+    print(f"{pairs:,} pairs of best and worst -> {pairs_out}")
+
+
+# --- The score contract: what a reward model was saved with ----------------------------------------------------------
+
+
+def check(folder: Path, client: RewardClient, dtype: str | None = None) -> str:
+    """A sentence on a server that gives the scores of the contract; raises ServerError with the rule that it breaks."""
+    if not (folder / "score_contract.json").is_file():
+        return (
+            f"{folder} has no score_contract.json, so its scores are not checked: python evaluate.py contract {folder}"
+        )
+    contract = json.loads((folder / "score_contract.json").read_text(encoding="utf-8"))
+    template = folder / "chat_template.jinja"
+    if template.is_file() and contract["template"] != hashlib.sha256(template.read_bytes()).hexdigest():
+        raise ServerError(f"{template} is not the template that the scores of {folder} were made with.")
+    if contract["pad_token_id"] != json.loads((folder / "config.json").read_text())["pad_token_id"]:
+        raise ServerError(f"pad_token_id in {folder}/config.json was changed: Transformers looks for the end by it.")
+    here, served, means, too_long = [], [], [], 0
+    for one in contract["conversations"]:
+        received = client.tokens(one["messages"], one["tools"])
+        if received and hashlib.sha256(json.dumps(received[0]).encode()).hexdigest() != one["tokens"]:
+            raise ServerError(f"{difference(one['text'], received[1])}")
+        try:
+            served.append(client.score(one["messages"], one["tools"], encoding_format="float"))
+        except Refused:
+            too_long += 1
+            continue
+        here.append(one["score"])
+        means.append(one["mean_score"])
+    tolerance = TOLERANCE.get(dtype or "", TOLERANCE[contract["dtype"]])
+    worst = max(abs(a - b) for a, b in zip(here, served, strict=True))
+    if worst > tolerance:
+        raise ServerError(f"scores differ by up to {worst:.2g}: {broken_rule(here, served, means)}")
+    left_out = f"; {too_long} longer than the server takes" if too_long else ""
+    return f"{len(here)} scores are those that {folder} was saved with, within {worst:.1e}{left_out}."
+
+
+def broken_rule(here: list[float], served: list[float], means: list[float] | None = None) -> str:
+    """Why the scores of equal tokens differ; `means` are the scores that the mean of all tokens would have."""
+
+    def near(others: Iterable[float]) -> bool:
+        return max(abs(a - b) for a, b in zip(others, served, strict=True)) < 1e-2
+
+    if near(0.5 + math.tanh(value / 2) / 2 for value in here):
+        return "the server applies a sigmoid; start it with use_activation false, as infer_vllm.sh does."
+    if near([0.0] * len(here)):
+        return "the reward head that is served is zero."
+    if len(here) > 2 and max(served) == min(served):
+        return "the server reads the first token, which all share; start it with pooling_type LAST."
+    if means and near(means):
+        return "the server reads the mean of all tokens; start it with pooling_type LAST, as infer_vllm.sh does."
+    if near(here) or max(abs(a - b) for a, b in zip(here, served, strict=True)) < TOLERANCE["bfloat16"]:
+        return "as bfloat16 would make it: the server's dtype, or its weights, are rounded."
+    if len(here) > 2 and statistics.correlation(here, served) > 0.9:
+        return "they go together, so the weights that are served are a coarse rounding (quantised?) or a near relative."
+    return "the server has the same tokens but other weights: another checkpoint, adapter or reward head."
+
+
+def difference(text: str, served: str) -> str:
+    """How the text that a server makes of a conversation differs from that of training."""
+    if served == text:
+        return "the server's tokenizer is another: the same text has other tokens."
+    if served.startswith(text):
+        return f"the server appends {served[len(text) :]!r} to the conversation."
+    if served.endswith(text):
+        before = served[: -len(text)]
+        what = "a system message" if "system" in before else "a text"
+        return f"the server puts {what} before the conversation that training did not have: {before!r}."
+    if text.startswith(served) or text.endswith(served):
+        missing = text[len(served) :] if text.startswith(served) else text[: -len(served)]
+        return f"the server leaves out {missing!r}, which training had."
+    at = next(at for at, (a, b) in enumerate(zip(text, served, strict=False)) if a != b)
+    around = [re.search(DATE, one[max(at - 20, 0) : at + 20]) for one in (text, served)]
+    what = "prints another date" if all(around) else "renders with another chat template"
+    return f"the server {what}: at character {at + 1} {served[at : at + 40]!r} instead of {text[at : at + 40]!r}."
+
+
+def main(argv: list[str]) -> None:
+    command = argv.pop(0) if argv[:1] in (["rank"], ["check"]) else ""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base_url", action="append", help=f"again for each further server; default: {BASE_URL}")
     parser.add_argument("--model", default=MODEL, help="the name it is served under, default: %(default)s")
     parser.add_argument("--timeout", type=float, default=TIMEOUT, help="seconds, default: %(default)g")
-    parser.add_argument("--retries", type=int, default=RETRIES, help="on connection errors, 5xx; default: %(default)s")
-    args = parser.parse_args()
-    server = {name: getattr(args, name) for name in ("base_url", "model", "timeout", "retries")}
-    ask = partial(get_score_api, args.question, system=args.system, **server)
-    with ThreadPoolExecutor(8) as pool:
-        scores = list(pool.map(ask, args.answers))
-    for value, answer in sorted(zip(scores, args.answers, strict=True), reverse=True):
-        print(f"{value:+.4f}  {answer}")
+    parser.add_argument("--retries", type=int, default=RETRIES, help="on connection errors, 429, 5xx: %(default)s")
+    parser.add_argument("--concurrency", type=int, default=CONCURRENCY, help="rows asked for at a time: %(default)s")
+    if command == "check":
+        parser.add_argument("--model_dir", type=Path, required=True, help="the folder that is served")
+        parser.add_argument("--dtype", help="in which it is served; default: that of its weights")
+    else:
+        parser.add_argument("question_and_answers", nargs="*", metavar="question answer")
+        parser.add_argument("--system", help="a system message; only if the training data had one")
+        parser.add_argument("--input", type=Path, help="rows to score, .jsonl")
+        parser.add_argument("--output", type=Path, help="the rows with their scores; continued if it is there")
+    if command == "rank":
+        parser.add_argument("--pairs_out", type=Path, help="pairs for train.py: the best answer and the worst")
+    args = parser.parse_args(argv)
+    client = RewardClient(args.base_url or BASE_URL, args.model, args.timeout, args.retries, args.concurrency)
+    if command == "check":
+        print(check(args.model_dir, client, args.dtype))
+    elif args.input and args.output and not args.question_and_answers:
+        if args.input.suffix != ".jsonl":
+            raise FileError(f"{args.input}: a .jsonl file is needed.")
+        if args.output.exists() and args.output.samefile(args.input):
+            raise FileError("--output is the --input; choose another.")
+        with open(args.input, "rb") as lines:
+            total = sum(not line.isspace() for line in lines)
+        output = look_at(args.output, input_rows(args.input))
+        failed = score_file(output, client.score_rows, 0.1, ranked if command == "rank" else with_scores, total)
+        if command == "rank" and args.pairs_out:
+            write_pairs(args.output, args.pairs_out)
+        sys.exit(1 if failed else 0)
+    elif len(args.question_and_answers) > 1 and not args.input:
+        question, *answers = args.question_and_answers
+        system = [{"role": "system", "content": args.system}] if args.system is not None else []
+        prompt = system + prompt_messages(question)
+        scores = client.score_many([prompt + answer_messages(answer) for answer in answers])
+        for value, answer in sorted(zip(scores, answers, strict=True), reverse=True):
+            print(f"{value:+.4f}  {answer}")
+    else:
+        parser.error("give a question and answers, or --input and --output.")
 
 
 if __name__ == "__main__":
     try:
-        main()
-    except ServerError as error:
+        main(sys.argv[1:])
+    except (ServerError, FileError, OSError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("\nStopped. What was scored is kept; the same command goes on.", file=sys.stderr, flush=True)
+        os._exit(130)  # without waiting for the answers that are under way

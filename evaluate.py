@@ -12,14 +12,11 @@ With --output: metrics.json, scores.jsonl and report.html, a page to look at.
 
 import argparse
 import json
-import os
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from client import ServerError
-from client import score as served_score
+from client import TOLERANCE, RewardClient, ServerError, broken_rule, difference
 from reward_model import InputError
 
 if TYPE_CHECKING:
@@ -60,13 +57,9 @@ def served_scores(args: argparse.Namespace, items: list["Item"]) -> list[list[fl
     """Scores from the server, some requests at a time."""
     from tqdm import tqdm
 
-    def ask(messages: list[dict[str, Any]], tools: Any) -> float:
-        return served_score(messages, args.url, args.served_model_name, tools=tools)
-
     each = [(messages, item.tools) for item in items for messages in item.conversations]
-    with ThreadPoolExecutor(args.concurrency) as pool:
-        answers = pool.map(ask, *zip(*each, strict=True))
-        values = iter(list(tqdm(answers, desc="Asking", total=len(each), unit="conversation", disable=None)))
+    asked = RewardClient(args.url, args.served_model_name, concurrency=args.concurrency).scores(each)
+    values = iter(list(tqdm(asked, desc="Asking", total=len(each), unit="conversation", disable=None)))
     return [[next(values) for _ in item.conversations] for item in items]
 
 
@@ -94,10 +87,12 @@ def compare(args: argparse.Namespace) -> None:
 
 def parity(args: argparse.Namespace) -> None:
     """Whether a server gives the scores that Transformers gives, and if not, which rule of scoring is broken."""
+    import numpy as np
+    from scipy.stats import spearmanr
+
     from reward_model.evaluation.items import load_items, text_of
     from reward_model.model.tokenization import render, token_ids
     from reward_model.scoring.local import load_reward_model, score
-    from reward_model.scoring.parity import cause, score_differences, served_tokens
 
     items = load_items(args.data)
     each = [(messages, item.tools) for item in items for messages in item.conversations]
@@ -106,20 +101,23 @@ def parity(args: argparse.Namespace) -> None:
     alone = score(model, tokenizer, [[messages] for messages, _ in each], tools=[tools for _, tools in each])
     here = [value for (value,) in alone]
     served = [value for values in served_scores(args, items) for value in values]
-    found = score_differences(here, served, str(model.dtype).removeprefix("torch."))
-    worst = found["worst"]
+    differences = np.abs(np.subtract(here, served))
+    worst, tolerance = int(differences.argmax()), TOLERANCE[str(model.dtype).removeprefix("torch.")]
+    rank_correlation = spearmanr(here, served).statistic if len(here) > 2 else 1.0
     messages, tools = each[worst]
     print(
-        f"{found['conversations']} conversations: largest difference {found['largest_difference']:.1e} (allowed "
-        f"{found['tolerance']:.0e} in {model.dtype}), rank correlation {found['rank_correlation']:.6f}"
+        f"{len(here)} conversations: largest difference {differences[worst]:.1e} (allowed {tolerance:.0e} in "
+        f"{model.dtype}), rank correlation {rank_correlation:.6f}"
     )
     print(f"worst: {here[worst]:+.6f} here, {served[worst]:+.6f} served: {text_of(messages[-1])[:80]!r}")
-    if not found["equal"]:
-        key = os.environ.get("VLLM_API_KEY")
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        received = served_tokens(args.url, args.served_model_name, messages, tools, headers)
+    if differences[worst] > tolerance:
+        received = RewardClient(args.url, args.served_model_name).tokens(messages, tools)
         expected = token_ids([render(messages, tokenizer, tools)], tokenizer)[0]
-        raise InputError(f"the scores differ: {cause(here, served, expected, received, tokenizer)}")
+        others = received and received[0] != expected
+        cause = (
+            difference(tokenizer.decode(expected), received[1]) if received and others else broken_rule(here, served)
+        )
+        raise InputError(f"the scores differ: {cause}")
 
 
 def at_least_one(text: str) -> int:
@@ -129,11 +127,20 @@ def at_least_one(text: str) -> int:
     return number
 
 
+def contract(args: argparse.Namespace) -> None:
+    """Write the score contract of a reward model that was made without one; infer_vllm.sh checks it at every start."""
+    from reward_model.model.contract import FILE, write_contract
+    from reward_model.scoring.local import load_reward_model
+
+    write_contract(*load_reward_model(args.model, "float32"), Path(args.model))
+    print(f"-> {args.model}/{FILE}")
+
+
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", description="evaluate.py COMMAND --help")
     sub = {}
-    for run in (accuracy, compare, parity):
+    for run in (accuracy, compare, parity, contract):
         sub[run.__name__] = commands.add_parser(run.__name__, help=run.__doc__, description=run.__doc__)
         sub[run.__name__].set_defaults(run=run)
     for one in (sub["accuracy"], sub["parity"]):
@@ -153,6 +160,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     one.add_argument("b", type=Path)
     one.add_argument("--show", type=at_least_one, default=20, help="items on which they disagree")
     one.add_argument("--output", type=Path, help="a .json file for figures and all disagreements")
+    sub["contract"].add_argument("model")
     one = sub["parity"]
     one.add_argument("model")
     one.add_argument("data", nargs="+", metavar="DATA")

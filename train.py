@@ -24,6 +24,7 @@ from reward_model import InputError
 from reward_model.data.dataset import split_by_prompt
 from reward_model.model.attention import install
 from reward_model.model.checkpoint import merge_adapter, set_pad_token
+from reward_model.model.contract import write_contract
 from reward_model.model.tokenization import set_unused_pad_token, tokenize_pairs
 from reward_model.training.arguments import parse_arguments, schedule_line
 from reward_model.training.checks import check_setup, check_tokens
@@ -76,7 +77,8 @@ def main(argv: list[str]) -> ExactRewardTrainer:
     set_pad_token(model, tokenizer)
     reason_to_pad = install(model, data_args.shared_prefix, training_args.disable_dropout)
     training_args.disable_dropout = False  # done above; trl would take LoRA's dropout away as well
-    collator = PairCollator(pad_token_id=tokenizer.pad_token_id, shared_prefix=reason_to_pad is None)
+    limit = training_args.max_tokens_per_micro_batch
+    collator = PairCollator(tokenizer.pad_token_id, shared_prefix=reason_to_pad is None, max_tokens=limit)
     if reason_to_pad and training_args.process_index == 0:
         print(padded_line(reason_to_pad))
     longest = train_dataset.select(np.argsort(train_dataset["length"][:])[-3:])
@@ -117,6 +119,7 @@ def main(argv: list[str]) -> ExactRewardTrainer:
     output_dir = Path(training_args.output_dir)
     adapter_dir = output_dir / "adapter" if model_args.use_peft else None
     trainer.save_model(str(adapter_dir or output_dir))
+    write_contract(trainer.model, tokenizer, output_dir)
     if eval_datasets:
         metrics = trainer.evaluate()
         trainer.log_metrics("eval", metrics)

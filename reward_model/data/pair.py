@@ -162,7 +162,7 @@ def prompt_key(prompt: Messages) -> int:
     return xxh3_64_intdigest(json.dumps(prompt, sort_keys=True, default=str).encode())
 
 
-def common_prefix_length(conversations: Sequence[list[int] | str]) -> int:
+def common_prefix_length(conversations: Sequence[Sequence[int] | str]) -> int:
     """Tokens (or characters) that all begin with, less one where a conversation would be left without a branch."""
     first, shortest = conversations[0], min(map(len, conversations))
     length = 0

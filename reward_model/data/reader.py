@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 from reward_model import InputError, RowError
 from reward_model.data.files import NumberedRow, parsed, place_of
 from reward_model.data.formats import NO_OPTIONS, Options, convert, recognise
-from reward_model.data.messages import answer_messages, chat_message, prompt_messages
-from reward_model.data.pair import SIDES, Messages, Pair, check_conversation, check_pair
+from reward_model.data.pair import Pair, check_pair
 from reward_model.data.proposal import command, proposal
 from reward_model.data.unused import UnusedField
 
@@ -135,36 +134,3 @@ def pairs_of(row: Any, format_: str, options: Options) -> list[Pair | RowError]:
         return [checked(pair) for pair in convert(row, format_, options)]
     except RowError as error:
         return [error]
-
-
-def conversations_of(row: Any) -> dict[str, Messages]:
-    """The conversations of a row that is to be scored, by name: a pair's sides (chosen, rejected), answers to a prompt
-    (response 1, …), or a conversation alone (messages); raises RowError where it has none that is good."""
-    row = {"messages": row} if isinstance(row, list) else row
-    if isinstance(row, RowError):
-        raise row
-    if not isinstance(row, dict):
-        raise RowError("not a row", f"an object or a list of messages is needed, found {type(row).__name__}.")
-    if all(row.get(side) for side in SIDES):
-        pairs = convert(row, recognise([row], "row"), NO_OPTIONS)
-        if len(pairs) > 1:
-            raise RowError("several pairs", f'{len(pairs)} pairs in a row; give {{"prompt": …, "responses": […]}}.')
-        found = {side: pairs[0][side] for side in SIDES}
-    elif isinstance(row.get("responses"), list) and row["responses"]:
-        prompt = prompt_messages(row["prompt"]) if row.get("prompt") else []
-        found = {
-            f"response {number}": answer if _is_whole(answer) else prompt + answer
-            for number, answer in enumerate(map(answer_messages, row["responses"]), 1)
-        }
-    elif isinstance(turns := row.get("messages", row.get("conversations")), list):
-        found = {"messages": [chat_message(turn) for turn in turns]}
-    else:
-        keys = ", ".join(map(str, row))
-        raise RowError(
-            "missing field", f"neither messages, nor prompt and responses, nor chosen and rejected ({keys})."
-        )
-    return {name: check_conversation(messages, name) for name, messages in found.items()}
-
-
-def _is_whole(answer: Messages) -> bool:
-    return bool(answer) and isinstance(answer[0], dict) and answer[0].get("role") != "assistant"

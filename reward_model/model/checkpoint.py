@@ -161,6 +161,8 @@ def merge_adapter(adapter: Path, output_dir: Path, base: str | None = None, dtyp
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
     from trl.trainer.reward_trainer import suppress_seqcls_warning
 
+    from reward_model.model.contract import write_contract
+
     if not (adapter / "adapter_config.json").is_file():
         raise InputError(f"{adapter}: no adapter_config.json there; give a checkpoint of train.py --use_peft.")
     with safe_open(adapter / "adapter_model.safetensors", "pt") as weights:
@@ -180,6 +182,7 @@ def merge_adapter(adapter: Path, output_dir: Path, base: str | None = None, dtyp
     model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
     model.to(dtype or torch.float32).save_pretrained(output_dir)
     tokenizer.save_pretrained(output_dir)
+    write_contract(model.float(), tokenizer, output_dir)
 
 
 def set_pad_token(model: Any, tokenizer: Any) -> None:

@@ -1,18 +1,18 @@
 """Scores of conversations with Transformers: what training computed, on packed rows where the model takes them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl.trainer.reward_trainer import suppress_seqcls_warning
 
 from reward_model import InputError
-from reward_model.data.pair import common_prefix_length
 from reward_model.model.attention import install
 from reward_model.model.checkpoint import check_base_model, check_reward_model, check_tokenizer, set_pad_token
-from reward_model.model.packing import pack
+from reward_model.model.packing import Group, pack, positions, tree
 from reward_model.model.tokenization import load_tokenizer, render, token_ids
 
 Conversation = list[dict[str, Any]]
@@ -43,7 +43,6 @@ def load_untrained(base_model: str, folder: str) -> tuple[PreTrainedModel, PreTr
     return model.eval().to(_device()), tokenizer
 
 
-@torch.no_grad()
 def score(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -54,32 +53,53 @@ def score(
     """One score per conversation; `groups` are conversations that may begin alike (a pair, n answers to one prompt).
 
     What a group shares is computed once. `tools` has for each group the tools that the assistant had, or None. Scores
-    are raw logits in the order given. Raises InputError for a conversation longer than the model's context.
+    are raw logits in the order given. Raises InputError for a conversation that the model cannot take.
     """
     each = zip(groups, tools or [None] * len(groups), strict=True)
-    flat = token_ids(
-        [render(messages, tokenizer, its_tools) for group, its_tools in each for messages in group], tokenizer
-    )
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if limit and len(longest := max(flat, key=len)) > limit:
-        begin = tokenizer.decode(longest[:60])
-        raise InputError(f"{len(longest)} tokens, more than the {limit} that the model takes, has: {begin!r} …")
-    ids = iter(flat)
-    tokens = [[next(ids) for _ in group] for group in groups]
-    split = [_split(group) if model.packs else ([], group) for group in tokens]
-    sizes = [len(prefix) + sum(map(len, branches)) for prefix, branches in split]
+    tokens = [encode(group, model, tokenizer, its_tools) for group, its_tools in each]
     scores: list[list[float]] = [[] for _ in groups]
-    progress = tqdm(total=len(flat), desc="Scoring", unit="conversation", disable=None)
+    progress = tqdm(total=sum(map(len, groups)), desc="Scoring", unit="conversation", disable=None)
+    sizes = [positions(laid_out(group, model)) for group in tokens]
     for numbers in _batches(sizes, tokens_per_batch):
-        batch = [split[number] for number in numbers]
-        inputs = pack(batch) if model.packs else _padded([branches for _, branches in batch], tokenizer.pad_token_id)
-        inputs = {name: v.to(model.device) if isinstance(v, torch.Tensor) else v for name, v in inputs.items()}
-        values = iter(model(**inputs, use_cache=False).logits.flatten().tolist())
-        for number in numbers:
-            scores[number] = [next(values) for _ in tokens[number]]
-        progress.update(sum(len(tokens[number]) for number in numbers))
+        batch = score_batch(model, tokenizer, [tokens[number] for number in numbers])
+        for number, values in zip(numbers, batch, strict=True):
+            scores[number] = values
+            progress.update(len(values))
     progress.close()
     return scores
+
+
+def encode(
+    group: list[Conversation], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tools: Any = None
+) -> list[list[int]]:
+    """Token ids of conversations; raises InputError where the template refuses one, and for more than the context."""
+    try:
+        tokens = token_ids([render(messages, tokenizer, tools) for messages in group], tokenizer)
+    except TemplateError as error:
+        raise InputError(f"the tokenizer's chat template refuses it: {error}") from None
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if limit and len(longest := max(tokens, key=len)) > limit:
+        begin = tokenizer.decode(longest[:60])
+        raise InputError(f"{len(longest)} tokens, more than the {limit} that the model takes, has: {begin!r} …")
+    return tokens
+
+
+@torch.no_grad()
+def score_batch(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, groups: list[list[list[int]]]
+) -> list[list[float]]:
+    """Scores of groups of token ids, in one forward pass."""
+    inputs = (
+        pack([laid_out(group, model) for group in groups]) if model.packs else _padded(groups, tokenizer.pad_token_id)
+    )
+    inputs = {name: v.to(model.device) if isinstance(v, torch.Tensor) else v for name, v in inputs.items()}
+    values = iter(model(**inputs, use_cache=False).logits.flatten().tolist())
+    return [[next(values) for _ in group] for group in groups]
+
+
+def laid_out(group: list[list[int]], model: PreTrainedModel) -> Group:
+    """The group as a packed row has it, where the model takes one: what its conversations share once."""
+    return tree(group) if model.packs else ([], group)
 
 
 def _device() -> torch.device:
@@ -100,13 +120,7 @@ def _batches(sizes: list[int], budget: int) -> Iterator[list[int]]:
         yield batch
 
 
-def _split(group: list[list[int]]) -> tuple[list[int], list[list[int]]]:
-    """What a group of conversations begins with, and the rest of each; one conversation alone has no prefix."""
-    shared = common_prefix_length(group) if len(group) > 1 else 0
-    return group[0][:shared], [ids[shared:] for ids in group]
-
-
-def _padded(groups: list[list[list[int]]], pad_token_id: int) -> dict[str, torch.Tensor]:
+def _padded(groups: Sequence[Sequence[Sequence[int]]], pad_token_id: int) -> dict[str, torch.Tensor]:
     flat = [torch.tensor(ids) for group in groups for ids in group]
     ids = torch.nn.utils.rnn.pad_sequence(flat, batch_first=True, padding_value=pad_token_id)
     mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(ids) for ids in flat], batch_first=True)

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from conftest import ROOT, conversation, jsonl
 
-from reward_model import InputError, RowError
+from reward_model import InputError
 from reward_model.data.dataset import load_pairs, split_by_prompt
-from reward_model.data.reader import conversations_of
 from reward_model.data.split import held_out
 
 TIE = {"question": "Why?", "response_A": "a", "response_B": "b", "label": "A=B"}
@@ -79,20 +78,6 @@ def test_size_of_the_held_out_split(counts: list[int], eval_size: float, expecte
         mask = held_out(prompts, eval_size, seed)
         assert mask.sum() == expected
         assert not set(prompts[mask]) & set(prompts[~mask])
-
-
-def test_conversations_to_score() -> None:
-    yes, no = conversation("Why?", "So."), conversation("Why?", "No.")
-    assert conversations_of(yes) == conversations_of({"messages": yes}) == {"messages": yes}
-    both = {"chosen": yes, "rejected": no}
-    assert conversations_of(both) == both
-    assert conversations_of({"prompt": "Why?", "chosen": "So.", "rejected": "No."}) == both
-    answers = {"prompt": "Why?", "responses": ["So.", no]}
-    assert conversations_of(answers) == {"response 1": yes, "response 2": no}
-    for row, said in {"text": "found str", "{}": "neither messages", "list": "2 pairs in a row"}.items():
-        rows = {"text": "Why?", "{}": {}, "list": {"prompt": "Why?", "chosen": ["a", "b"], "rejected": ["c"]}}
-        with pytest.raises(RowError, match=said):
-            conversations_of(rows[row])
 
 
 def test_nothing_heavy_is_imported_before_it_is_needed() -> None:

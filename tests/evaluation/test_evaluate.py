@@ -17,7 +17,6 @@ from reward_model import InputError
 from reward_model.evaluation.items import load_items
 from reward_model.model.tokenization import render, token_ids
 from reward_model.scoring.local import load_reward_model, score
-from reward_model.scoring.parity import cause
 
 EVAL = ROOT / "data/demo/eval.jsonl"
 SHARED = [ROOT.parent / f"shared/data/dpo_{language}_demo.json" for language in ("en", "zh")]
@@ -94,7 +93,7 @@ def test_parity_names_the_broken_rule(runs, tmp_path: Path) -> None:
         # what the trained model's template had, and the server's has not -> what must be said
         template + "{{ 'The end' }}": "the server leaves out 'The end'",
         "{{ 'You are a judge.' }}" + template: "the server leaves out 'You are a judge.'",
-        template.replace("<|im_start|>", "<|im_end|>"): "the server renders with another chat template: at token 1",
+        template.replace("<|im_start|>", "<|im_end|>"): "the server renders with another chat template: at character 6",
     }
     for number, (text, said) in enumerate(changed.items()):
         folder = tmp_path / str(number)
@@ -102,18 +101,6 @@ def test_parity_names_the_broken_rule(runs, tmp_path: Path) -> None:
         (folder / "chat_template.jinja").write_text(text)
         failed = run(sys.executable, "evaluate.py", "parity", folder, "--url", one.url, data, check=False)
         assert failed.returncode == 1 and f"the scores differ: {said}" in failed.stderr, failed.stderr[-2000:]
-
-
-def test_causes(make_tokenizer) -> None:
-    tokenizer = make_tokenizer()
-    here = [2.0, -1.0]
-    ids = tokenizer("<|im_start|>user\nHi<|im_end|>\n", add_special_tokens=False)["input_ids"]
-    system = tokenizer("<|im_start|>system\nBe kind.<|im_end|>\n", add_special_tokens=False)["input_ids"]
-    assert "a sigmoid" in cause(here, [0.8807971, 0.2689414], ids, ids, tokenizer)
-    assert "a system message before" in cause(here, [1.0, 1.0], ids, system + ids, tokenizer)
-    assert "appends '<|im_end|>'" in cause(here, [1.0, 1.0], ids, [*ids, tokenizer.eos_token_id], tokenizer)
-    assert "pooling_type LAST" in cause(here, [1.0, 1.0], ids, ids, tokenizer)
-    assert "cannot be named" in cause(here, [1.0, 1.0], ids, None, tokenizer)
 
 
 def test_infer_transformers_scores_a_file_and_continues_it(runs, loaded, tmp_path: Path) -> None:
@@ -147,12 +134,6 @@ def test_infer_transformers_scores_a_file_and_continues_it(runs, loaded, tmp_pat
         assert np.allclose(
             *([value for key, value in r.items() if key.endswith("score")] for r in (row, other)), atol=1e-5
         )
-    jsonl(source, rows[1:3])
-    failed = run(*command, check=False)
-    assert failed.returncode == 1 and "holds scores of other rows" in failed.stderr
-    source.write_text(json.dumps(rows[1]) + '\n{"messages": []}\n')
-    failed = run(*command[:-1], tmp_path / "new.jsonl", check=False)
-    assert "in.jsonl:2: messages is empty" in failed.stderr and "Traceback" not in failed.stderr
     with pytest.raises(InputError, match="more than the 2048 that the model takes, has: .<.im_start.>user"):
         score(*loaded, [[conversation("word " * 9000, "Yes.")]])
 

@@ -1,79 +1,367 @@
 """The client and servers that fail, which a real vLLM does not do when it is told to."""
 
+import contextlib
 import json
+import os
+import random
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
-from conftest import conversation
+from conftest import ROOT, conversation, jsonl, run
 
 import client
 
 QUESTION = conversation("Hi?", "Hello.")
+# What a server says with status 200, by the name of the model that is asked for, and what is said of it.
+ODD = {
+    "no JSON": (b"<html>welcome</html>", "not one score but '<html>"),
+    "no data": (b"{}", "not one score but '{}'"),
+    "an empty list": (b'{"data": []}', "not one score"),
+    "two numbers": (b'{"data": [{"data": [1.0, 2.0]}]}', "not one score"),
+    "a string": (b'{"data": [{"data": ["1.5"]}]}', "not one score"),
+    "null": (b'{"data": [{"data": [null]}]}', "not one score"),
+    "true": (b'{"data": [{"data": [true]}]}', "gave the score True|not one score"),
+    "nan": (b'{"data": [{"data": [NaN]}]}', "gave the score nan; look at the weights"),
+    "infinity": (b'{"data": [{"data": [-Infinity]}]}', "gave the score -inf"),
+}
+STATUS = {
+    "key": (401, "answered 401: no memory Set VLLM_API_KEY"),
+    "name": (404, "answered 404: no memory --model and --base_url must name"),
+    "too long": (400, "answered 400: no memory"),
+    "moved": (301, "answered 301"),
+}
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Does what the name of the model says, the first time or always; the score is the number of the connection."""
+    """Does what the name of the model says; the score of an answer is its length."""
 
     protocol_version = "HTTP/1.1"  # keeps connections
-    connections: list[tuple[str, int]]
-    requests: int
+    wbufsize = -1  # head and body of an answer in one packet
+
+    def setup(self) -> None:
+        super().setup()
+        self.server.open.append(self.connection)
 
     def do_POST(self) -> None:
-        Handler.requests += 1
-        Handler.connections += [self.client_address] if self.client_address not in Handler.connections else []
-        what = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["model"]
-        if what == "hangs up once" and Handler.requests == 1:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        server, what, text = self.server, asked["model"], asked["messages"][-1]["content"]
+        server.asked.append(json.dumps(asked["messages"]))
+        server.connections.add(self.client_address)
+        answer = json.dumps({"data": [{"data": [len(text)]}]}).encode()
+        if what == "hangs up once" and len(server.asked) == 1:
             self.connection.shutdown(socket.SHUT_RDWR)
             self.close_connection = True
-            return
-        if what == "slow":
+        elif what == "slow":
             time.sleep(1)
             self.close_connection = True
-            return
-        fails = what == "broken" or (what == "busy once" and Handler.requests == 1)
-        answer = {"error": {"message": "no memory"}} if fails else {"data": [{"data": [len(Handler.connections)]}]}
-        self.send_response(503 if fails else 200)
-        self.send_header("Content-Length", str(len(json.dumps(answer))))
+        elif what.startswith("drips"):
+            self.drip(what, answer)
+        elif what == "broken" or text == "breaks" or (what in ("503 once", "429 once") and len(server.asked) == 1):
+            self.answer(429 if "429" in what else 503, b'{"error": {"message": "no memory"}}')
+        elif text == "too long" or what in STATUS:
+            self.answer(STATUS.get(what, (400,))[0], b'{"error": {"message": "no memory"}}')
+        else:
+            time.sleep(server.delay)
+            self.answer(200, ODD.get(what, (answer,))[0])
+
+    def do_GET(self) -> None:
+        self.answer(200, b"")
+
+    def answer(self, status: int, text: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(text)))
         self.end_headers()
-        self.wfile.write(json.dumps(answer).encode())
+        self.wfile.write(text)
+
+    def drip(self, what: str, answer: bytes) -> None:
+        """A byte at a time, slower than in time but faster than any timeout of a socket; from the head or the body."""
+        head = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n"
+        if what == "drips its body":
+            self.wfile.write(head)
+            head = b""
+        self.close_connection = True
+        try:
+            for byte in head + answer:
+                self.wfile.write(bytes([byte]))
+                self.wfile.flush()
+                time.sleep(0.1)
+        except OSError:
+            pass  # hung up on
 
     def log_message(self, format: str, *args: object) -> None:
         """Not in the middle of the report of the tests."""
 
 
+class Local(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, port: int = 0, delay: float = 0.0) -> None:
+        super().__init__(("127.0.0.1", port), Handler)
+        self.asked: list[str] = []
+        self.connections: set = set()
+        self.open: list[socket.socket] = []
+        self.delay, self.url = delay, f"http://127.0.0.1:{self.server_port}"
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
+
+    def die(self) -> None:
+        """As a process that is killed: nothing listens, and what was open is closed."""
+        self.shutdown()
+        self.server_close()
+        for connection in self.open:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def __exit__(self, *error: object) -> None:
+        self.die()
+
+
 @pytest.fixture
-def url() -> Iterator[str]:
-    Handler.connections, Handler.requests = [], 0
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+def server() -> Iterator[Local]:
+    with Local() as one:
+        yield one
 
 
-def test_connections_are_kept(url) -> None:
-    assert [client.score(QUESTION, url, "fine") for _ in range(3)] == [1.0, 1.0, 1.0]
+def test_connections_are_kept(server) -> None:
+    assert [client.score(QUESTION, server.url, "fine") for _ in range(3)] == [6.0] * 3
+    assert len(server.connections) == 1
 
 
-@pytest.mark.parametrize("what", ["hangs up once", "busy once"])
-def test_a_request_that_failed_is_sent_again(url, what) -> None:
-    assert client.score(QUESTION, url, what, timeout=5) > 0 and Handler.requests == 2
-    Handler.requests = 0
-    with pytest.raises(client.ServerError):
-        client.score(QUESTION, url, what, timeout=5, retries=0)
+@pytest.mark.parametrize("what", ["hangs up once", "503 once", "429 once"])
+def test_a_request_that_failed_is_sent_again(what) -> None:
+    for retries in (1, 0):
+        with Local() as server:
+            if retries:
+                assert client.score(QUESTION, server.url, what, timeout=5, retries=1) == 6 and len(server.asked) == 2
+            else:
+                with pytest.raises(client.ServerError):
+                    client.score(QUESTION, server.url, what, timeout=5, retries=0)
 
 
-def test_failures_in_the_words_of_the_server(url) -> None:
+def test_odd_answers_of_a_server(server) -> None:
+    """Each a sentence, asked once; the command shows it without a traceback."""
+    said = {what: said for what, (_, said) in [*ODD.items(), *STATUS.items()]}
+    said |= {"slow": r"gave no answer within 0\.3 s; allow it more: --timeout"}
+    said |= {"drips its body": "gave no answer within", "drips from the head": "gave no answer within"}
+    for what, words in said.items():
+        server.asked.clear()
+        with pytest.raises(client.ServerError, match=words):
+            client.score(QUESTION, server.url, what, timeout=0.3)
+        assert len(server.asked) == 1, f"{what} is asked for again"
     with pytest.raises(client.ServerError, match=r"/pooling answered 503: no memory"):
-        client.score(QUESTION, url, "broken", retries=1)
-    assert Handler.requests == 2
-    with pytest.raises(client.ServerError, match=r"gave no answer within 0\.2 s; allow it more: --timeout"):
-        client.score(QUESTION, url, "slow", timeout=0.2)
-    assert Handler.requests == 3, "a timeout is not tried again"
-    with socket.socket() as closed:
-        closed.bind(("127.0.0.1", 0))
-        with pytest.raises(client.ServerError, match=r"No server answers at http://127.*sh infer_vllm\.sh"):
-            client.score(QUESTION, f"http://127.0.0.1:{closed.getsockname()[1]}", retries=1)
+        client.score(QUESTION, server.url, "broken", retries=1)
+    shown = run(sys.executable, "client.py", "--base_url", server.url, "--model", "nan", "Hi?", "Hello.", check=False)
+    assert shown.returncode == 1 and shown.stderr.startswith("error: ") and shown.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "said"),
+    [
+        ("--base_url 127.0.0.1:5001", {}, "not an address such as http://127"),
+        ("--base_url http://127.0.0.1:port", {}, "Port could not be cast"),
+        ("--base_url http://127.0.0.1:99999", {}, "Port out of range"),
+        ("--base_url ftp://127.0.0.1", {}, "not an address such as"),
+        ("--timeout 0", {}, "timeout 0, retries 4"),
+        ("--timeout -1", {}, "timeout -1, retries 4"),
+        ("--timeout nan", {}, "timeout nan"),
+        ("--timeout inf", {}, "timeout inf"),
+        ("--retries -1", {}, "retries -1"),
+        ("--concurrency 0", {}, "concurrency 0"),
+        ("", {"VLLM_API_KEY": "a\nb"}, "VLLM_API_KEY holds a line break"),
+        ("", {"VLLM_API_KEY": "schlüssel€"}, "VLLM_API_KEY holds a line break or another character"),
+        ("--retries 0", {}, "No server answers at http://127.0.0.1:5001; start one: sh infer_vllm.sh MODEL_DIR"),
+        ("--input missing.jsonl --output x.jsonl", {}, "missing.jsonl"),
+        ("--input scores.parquet --output x.jsonl", {}, "a .jsonl file is needed"),
+    ],
+)
+def test_what_a_user_gets_wrong_is_said_in_a_sentence(arguments, environment, said, tmp_path) -> None:
+    what = [] if "--input" in arguments else ["Hi?", "Hello."]
+    shown = run(sys.executable, ROOT / "client.py", *arguments.split(), *what, cwd=tmp_path, check=False, **environment)
+    assert shown.returncode == 1 and said in shown.stderr and "Traceback" not in shown.stderr, shown.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def rows_to_score() -> list[dict]:
+    """Rows of every kind, bad ones among them, with answers of lengths that tell them apart."""
+    rows: list = []
+    for number in range(60):
+        answers = ["a" * (3 * number + n + 1) for n in range(3)]
+        both = dict(
+            zip(("chosen", "rejected"), (conversation(f"Q{number}", answer) for answer in answers), strict=False)
+        )
+        rows += [{"messages": conversation(f"Q{number}", answers[0]), "id": number}, both]
+        rows += [{"prompt": f"Q{number}", "responses": answers}, conversation(f"Q{number}", answers[1])]
+    rows[17] = {"messages": conversation("Hi", "Hello.")[:1]}
+    rows[18] = {"messages": conversation("Hi", "too long"), "chosen": []}
+    rows[19] = {"prompt": "Hi", "responses": ["one", ""]}
+    rows[20] = "a text"
+    rows[21] = {"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}, QUESTION[1]]}
+    rows[22] = {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]}
+    return rows
+
+
+def test_a_file_is_scored_and_continued(server, tmp_path: Path) -> None:
+    rows = rows_to_score()
+    source, output = jsonl(tmp_path / "in.jsonl", rows), tmp_path / "new folder" / "scores.jsonl"
+    source.write_text(source.read_text() + "{broken\n")
+    command = [sys.executable, "client.py", "--base_url", server.url, "--input", source, "--output", output]
+    shown = run(*command, check=False)
+    assert shown.returncode == 1 and "241 rows -> " in shown.stdout and "5 of them with an " in shown.stdout
+    whole = output.read_bytes()
+    written = [json.loads(line) for line in whole.splitlines()]
+    for number, (row, result) in enumerate(zip(rows, written, strict=False)):
+        if number in (17, 18, 19, 20):
+            assert result["error"]
+        elif isinstance(row, list):
+            assert result == {"messages": row, "score": len(row[-1]["content"])}
+        elif "responses" in row:
+            assert result == row | {"scores": list(map(len, row["responses"]))}
+        elif "chosen" in row:
+            lengths = {f"{side}_score": len(row[side][-1]["content"]) for side in ("chosen", "rejected")}
+            assert result == row | lengths
+        else:
+            assert result["score"] == 6 if number == 21 else result["score"] >= 1
+    assert "in.jsonl:18: messages 1: it begins with 'user' and ends with 'user'" in written[17]["error"]
+    assert "400: no memory" in written[18]["error"] and "responses 2: the answer is empty" in written[19]["error"]
+    assert "in.jsonl:241" in written[-1]["error"]
+
+    for cut in random.Random(0).sample(range(len(whole)), 4):  # runs that were killed
+        output.write_bytes(whole[:cut])
+        run(*command, check=False)
+        assert output.read_bytes() == whole
+
+
+def test_a_foreign_file_is_left_as_it_is(server, tmp_path: Path) -> None:
+    source = jsonl(tmp_path / "in.jsonl", [{"messages": QUESTION}, {"messages": conversation("Hi?", "Yes.")}])
+    foreign = {
+        "text.jsonl": b"my notes\nwithout a last line break",
+        "one line.jsonl": b'{"a": 1}',
+        "other rows.jsonl": json.dumps({"messages": conversation("a", "b"), "score": 1.0}).encode() + b"\n{",
+        "the same without scores.jsonl": source.read_bytes(),
+        "of another model.jsonl": (json.dumps({"messages": QUESTION, "score": 5.0}) + '\n{"mess').encode(),
+        "too many.jsonl": "".join(json.dumps({"messages": QUESTION, "score": 6.0}) + "\n" for _ in range(3)).encode(),
+    }
+    command = [sys.executable, "client.py", "--base_url", server.url, "--input", source, "--output"]
+    for name, content in foreign.items():
+        (tmp_path / name).write_bytes(content)
+        shown = run(*command, tmp_path / name, check=False)
+        assert shown.returncode == 1 and "choose another --output" in shown.stderr, (name, shown.stderr)
+        assert (tmp_path / name).read_bytes() == content, name
+    (tmp_path / "link.jsonl").symlink_to(source)
+    for name, said in {"link.jsonl": "--output is the --input", "/dev/full": "/dev/full is no file"}.items():
+        shown = run(*command, tmp_path / name, check=False)
+        assert shown.returncode == 1 and said in shown.stderr and "Traceback" not in shown.stderr
+    assert len(source.read_bytes().splitlines()) == 2
+
+
+def test_a_server_that_dies_is_taken_out_and_in_again(tmp_path: Path) -> None:
+    """Answers to one prompt go to one server; both are used; when one dies, the other has its rows."""
+    prompts = [[conversation(f"Q{number}", "a" * n) for n in range(1, 5)] for number in range(100)]
+    conversations = [messages for group in prompts for messages in group]
+    first, second = Local(delay=0.05), Local(delay=0.05)
+    asked = client.RewardClient([first.url, second.url], "fine", concurrency=8)
+    back: list[Local] = []
+    threading.Timer(0.4, first.die).start()
+    threading.Timer(0.8, lambda: back.append(Local(first.server_port))).start()
+    assert asked.score_many(conversations) == [len(messages[-1]["content"]) for messages in conversations]
+    assert min(len(first.asked), len(second.asked)) > 5, "one was not used"
+    servers = {prompt: set() for prompt in range(100)}
+    for one in (first, second):
+        for text in one.asked:
+            servers[int(json.loads(text)[0]["content"][1:])].add(one)
+    assert Counter(map(len, servers.values()))[2] <= 8, "answers to one prompt went to several servers"
+    assert back[0].asked, "it came back and was not asked"
+    back[0].die()
+    second.die()
+
+
+def test_poison_and_a_stop_lose_nothing(tmp_path: Path) -> None:
+    """A row that always gives 503 is one with an error; Ctrl-C is one line, and the same command goes on."""
+    rows = [{"messages": conversation("Hi?", "breaks" if number == 3 else "a" * number)} for number in range(1, 200)]
+    source, output = jsonl(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
+    with Local(delay=0.05) as server:
+        command = [sys.executable, "client.py", "--base_url", server.url, "--retries", "1", "--concurrency", "4"]
+        command += ["--input", str(source), "--output", str(output)]
+        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        while not output.exists() or output.read_bytes().count(b"\n") < 20:
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=20)
+        assert process.returncode == 130 and "Traceback" not in said
+        assert said.splitlines()[-1] == "Stopped. What was scored is kept; the same command goes on."
+        assert output.read_bytes().count(b"\n") < 190
+        shown = run(*command, check=False)
+    assert shown.returncode == 1 and "1 of them with an" in shown.stdout
+    written = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [row["messages"] for row in written] == [row["messages"] for row in rows]
+    assert [row.get("score") for row in written] == [None if n == 3 else n for n in range(1, 200)]
+
+
+def test_a_run_stops_when_no_server_is_left(server, tmp_path: Path) -> None:
+    """Rows are not written off as errors because the server went away."""
+    rows = [{"messages": conversation("Hi?", "a" * number)} for number in range(1, 400)]
+    output = tmp_path / "out.jsonl"
+    server.delay = 0.02
+    command = [sys.executable, "client.py", "--base_url", server.url, "--retries", "1", "--concurrency", "2", "--input"]
+    process = subprocess.Popen(
+        [*command, str(jsonl(tmp_path / "in.jsonl", rows)), "--output", str(output)],
+        cwd=ROOT, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while not output.exists() or output.read_bytes().count(b"\n") < 20:
+        time.sleep(0.02)
+    server.die()
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 1 and said.splitlines()[-1].startswith("error: No server answers at"), said
+    assert b"error" not in output.read_bytes()
+
+
+def test_rank(server, tmp_path: Path) -> None:
+    rows = [{"prompt": "Q", "responses": ["aa", "a", "aaaa", "aaa"]}, {"prompt": "Q", "responses": ["b", "a"]}]
+    output, pairs = tmp_path / "ranked.jsonl", tmp_path / "pairs.jsonl"
+    source = jsonl(tmp_path / "in.jsonl", rows)
+    run(sys.executable, "client.py", "rank", "--base_url", server.url, "--input", source, "--output", output,
+        "--pairs_out", pairs)  # fmt: skip
+    written = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [(row["order"], row["best"]) for row in written] == [([2, 3, 0, 1], 2), ([0, 1], 0)]
+    best_and_worst = {"chosen": conversation("Q", "aaaa"), "rejected": conversation("Q", "a")}
+    assert [json.loads(line) for line in pairs.read_text().splitlines()] == [best_and_worst], "no pair of a tie"
+
+
+def test_reward_for_trl(server) -> None:
+    asked = client.RewardClient(server.url, "fine")
+    prompts = [[{"role": "user", "content": "Hi"}]] * 2 + ["Hi"]
+    completions = [[{"role": "assistant", "content": "abc"}], [{"role": "assistant", "content": "too long"}], "ab"]
+    assert asked.reward(prompts=prompts, completions=completions, some_column=[1, 2, 3]) == [3.0, None, 2.0]
+    assert asked.reward.__name__ == "reward"
+
+
+def test_broken_rules_are_named() -> None:
+    text, here = "<|im_start|>user\nHi<|im_end|>\n", [2.0, -1.0, 0.5, 3.0]
+    for served, said in {
+        text + "<|im_end|>": "appends '<|im_end|>'",
+        "<|im_start|>system\nBe kind.<|im_end|>\n" + text: "a system message before",
+        text[:-1]: "leaves out '\\n'",
+        text: "the same text has other tokens",
+        text.replace("im_start", "user"): "renders with another chat template: at character 3 'user",
+    }.items():
+        assert said in client.difference(text, served)
+    dates = [f"Today Date: {day} Jul 2024\n{text}" for day in (25, 26)]
+    assert "prints another date" in client.difference(*dates)
+    for served, said in {
+        (0.8807971, 0.2689414, 0.6224593, 0.9525741): "applies a sigmoid",
+        (0.0, 0.0, 0.0, 0.0): "reward head that is served is zero",
+        (1.0, 1.0, 1.0, 1.0): "reads the first token",
+        (1.0, 0.0, 0.2, 0.3): "reads the mean of all tokens",
+        (2.01, -1.0, 0.5, 3.02): "as bfloat16 would make it",
+        (2.4, -1.1, 0.5, 3.3): "a coarse rounding",
+        (-1.0, 3.0, 0.5, 0.2): "other weights",
+    }.items():
+        assert said in client.broken_rule(here, list(served), [1.0, 0.0, 0.2, 0.3])

@@ -1,0 +1,113 @@
+"""The score contract: fixed conversations with their tokens and scores, kept beside the weights of a reward model.
+
+Whoever serves the model can ask for them again and see whether the scores are still those that were trained; client.py
+does, without torch. Scores are computed from body and head themselves, so no autocast and no padding is in them.
+"""
+
+import json
+from hashlib import sha256
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from jinja2 import TemplateError
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from reward_model.model.tokenization import render, token_ids
+
+FILE = "score_contract.json"
+LONG = 3000  # tokens of one conversation, where the model takes as many
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "weather",
+            "description": "The weather of a town.",
+            "parameters": {"type": "object", "properties": {"town": {"type": "string"}}, "required": ["town"]},
+        },
+    }
+]
+# (system message, turns beginning with the user's, tools)
+CONVERSATIONS: list[tuple[str | None, list[str], Any]] = [
+    (None, ["How do I get a stain of red wine out of a carpet?", "Blot it, then use salt and cold water."], None),
+    (None, ["How do I get a stain of red wine out of a carpet?", "I like carpets."], None),
+    (None, ["What is 17 * 23?", "17 * 23 = 391, since 17 * 20 = 340 and 17 * 3 = 51."], None),
+    (None, ["What is 17 * 23?", "It is 400.\n\nI am sure."], None),
+    (None, ["请用一句话解释什么是光合作用。", "植物利用阳光，把二氧化碳和水变成养分，并放出氧气。"], None),
+    (None, ["请推荐一道家常菜。", "番茄炒鸡蛋：先炒蛋，再炒番茄，最后一起翻炒，加盐。"], None),
+    (None, ["Hi!", "Hello! How can I help?", "Tell me a joke.", "Why did the byte blush? It saw a bit."], None),
+    (None, ["你好", "你好！", "讲个笑话", "程序员最怕什么？需求又改了。", "再讲一个", "好的，等我想想。"], None),
+    ("Answer like a pirate.", ["Where is the station?", "Arr, two streets down, matey."], None),
+    (None, ["Write a function that adds two numbers.", "```python\ndef add(a, b):\n    return a + b\n```"], None),
+    (None, ["Say goodbye.", "Bye 👋🏽 … «ade»\u200b \t "], None),
+    (None, ["Is it raining in Turin?", "I shall look it up: no, it is dry."], TOOLS),
+]
+SENTENCE = "The river was wide, the bridge was old, and nobody could say who had built it or when. "
+
+
+@torch.no_grad()
+def contract_scores(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
+    """The fixed conversations with the text and the hash of their tokens, the score, and the score that the mean of all
+    tokens would have, by which a wrong pooler is known. What the template refuses is left out."""
+    long = SENTENCE * (LONG // len(token_ids([SENTENCE], tokenizer)[0]))
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or LONG
+    longest = [(None, [f"Summarise this: {long}", "It is about a bridge."], None)] if context > LONG + 200 else []
+    body, found = getattr(model, model.base_model_prefix), []
+    for system, turns, tools in [*CONVERSATIONS, *longest]:
+        messages = [{"role": "system", "content": system}] if system else []
+        messages += [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(turns)]
+        try:
+            (ids,) = token_ids([render(messages, tokenizer, tools)], tokenizer)
+        except TemplateError:
+            continue
+        inputs = torch.tensor([ids], device=model.device)
+        hidden = body(input_ids=inputs, attention_mask=torch.ones_like(inputs), use_cache=False).last_hidden_state
+        scores = model.score(hidden).float().flatten()
+        found.append(
+            {
+                "messages": messages,
+                "tools": tools,
+                "text": tokenizer.decode(ids),
+                "tokens": sha256(json.dumps(ids).encode()).hexdigest(),
+                "score": scores[-1].item(),
+                "mean_score": scores.mean().item(),
+            }
+        )
+    return found
+
+
+def write_contract(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write the contract into the folder that the model was saved to. Every rank must call it; an adapter gets none."""
+    if not isinstance(model, PreTrainedModel):
+        return
+    training = model.training
+    conversations = contract_scores(model.eval(), tokenizer)
+    model.train(training)
+    if torch.distributed.is_initialized() and torch.distributed.get_rank() > 0:
+        return
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    contract = {
+        "dtype": config.get("dtype") or "float32",
+        "pad_token_id": config.get("pad_token_id"),
+        "template": sha256(str(tokenizer.chat_template).encode()).hexdigest(),
+        "versions": {name: _version(name) for name in ("torch", "transformers", "trl", "vllm")},
+        "conversations": conversations,
+    }
+    (folder / FILE).write_text(json.dumps(contract, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+def drift(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> float:
+    """The largest difference of the model's scores from its contract's; 0 where it has none."""
+    if not (folder / FILE).is_file():
+        return 0.0
+    contract = json.loads((folder / FILE).read_text(encoding="utf-8"))["conversations"]
+    scores = {one["text"]: one["score"] for one in contract_scores(model, tokenizer)}
+    return max(abs(scores.get(one["text"], float("inf")) - one["score"]) for one in contract)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

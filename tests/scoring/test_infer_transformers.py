@@ -1,0 +1,108 @@
+"""infer_transformers.py on files: nothing of the user's is lost, and nothing that was scored."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, conversation, jsonl, run, tiny_config
+
+import infer_transformers
+from client import FileError
+from reward_model import InputError
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory, make_tokenizer) -> list[Path]:
+    """Two tiny reward models with random weights, and one whose scores are no numbers."""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    folders = [tmp_path_factory.mktemp("rewards") / f"model {number}" for number in range(3)]
+    for number, folder in enumerate(folders):
+        torch.manual_seed(number)
+        config = tiny_config("qwen2", num_labels=1, initializer_range=0.1)
+        model = AutoModelForSequenceClassification.from_config(config)
+        if number == 2:
+            model.score.weight.data.fill_(torch.nan)
+        model.save_pretrained(folder)
+        make_tokenizer().save_pretrained(folder)
+    return folders
+
+
+def command(model: Path, source: Path, output: Path) -> list[str]:
+    return [sys.executable, "infer_transformers.py", *map(str, (model, "--input", source, "--output", output))]
+
+
+def test_bad_rows_are_written_with_an_error_and_the_rest_goes_on(models, tmp_path: Path) -> None:
+    good = [{"messages": conversation("Hi?", f"Hello {number}.")} for number in range(4)]
+    rows = [
+        good[0],
+        {"messages": []},
+        {"messages": conversation("word " * 3000, "Yes.")},
+        good[1] | {"chosen": [], "score": 7},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi?"}]}, good[2]["messages"][1]]},
+        {"messages": [*good[0]["messages"], good[0]["messages"][1]]},
+        good[3],
+    ]
+    source, output = jsonl(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
+    shown = run(*command(models[0], source, output), check=False)
+    assert shown.returncode == 1 and '3 of them with an "error" and no score' in shown.stdout
+    written = [json.loads(line) for line in output.read_text().splitlines()]
+    said = ["", "no messages, no prompt", "tokens, more than the 2048", "", "", "the assistant's, after", ""]
+    for row, words in zip(written, said, strict=True):
+        assert words in row["error"] if words else isinstance(row["score"], float), row
+    with pytest.raises(SystemExit, match="0"):
+        infer_transformers.main(
+            command(models[0], jsonl(tmp_path / "good.jsonl", good), tmp_path / "good out.jsonl")[2:]
+        )
+    alone = [json.loads(line)["score"] for line in (tmp_path / "good out.jsonl").read_text().splitlines()]
+    assert [written[number]["score"] for number in (0, 3, 4, 6)] == pytest.approx(alone, abs=1e-5)
+
+    with pytest.raises(SystemExit, match="1"):
+        infer_transformers.main(command(models[2], source, tmp_path / "nan.jsonl")[2:])
+    assert (tmp_path / "nan.jsonl").read_text().count("the scores are [nan]") == 4
+
+
+def test_no_file_of_the_user_is_lost(models, tmp_path: Path) -> None:
+    source = jsonl(tmp_path / "in.jsonl", [{"messages": conversation("Hi?", f"Hello {n}.")} for n in range(6)])
+    begun = tmp_path / "begun.jsonl"
+    with pytest.raises(SystemExit):
+        infer_transformers.main(command(models[1], source, begun)[2:])
+    (tmp_path / "one line.json").write_text('{"no": "line break"}')
+    (tmp_path / "text.txt").write_text("two\nlines")
+    refused = {
+        begun: "has scores of another model",
+        tmp_path / "one line.json": "is no row with scores of these rows",
+        tmp_path / "text.txt": "is no row with scores of these rows",
+        source: "--output is the --input",
+        Path("/dev/full"): "is no file",
+    }
+    for output, said in refused.items():
+        before = output.read_bytes() if output.is_file() else b""
+        with pytest.raises((FileError, InputError), match=said):
+            infer_transformers.main(command(models[0], source, output)[2:])
+        assert not output.is_file() or output.read_bytes() == before
+
+
+def test_a_stop_keeps_what_was_scored(models, tmp_path: Path) -> None:
+    rows = [{"messages": conversation("Hi? " * 100, f"Hello {number}.")} for number in range(150)]
+    source, output = jsonl(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
+    process = subprocess.Popen(
+        command(models[0], source, output), cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while not output.exists() or output.read_bytes().count(b"\n") < 20:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=20)
+    kept = output.read_bytes()
+    assert process.returncode == 130 and "Traceback" not in said
+    assert said.splitlines()[-1] == "Stopped. What was scored is kept; the same command goes on."
+    assert kept.count(b"\n") < 150
+    with pytest.raises(SystemExit, match="0"):
+        infer_transformers.main(command(models[0], source, output)[2:])
+    assert output.read_bytes().startswith(kept) and output.read_bytes().count(b"\n") == 150
