@@ -1,5 +1,6 @@
 """From rows of a source to checked pairs, one by one and in several processes."""
 
+import signal
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -126,6 +127,7 @@ _WORK: list[Work] = []  # of this process: with many contaminating prompts it is
 
 
 def _begin(work: Work) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes: the first one says so
     _WORK[:] = [work]
 
 
