@@ -15,7 +15,7 @@ from trl import RewardTrainer
 from reward_model.model.attention import PathCounts
 from reward_model.model.contract import write_contract
 from reward_model.training.sampler import StepSampler
-from reward_model.training.saving import COMPLETE, mark_complete
+from reward_model.training.saving import COMPLETE, full_disk_told, mark_complete
 
 
 class ExactRewardTrainer(RewardTrainer):
@@ -31,6 +31,7 @@ class ExactRewardTrainer(RewardTrainer):
     _counted: tuple[float, list[int]] | None = None
     _evaluated: list[torch.Tensor]
     _sampler: StepSampler | None = None
+    _seconds_saving = 0.0
     _after_steps: list[int]  # positions computed here, when the last log was and after each step since
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
@@ -136,13 +137,16 @@ class ExactRewardTrainer(RewardTrainer):
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         checkpoint = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
         (checkpoint / COMPLETE).unlink(missing_ok=True)
-        super()._save_checkpoint(*args, **kwargs)
-        self.args.save_total_limit = limit
-        write_contract(self.model, self.processing_class, checkpoint)
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            mark_complete(checkpoint)
-            rotate_checkpoints(self.args.output_dir, limit, self.state.best_model_checkpoint)
+        since = time.perf_counter()
+        with full_disk_told(checkpoint):
+            super()._save_checkpoint(*args, **kwargs)
+            self.args.save_total_limit = limit
+            write_contract(self.model, self.processing_class, checkpoint)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                mark_complete(checkpoint)
+                rotate_checkpoints(self.args.output_dir, limit, self.state.best_model_checkpoint)
+        self._seconds_saving += time.perf_counter() - since
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self._counted is not None:
@@ -166,7 +170,7 @@ class ExactRewardTrainer(RewardTrainer):
         return (
             f"{counts[0]:,} pairs in {seconds:.0f} s: {figures['pairs_per_second']:.2f} pairs/s, "
             f"{figures['tokens_per_second']:,.0f} tokens/s, {figures['positions_saved']:.0%} of {counts[3]:,} token "
-            "positions saved"
+            f"positions saved; {self._seconds_saving / seconds:.1%} of the time went into checkpoints"
         )
 
     def _counts(self) -> list[int]:
