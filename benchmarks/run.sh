@@ -21,7 +21,7 @@ train lists-7 --data lists --answers 7 --model tiny --batch_size 21 --pairs 42
 for language in en zh; do
     source=../shared/data/dpo_${language}_demo.json
     test -f "$source" || continue
-    "$python" -m benchmarks.rank_balance --data "$source" --batch_size 4 --pairs 96 --rounds 3 \
+    "$python" -m benchmarks.rank_balance --data "$source" --batch_size 4 2 --rounds 3 \
         --json "save/benchmarks/rank-balance-$language.json"
     "$python" -m benchmarks.scoring_speed --data "$source" --groups 40 --json "save/benchmarks/scoring-$language.json"
     for batch_size in 8 2 1; do
