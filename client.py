@@ -94,19 +94,19 @@ class Server:
         if time.monotonic() - used > IDLE:
             connection.close()
         connection.timeout = timeout
+        watch(os.getpid())
         try:
             if connection.sock is None:
                 connection.connect()
-            # A socket's timeout is one for each of its bytes. So that it is one for the answer, hang up.
-            timer = threading.Timer(max(deadline - time.monotonic(), 0), hang_up, [connection.sock])
-            timer.daemon = True
-            timer.start()
+            # A socket's timeout is one for each of its bytes; so that it is one for the answer, see watch.
+            number = next(NUMBERS)
+            WATCHED[number] = connection.sock, deadline
             try:
                 connection.request("POST" if body else "GET", self.path + path, body, headers)
                 response = connection.getresponse()
                 answer = response.status, response.read()
             finally:
-                timer.cancel()
+                del WATCHED[number]
             if time.monotonic() >= deadline:  # half an answer without a length looks like a whole one
                 raise TimeoutError
         except (OSError, http.client.HTTPException) as error:
@@ -116,9 +116,23 @@ class Server:
         return answer
 
 
-def hang_up(sock: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        sock.shutdown(socket.SHUT_RDWR)
+NUMBERS = count()
+WATCHED: dict[int, tuple[socket.socket, float]] = {}  # sockets that wait for an answer, and until when
+
+
+@cache
+def watch(process: int) -> None:
+    """Hang up when the time of a request is over, in a thread that each process has once."""
+
+    def hang_up() -> None:
+        while True:
+            time.sleep(0.05)
+            for sock, deadline in WATCHED.copy().values():
+                if time.monotonic() >= deadline:
+                    with contextlib.suppress(OSError):
+                        sock.shutdown(socket.SHUT_RDWR)
+
+    threading.Thread(target=hang_up, daemon=True).start()
 
 
 class RewardClient:
