@@ -50,7 +50,8 @@ def score_rows(
     model: Any, tokenizer: Any, tokens_per_batch: int, readings: Iterable[Reading]
 ) -> Iterator[tuple[Reading, list[float] | str]]:
     """Each row with its scores or an error, in order, as many at a time as fit into a batch."""
-    from reward_model.scoring.local import encode, positions, score_batch
+    from reward_model.model.packing import positions
+    from reward_model.scoring.local import encode, laid_out, score_batch
 
     batch: list[tuple[Reading, list[list[int]] | str]] = []
 
@@ -71,7 +72,7 @@ def score_rows(
                 tokens = encode(conversations, model, tokenizer, reading.tools)
         except InputError as error:
             tokens = str(error)
-        size = 0 if isinstance(tokens, str) else positions(model, tokens)
+        size = 0 if isinstance(tokens, str) else positions(laid_out(tokens, model))
         if batch and filled + size > tokens_per_batch:
             yield from scored()
             batch, filled = [], 0

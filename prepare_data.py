@@ -1,12 +1,13 @@
 """Any common preference data in; checked pairs, the rows that were not good, and a report out.
 
-    python prepare_data.py ../shared/data/dpo_en_demo.json --output data/pairs.jsonl --eval_size 0.05
-    python prepare_data.py hh.jsonl.gz arena.parquet@cap=20000 extra.csv@format=alpaca --output data/pairs.jsonl \\
-        --exclude_prompts benchmark.jsonl --tokenizer save/demo --max_length 2048
-    python prepare_data.py mine.jsonl --prompt question --candidates a.text b.text --label winner \\
-        --label_first A --label_second B --label_tie same --output data/pairs.jsonl
+    python prepare_data.py data/demo/train.jsonl --output save/pairs.jsonl --eval_size 0.05
+    python prepare_data.py data/demo data/formats/alpaca.json@format=alpaca,cap=1000 --output save/pairs.jsonl \\
+        --exclude_prompts data/demo/eval.jsonl --tokenizer models/SmolLM2-135M-Instruct --max_length 2048
+    python prepare_data.py data/formats/fields.csv --prompt question --input context --candidates first second \\
+        --label preferred --label_first A --label_second B --label_tie same --output save/pairs.jsonl
 
-A SOURCE is a .json, .jsonl, .jsonl.gz, .csv or .parquet file, a folder of them, or a hub id (owner/name[:split]).
+A SOURCE is a .json, .jsonl, .jsonl.gz, .csv or .parquet file, a folder of them (searched below, hidden files left out),
+or a hub id (owner/name[:split]).
 Behind an @ it may have a format of its own, a cap (at most so many pairs, chosen at random) and a weight (its share of
 the mix is in proportion to it): SOURCE@format=alpaca,cap=1000,weight=2.
 Beside pairs.jsonl come pairs.rejected.jsonl, pairs.report.json, pairs.report.html and, with --eval_size,
@@ -16,6 +17,7 @@ Doubtful ones (duplicates, odd characters, answers cut off) are counted and kept
 
 import argparse
 import json
+import math
 import os
 import re
 import sys
@@ -25,6 +27,7 @@ from typing import Any
 from reward_model import InputError
 from reward_model.data.features import DOUBTS, Work
 from reward_model.data.formats import FORMATS, Options
+from reward_model.data.split import check_eval_size
 from reward_model.data.workers import Source
 
 
@@ -34,14 +37,17 @@ def parse_source(text: str, format_: str) -> Source:
     if not found or not re.fullmatch(r"\w+=[^,=]+(,\w+=[^,=]+)*", settings):
         return Source(text, format_)
     own = dict(setting.split("=") for setting in settings.split(","))
-    try:
-        weight, cap = float(own.pop("weight", 0)) or None, int(own.pop("cap", 0)) or None
-    except ValueError as error:
-        raise InputError(f"{text}: weight and cap are numbers ({error}).") from None
-    source = Source(name, own.pop("format", format_), weight, cap)
-    if own or source.format not in ("auto", *FORMATS):
+    format_ = own.get("format", format_)
+    if own.keys() - {"format", "cap", "weight"} or format_ not in ("auto", *FORMATS):
         raise InputError(f"{text}: behind the @ stand format ({', '.join(FORMATS)}), cap or weight.")
-    return source
+    try:
+        weight = float(own["weight"]) if "weight" in own else None
+        cap = int(own["cap"]) if "cap" in own else None
+    except ValueError:
+        weight = cap = 0
+    if (weight is not None and not 0 < weight < math.inf) or (cap is not None and cap < 1):
+        raise InputError(f"{text}: weight is a number above 0, cap a whole number above 0.")
+    return Source(name, format_, weight, cap)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -52,52 +58,70 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="pairs.jsonl")
     overwrite = "replace files beside --output that this script has not made"
     parser.add_argument("--overwrite", action="store_true", help=overwrite)
-    parser.add_argument(
-        "--format", default="auto", choices=["auto", *FORMATS], help=f"recognised by content. {formats}"
-    )
-    parser.add_argument("--eval_size", type=float, default=0, help="share (or number) of pairs to hold out, by prompt")
+    parser.add_argument("--format", default="auto", choices=["auto", *FORMATS], help=f"auto: by content. {formats}")
+    held = "share (below 1) or number of pairs to hold out, by prompt (default: %(default)s, none)"
+    parser.add_argument("--eval_size", type=float, default=0, help=held)
     exclude = "files whose prompts must not be trained on (benchmarks): pairs with such a prompt are set aside"
     parser.add_argument("--exclude_prompts", nargs="+", default=[], metavar="FILE", help=exclude)
-    similarity = "from this Jaccard similarity on, two prompts are one (0.8)"
-    parser.add_argument("--exclude_similarity", type=float, default=0.8, help=similarity)
-    parser.add_argument("--tokenizer", help="model folder or hub id: lengths in tokens, and its template is tried")
+    similarity = "from this Jaccard similarity on, two prompts are one (default: %(default)s)"
+    parser.add_argument("--exclude_similarity", type=float, default=0.8, metavar="SHARE", help=similarity)
+    tokenizer = "folder or hub id: lengths in tokens, its template is tried, control tokens in texts are counted"
+    parser.add_argument("--tokenizer", metavar="MODEL", help=tokenizer)
     parser.add_argument("--max_length", type=int, help="set aside pairs with a longer side, in tokens (--tokenizer)")
-    drop = "kept unless named here, and counted in any case"
-    parser.add_argument("--drop", nargs="+", default=[], choices=[*DOUBTS, "all"], help=drop)
+    drop = f"doubtful pairs to set aside, which are counted and kept otherwise: all, {', '.join(DOUBTS)}"
+    parser.add_argument("--drop", nargs="+", default=[], choices=[*DOUBTS, "all"], metavar="DOUBT", help=drop)
     parser.add_argument("--strict", action="store_true", help="stop at the first bad row")
-    ties = "drop: only counted; keep-both-out: written to pairs.rejected.jsonl; stop: an error"
+    ties = "drop: only counted; keep-both-out: written to pairs.rejected.jsonl; stop: an error (default: %(default)s)"
     parser.add_argument("--ties", default="drop", choices=["drop", "keep-both-out", "stop"], help=ties)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--num_proc", type=int, default=os.cpu_count())
-    scores = parser.add_argument_group("answers with a score each")
-    pairing = "best against each other one, all pairs, or neighbours in rank"
-    scores.add_argument("--pairing", default="best", choices=["best", "all", "adjacent"], help=pairing)
-    scores.add_argument("--min_gap", type=float, default=0.0, help="least difference of scores")
-    scores.add_argument("--margin_from_gap", action="store_true", help="keep the difference of scores as margin")
-    named = parser.add_argument_group("any other layout, by its fields (dotted paths)")
-    for name in ("prompt", "chosen", "rejected", "label"):
-        named.add_argument(f"--{name}", metavar="FIELD")
-    named.add_argument("--input", dest="context", metavar="FIELD", help="text put behind the prompt")
-    named.add_argument("--candidates", nargs=2, metavar="FIELD")
-    for name in ("label_first", "label_second", "label_tie"):
-        named.add_argument(f"--{name}", nargs="+", default=[], metavar="VALUE")
+    parser.add_argument("--seed", type=int, default=0, help="of the mix, caps and the held-out pairs (default: 0)")
+    parser.add_argument("--num_proc", type=int, default=os.cpu_count(), help="processes (default: one per core)")
+    parser.add_argument("--system", metavar="TEXT", help="system message of every conversation that has none")
     ignore = "fields to leave out: one that may be part of the conversation, but has no place in a pair, stops the run"
     parser.add_argument("--ignore", nargs="+", default=[], metavar="FIELD", help=ignore)
-    parser.add_argument("--system", help="system message put before every conversation that has none")
+    scores = parser.add_argument_group("answers with a score each")
+    pairing = "best against each other one, all pairs, or neighbours in rank (default: %(default)s)"
+    scores.add_argument("--pairing", default="best", choices=["best", "all", "adjacent"], help=pairing)
+    scores.add_argument("--min_gap", type=float, default=0.0, help="least difference of scores (default: %(default)s)")
+    scores.add_argument("--margin_from_gap", action="store_true", help="keep the difference of scores as margin")
+    named = parser.add_argument_group("any other layout, by its fields (dotted paths)")
+    named.add_argument("--prompt", metavar="FIELD", help="text or messages")
+    named.add_argument("--input", dest="context", metavar="FIELD", help="text put behind the prompt")
+    named.add_argument("--chosen", metavar="FIELD", help="the better answer: text or messages")
+    named.add_argument("--rejected", metavar="FIELD", help="the worse answer")
+    named.add_argument(
+        "--candidates", nargs=2, metavar="FIELD", help="two answers, in place of the better and the worse"
+    )
+    named.add_argument("--label", metavar="FIELD", help="what says which of the candidates is better")
+    for name, what in {"first": "the first is better", "second": "the second is", "tie": "neither is"}.items():
+        named.add_argument(f"--label_{name}", nargs="+", default=[], metavar="VALUE", help=f"labels for: {what}")
     args = parser.parse_args()
-    by_fields = args.chosen or args.candidates
+    by_fields, labels = args.chosen or args.candidates, args.label_first and args.label_second
+    is_named = any((args.prompt, args.context, args.label, args.label_first, args.label_second, args.label_tie))
+    wrong = {
+        "--chosen FIELD needs --rejected FIELD, and the other way round.": bool(args.chosen) != bool(args.rejected),
+        "give --chosen and --rejected, or --candidates, not both.": args.chosen and args.candidates,
+        "--candidates needs --label FIELD, --label_first VALUE and --label_second VALUE.": (
+            args.candidates and not (args.label and labels)
+        ),
+        "--prompt, --input and --label need --chosen and --rejected, or --candidates.": is_named and not by_fields,
+        "--input FIELD is put behind the prompt: give --prompt FIELD.": args.context and not args.prompt,
+        "--format fields needs --chosen and --rejected, or --candidates.": args.format == "fields" and not by_fields,
+        "--max_length counts tokens: name the tokenizer, --tokenizer MODEL.": args.max_length and not args.tokenizer,
+        f"--exclude_similarity {args.exclude_similarity:g}: give a share above 0, at most 1.": (
+            not 0 < args.exclude_similarity <= 1
+        ),
+        f"--min_gap {args.min_gap:g}: give a number, 0 or more.": not 0 <= args.min_gap < math.inf,
+        "--seed must be 0 or more.": args.seed < 0,
+        "--num_proc must be above 0.": args.num_proc < 1,
+        "--max_length must be above 0.": args.max_length is not None and args.max_length < 1,
+        f"--output {args.output}: pairs are written as .jsonl.": args.output.suffix != ".jsonl",
+    }
+    for message, is_wrong in wrong.items():
+        if is_wrong:
+            parser.error(message)
     if by_fields:
         args.format = "fields"
-    if args.chosen and not args.rejected:
-        parser.error("--chosen FIELD needs --rejected FIELD.")
-    if args.candidates and not (args.label and args.label_first and args.label_second):
-        parser.error("--candidates needs --label FIELD, --label_first VALUE and --label_second VALUE.")
-    if args.format == "fields" and not by_fields:
-        parser.error("--format fields needs --chosen and --rejected, or --candidates.")
-    if args.max_length and not args.tokenizer:
-        parser.error("--max_length counts tokens: name the tokenizer, --tokenizer MODEL.")
-    if args.output.suffix != ".jsonl":
-        parser.error(f"--output {args.output}: pairs are written as .jsonl.")
+    check_eval_size(args.eval_size)
     return args
 
 
@@ -107,6 +131,8 @@ def main() -> None:
     from reward_model.data.prepare import check_output, output_files, prepare
 
     sources = [parse_source(source, args.format) for source in args.sources]
+    if any(source.format == "fields" for source in sources) and not (args.chosen or args.candidates):
+        raise InputError("format=fields needs --chosen and --rejected, or --candidates.")
     check_output(args.output, [*(source.name for source in sources), *args.exclude_prompts], args.overwrite)
     given: dict[str, Any] = {name: getattr(args, name) for name in Options.__dataclass_fields__}
     given |= {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
@@ -114,7 +140,8 @@ def main() -> None:
     if args.tokenizer:
         from reward_model.model.token_lengths import TokenLengths
 
-        work = work._replace(token_lengths=TokenLengths(args.tokenizer, args.max_length))
+        lengths = TokenLengths(args.tokenizer, args.max_length)
+        work = work._replace(token_lengths=lengths, control_tokens=lengths.control_tokens)
     if args.exclude_prompts:
         from reward_model.data.contamination import Contamination
 

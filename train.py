@@ -77,7 +77,8 @@ def main(argv: list[str]) -> ExactRewardTrainer:
     set_pad_token(model, tokenizer)
     reason_to_pad = install(model, data_args.shared_prefix, training_args.disable_dropout)
     training_args.disable_dropout = False  # done above; trl would take LoRA's dropout away as well
-    collator = PairCollator(pad_token_id=tokenizer.pad_token_id, shared_prefix=reason_to_pad is None)
+    limit = training_args.max_tokens_per_micro_batch
+    collator = PairCollator(tokenizer.pad_token_id, shared_prefix=reason_to_pad is None, max_tokens=limit)
     if reason_to_pad and training_args.process_index == 0:
         print(padded_line(reason_to_pad))
     longest = train_dataset.select(np.argsort(train_dataset["length"][:])[-3:])

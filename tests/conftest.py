@@ -277,7 +277,7 @@ def rewards_in_training(trainer) -> list[float]:
     for pair in PAIRS:
         texts = [render(pair[side], trainer.processing_class) for side in ("chosen", "rejected")]
         chosen, rejected = token_ids(texts, trainer.processing_class)
-        example = {"chosen_ids": chosen, "rejected_ids": rejected, "prefix_length": 3}
+        example = {"chosen_ids": chosen, "rejected_ids": rejected}
         with torch.no_grad():
             batch = trainer.data_collator([example])
             rewards += trainer.model(**batch, use_cache=False).logits.flatten().tolist()

@@ -19,6 +19,7 @@ NOT_RUN_HERE = ("make ", "sh train.sh", "MODEL=Qwen/", "NNODES=2", "sh infer_vll
 # What is put behind a command, so that it takes seconds.
 SMALLER = {
     "training_speed": "--rounds 1 --pairs 4 --batch_size 2",
+    "rank_balance": "--rounds 0 --pairs 100",
     "tokenizing_speed": "--rounds 1",
     "preparing_speed": "--pairs 1000",
     "scoring_speed": "--groups 2 --answers 2",

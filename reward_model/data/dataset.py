@@ -13,7 +13,7 @@ from datasets import Dataset, Features, Value, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
 from reward_model import InputError
-from reward_model.data.files import read_rows, train_and_test_files
+from reward_model.data.files import check_hub, read_rows, train_and_test_files
 from reward_model.data.pair import LABELS, SIDES, prompt_key, shared_messages
 from reward_model.data.reader import read_strictly
 from reward_model.data.split import held_out
@@ -40,6 +40,7 @@ def load_pairs(name: str, train_split: str = "train", test_split: str = "test") 
         raise InputError(
             f"{name}: no training file in this folder, only {', '.join(file.name for file in test_files)}."
         )
+    check_hub(name, "dataset")
     try:
         splits = load_dataset(name)
     except Exception as error:  # whatever the hub client raises: its own words say it best

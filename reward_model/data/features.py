@@ -1,6 +1,7 @@
 """What is known of a pair without its text: hashes, lengths and marks, as one row of an array of FACTS."""
 
 import json
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from reward_model.data.formats import Options
 from reward_model.data.pair import SIDES, Messages, Pair, prompt_key, shared_messages
 
 # What is counted and kept unless --drop names it: what conflicts.py finds, and the doubts about a text (pair.doubt).
-DOUBTS = ("duplicate", "cut off", "control characters", "broken encoding")
+DOUBTS = ("duplicate", "cut off", "different prompts", "control characters", "broken encoding", "control tokens")
 
 SCRIPTS = ("Latin", "Cyrillic", "Greek", "Arabic", "Hebrew", "Devanagari", "Thai", "Hangul", "Kana", "Han", "other")
 # The first word of a letter's Unicode name, where it is not the script's own name.
@@ -42,12 +43,14 @@ FACTS = np.dtype(
 class Work(NamedTuple):
     """What every process needs to convert and check rows: two checks that are only loaded when asked for among them.
 
-    `token_lengths` is a `model.token_lengths.TokenLengths`, `check_prompt` a `contamination.Contamination.check`.
+    `token_lengths` is a `model.token_lengths.TokenLengths` and `control_tokens` what its tokenizer takes for more than
+    text; `check_prompt` is a `contamination.Contamination.check`.
     """
 
     options: Options
     drop: tuple[str, ...] = ()
     token_lengths: Callable[[Pair], tuple[int, int, int]] | None = None
+    control_tokens: re.Pattern[str] | None = None
     check_prompt: Callable[[Messages], None] | None = None
 
 

@@ -7,6 +7,7 @@ import json
 import sys
 import zlib
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,17 +20,30 @@ SUFFIXES = (".json", ".jsonl", ".jsonl.gz", ".csv", ".parquet")
 TEST_NAMES = ("test", "eval", "valid", "dev")
 # What prepare_data.py writes beside the pairs is not data itself.
 NOT_DATA = (".rejected.", ".report.")
+# How a file begins that is not what its name says, and what to do about it.
+BEGINNINGS = {
+    b"version https://git-lfs": "a Git-LFS pointer, not the data; get them with git lfs pull",
+    b"\xff\xfe": "UTF-16, not UTF-8; convert it: iconv -f UTF-16 -t UTF-8",
+    b"\xfe\xff": "UTF-16, not UTF-8; convert it: iconv -f UTF-16 -t UTF-8",
+    b"\x1f\x8b": "gzip; unpack it, or call it .jsonl.gz",
+    b"PAR1": "Parquet; call it .parquet",
+    b"PK\x03\x04": "a zip archive; unpack it",
+    b"<!doctype": "a web page, not the data; download the file itself",
+    b"<html": "a web page, not the data; download the file itself",
+}
 
 # Line or row number, and the row; one that could not be read is a RowError in its place.
 NumberedRow = tuple[int, Any | RowError]
 
 
 def data_files(source: str) -> list[Path]:
-    """The data files of a path, sorted by name; [] where nothing lies there (then it may be a hub id)."""
+    """The data files of a path, in a folder and all below it, sorted by name, without hidden ones; [] where nothing
+    lies there (then it may be a hub id)."""
     path = Path(source)
     if path.is_dir():
-        files = [file for file in sorted(path.iterdir()) if file.name.endswith(SUFFIXES)]
+        files = [file for file in sorted(path.rglob("*")) if file.name.endswith(SUFFIXES) and file.is_file()]
         files = [file for file in files if not any(part in file.name for part in NOT_DATA)]
+        files = [file for file in files if not any(part.startswith(".") for part in file.relative_to(path).parts)]
         if not files:
             raise InputError(f"{source}: no data file in this folder; put {', '.join(SUFFIXES)} files there.")
         return files
@@ -42,11 +56,13 @@ def data_files(source: str) -> list[Path]:
 
 
 def train_and_test_files(source: str) -> tuple[list[Path], list[Path]]:
-    """The data files of a path; in a folder, those named test…, eval…, valid…, dev… or ….eval.… are the test files."""
+    """The data files of a path; in a folder, those named test…, eval…, valid…, dev… or ….eval.…, or in a folder of such
+    a name, are the test files."""
     files = data_files(source)
     if not Path(source).is_dir():
         return files, []
-    tests = [file for file in files if file.name.lower().startswith(TEST_NAMES) or ".eval." in file.name.lower()]
+    names = {file: [part.lower() for part in file.relative_to(source).parts] for file in files}
+    tests = [file for file in files if any(part.startswith(TEST_NAMES) or ".eval." in part for part in names[file])]
     return [file for file in files if file not in tests], tests
 
 
@@ -57,7 +73,11 @@ def place_of(source: str | Path, number: int) -> str:
 
 
 def raw_rows(content: BinaryIO, file: Path) -> Iterator[NumberedRow]:
-    """(line or row number, row) of an open file; lines of JSON come as bytes, for `parsed`, the rest as objects."""
+    """(line or row number, row) of an open file; lines of JSON come as bytes, for `parsed`, the rest as objects.
+
+    Raises InputError for a file that is another thing than its name says.
+    """
+    _check_beginning(content, file)
     if file.name.endswith(".jsonl.gz"):
         yield from _lines(gzip.GzipFile(fileobj=content))
     elif file.suffix == ".jsonl":
@@ -97,15 +117,46 @@ def read_rows(file: Path) -> Iterator[NumberedRow]:
             yield number, parsed(row)
 
 
+def check_hub(name: str, kind: str) -> None:
+    """Refuse at once a hub id that is neither in the cache nor to be had; the libraries would try for a minute."""
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    cached = Path(HF_HUB_CACHE, f"{kind}s--{name.replace('/', '--')}").exists()
+    ask = HfApi().model_info if kind == "model" else HfApi().dataset_info
+    try:
+        if Path(name).exists() or (cached if kind == "dataset" else try_to_load_from_cache(name, "config.json")):
+            return
+        ask(name, timeout=5)
+    except Exception as error:  # whatever the hub's client raises: its own words say it best
+        words = " ".join(str(error).split())[:200]
+        raise InputError(f"{name}: no such folder here, and the hub gives no {kind} of this name: {words}") from None
+
+
 def hub_rows(name: str) -> Iterator[NumberedRow]:
     """Rows of the hub's data set `owner/name[:split]` (split train unless named), streamed."""
     from datasets import load_dataset
 
     name, _, split = name.partition(":")
+    check_hub(name, "dataset")
     try:
         yield from enumerate(load_dataset(name, split=split or "train", streaming=True), 1)
     except Exception as error:  # whatever the hub's client raises: its own words say it best
         raise InputError(f"{name}: neither a file or folder here nor a data set the hub gave: {error}") from error
+
+
+def _check_beginning(content: BinaryIO, file: Path) -> None:
+    begin = content.read(64)
+    content.seek(0)
+    own = {".gz": b"\x1f\x8b", ".parquet": b"PAR1"}.get(file.suffix)
+    if not begin or (own and begin.startswith(own)):
+        return
+    for found, what in BEGINNINGS.items():
+        if begin.lower().startswith(found.lower()):
+            raise InputError(f"{file}: this is {what}.")
+    if own or b"\0" in begin:
+        what = f"no {file.suffix} file: it begins with" if own else "no text: there are NUL bytes in"
+        raise InputError(f"{file}: this is {what} {begin[:12]!r}; copy or download it again.")
 
 
 def _lines(content: BinaryIO | gzip.GzipFile) -> Iterator[NumberedRow]:
@@ -132,8 +183,17 @@ def _csv_rows(content: BinaryIO) -> Iterator[NumberedRow]:
     csv.field_size_limit(sys.maxsize)
     # Bytes that are no UTF-8 become lone surrogates, which the check of the text finds.
     lines = io.TextIOWrapper(content, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    reader, line = csv.DictReader(lines, strict=True), 0
     try:
-        for number, row in enumerate(csv.DictReader(lines), 1):
+        for number in count(1):
+            try:
+                line, row = reader.line_num, next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                text = "a quote that opens there is never closed" if "end of data" in str(error) else str(error)
+                yield number, RowError("not parseable", f"line {max(line, 1) + 1}: {text}.")
+                continue
             if None in row or None in row.values():
                 header = ", ".join(filter(None, row))
                 yield number, RowError("not parseable", f"not as many fields as the header has ({header}).")

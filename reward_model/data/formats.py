@@ -87,8 +87,10 @@ def recognise(rows: Iterable[Any], source: str) -> str:
         for name, format_ in FORMATS.items():
             if format_.matches(row):
                 return name
-    found = f"keys: {', '.join(map(str, rows[0]))}" if rows else "no JSON object in them"
-    raise InputError(f"{source}: the first rows have no known layout ({found}). {proposal(rows, source)}")
+    if not rows:
+        raise InputError(f"{source}: no JSON object in the first rows, which should have chosen and rejected.")
+    keys = ", ".join(map(str, rows[0]))
+    raise InputError(f"{source}: the first rows have no known layout (keys: {keys}). {proposal(rows, source)}")
 
 
 def convert(row: Any, name: str, options: Options) -> list[Pair]:

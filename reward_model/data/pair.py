@@ -111,11 +111,17 @@ def check_encodable(text: str, name: str) -> None:
         raise RowError("not decodable", f"{name} has half a character ({found}); read the source again.") from None
 
 
-def doubt(pair: dict[str, Any]) -> RowError | None:
-    """What looks wrong with the text of a checked pair: control characters, or a decoding that went wrong earlier."""
+def doubt(pair: dict[str, Any], control_tokens: re.Pattern[str] | None = None) -> RowError | None:
+    """What looks wrong with a checked pair: nothing in common, control characters, a decoding that went wrong earlier,
+    or texts that a tokenizer takes for its control tokens."""
+    if pair["chosen"][0] != pair["rejected"][0]:
+        return RowError("different prompts", "chosen and rejected begin with different messages: answers to what?")
     for side in SIDES:
         for number, message in enumerate(pair[side], 1):
-            if found := _doubt_of_text(message.get("content") or "", f"{side}, message {number}"):
+            text, name = message.get("content") or "", f"{side}, message {number}"
+            if control_tokens and (token := control_tokens.search(text)):
+                return RowError("control tokens", f"{name} has {token.group()!r}, a token of the chat template.")
+            if found := _doubt_of_text(text, name):
                 return found
     return None
 
@@ -152,7 +158,7 @@ def prompt_key(prompt: Messages) -> int:
     return xxh3_64_intdigest(json.dumps(prompt, sort_keys=True, default=str).encode())
 
 
-def common_prefix_length(conversations: Sequence[list[int] | str]) -> int:
+def common_prefix_length(conversations: Sequence[Sequence[int] | str]) -> int:
     """Tokens (or characters) that all begin with, less one where a conversation would be left without a branch."""
     first, shortest = conversations[0], min(map(len, conversations))
     length = 0

@@ -7,7 +7,7 @@ with each other, mixed and split, and written in one pass.
 
 import json
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,6 +87,7 @@ def prepare(
             rejected = Rejected(file, ties, strict)
             facts, files, labels, rows = _convert_all(sources, Path(folder), rejected, work, num_proc)
             reasons, doubts, others = find_conflicts(facts, work.drop)
+            _tell_of_same_files(facts, files, others, np.maximum(reasons, doubts) == REASONS.index("duplicate"))
             taken = _mixed(facts, reasons == GOOD, sources, random)
             if not len(taken):
                 raise InputError(f"No pair is left of {rows:,} rows. {_reasons(rejected, reasons)}")
@@ -158,6 +159,15 @@ def _convert_all(
                 for bad in done.doubts:
                     rejected.add(bad, kept=True)
     return np.concatenate(arrays), list(files), list(labels), rows
+
+
+def _tell_of_same_files(facts: np.ndarray, files: list[str], others: np.ndarray, is_again: np.ndarray) -> None:
+    """A line for each two files that share most of their pairs (raw and filtered, say)."""
+    sizes = np.bincount(facts["file"])
+    places = np.stack([facts["file"], facts["file"][others]], axis=1)[is_again]
+    for (file, other), count in Counter(map(tuple, places.tolist())).items():
+        if file != other and count > min(sizes[file], sizes[other]) / 2:
+            print(f"{files[file]}: {count:,} of its {sizes[file]:,} pairs stand in {files[other]} as well; give one.")
 
 
 def _mixed(facts: np.ndarray, good: np.ndarray, sources: list[Source], random: np.random.Generator) -> np.ndarray:

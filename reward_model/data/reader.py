@@ -12,6 +12,7 @@ from reward_model.data.proposal import command, proposal
 from reward_model.data.unused import UnusedField
 
 LOOKED_AT = 100  # rows, to recognise a format
+FOR_FIELDS = 20  # of these, to see which fields are used
 # Reasons that stop a source where one of its first rows has them, and those that stop it where most have them: a row
 # set aside is not enough where the layout is another one than it seemed.
 STOPPING = ("unused field", "unclear verdict")
@@ -35,7 +36,7 @@ def read(
 
     Raises InputError where no format is named and none is recognised.
     """
-    format_, rows = with_format(rows, source, format_, options)
+    format_, rows, _ = with_format(rows, source, format_, options)
     for number, row in rows:
         value = parsed(row)
         shown = row if isinstance(value, RowError) else value
@@ -60,8 +61,9 @@ def read_strictly(rows: Iterable[NumberedRow], source: str, options: Options = N
 
 def with_format(
     rows: Iterable[NumberedRow], source: str, format_: str, options: Options
-) -> tuple[str, Iterator[NumberedRow]]:
-    """The format of a source's rows, recognised by the first ones if it is "auto", and all of its rows.
+) -> tuple[str, Iterator[NumberedRow], list[str]]:
+    """The format of a source's rows, recognised by the first ones if it is "auto", all of its rows, and the fields
+    that these do not use.
 
     Raises InputError where none is recognised, and where the first rows do not come out whole.
     """
@@ -70,6 +72,8 @@ def with_format(
     values = [parsed(row) for _, row in first]
     if not first:
         raise InputError(f"{source}: empty, no row in there.")
+    if isinstance(begin := first[0][1], bytes) and begin.lstrip()[:1] == b"[" and not isinstance(values[-1], dict):
+        raise InputError(f"{source}: a JSON array, not an object a line; call it .json.")
     if all(isinstance(value, RowError) for value in values):
         raise InputError(f"{place_of(source, first[0][0])}: {values[0]}")
     format_ = recognise(values, source) if format_ == "auto" else format_
@@ -90,7 +94,24 @@ def with_format(
             cure = proposal([value for value in values if isinstance(value, dict)], source)
         count = "" if stopping else f" ({len(wrong)} of the first {len(first)} rows are so.)"
         raise InputError(f"{place}: {error}{count} {cure}")
-    return format_, chain(first, rows)
+    return format_, chain(first, rows), _unused_fields(values[:FOR_FIELDS], format_, options)
+
+
+def _unused_fields(rows: list[Any], format_: str, options: Options) -> list[str]:
+    """Fields without which every row gives the same pairs."""
+
+    def made(row: Any) -> list[Pair] | None:
+        try:
+            return convert(row, format_, options)
+        except RowError:
+            return None
+
+    good = [(row, pairs) for row in rows if isinstance(row, dict) and (pairs := made(row))]
+    return [
+        name
+        for name in dict.fromkeys(name for row, _ in good for name in row)
+        if all(made({key: row[key] for key in row if key != name}) == pairs for row, pairs in good)
+    ]
 
 
 def pairs_of(row: Any, format_: str, options: Options) -> list[Pair | RowError]:

@@ -1,19 +1,34 @@
 """The layout of a batch without padding: one row that holds each shared prefix once, followed by its branches.
 
-    [prefix 1 | chosen 1 | rejected 1 | prefix 2 | chosen 2 | rejected 2 | …]        one prefix, any number of branches
+    [prefix 1 | chosen 1 | rejected 1 | prefix 2 | answer 1 | answer 2 | answer 3 | …]     each prefix, its branches
 
-Positions restart after the prefix, so every branch stands where it would stand in a conversation of its own. Attention
-sees the row as variable-length sequences, in FlashAttention's words: `cu_seq_lens_q` cuts the queries of the row into
-(prefix + first branch), second branch, …; `key_index` gathers for each of them the keys prefix + own branch, cut at
-`cu_seq_lens_k`; within a sequence attention is causal, aligned to its end. This file has all of the index arithmetic.
+A prefix with its branches is a tree: a pair has two branches, k answers to one prompt have k, whatever number of pairs
+they make. Positions restart after the prefix, so every branch stands where it would stand in a conversation of its own.
+Attention sees the row as variable-length sequences, in FlashAttention's words: `cu_seq_lens_q` cuts the queries of the
+row into (prefix + first branch), second branch, …; `key_index` gathers for each of them the keys prefix + own branch,
+cut at `cu_seq_lens_k`; within a sequence attention is causal, aligned to its end. All of the index arithmetic is here.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-Group = tuple[list[int], list[list[int]]]
+from reward_model.data.pair import common_prefix_length
+
+Group = tuple[Sequence[int], Sequence[Sequence[int]]]
+
+
+def tree(conversations: Sequence[Sequence[int]]) -> Group:
+    """What the conversations all begin with, and the rest of each; one conversation alone has no prefix."""
+    shared = common_prefix_length(conversations) if len(conversations) > 1 else 0
+    return conversations[0][:shared], [ids[shared:] for ids in conversations]
+
+
+def positions(group: Group) -> int:
+    """Token positions that a tree takes in a row."""
+    return len(group[0]) + sum(map(len, group[1]))
 
 
 def pack(groups: list[Group]) -> dict[str, Any]:

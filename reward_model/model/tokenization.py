@@ -70,7 +70,7 @@ def tokenize_pairs(
     pairs: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int | None, num_proc: int | None, name: str
 ) -> Dataset:
     """Columns `chosen_ids`, `rejected_ids`, `prefix_length` (tokens that both begin with), `length` (of the longer),
-    `prompt` and, where the pairs have one, `margin`, in the order of `pairs`.
+    `positions` (in a packed row), `prompt` and, where the pairs have one, `margin`, in the order of `pairs`.
 
     Pairs whose longer side has more than `max_length` tokens are dropped, and the number is printed. Raises InputError
     when nothing is left, and for a conversation that the template refuses. Cached by `datasets`.
@@ -210,4 +210,7 @@ def _tokenize_batch(
             raise InputError(f"{place}: the tokenizer's chat template makes no text of it; give another template.")
     columns["prefix_length"] = [common_prefix_length(pair) for pair in both]
     columns["length"] = [max(map(len, pair)) for pair in both]
+    columns["positions"] = [
+        sum(map(len, pair)) - prefix for pair, prefix in zip(both, columns["prefix_length"], strict=True)
+    ]
     return columns

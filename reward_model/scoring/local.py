@@ -1,6 +1,6 @@
 """Scores of conversations with Transformers: what training computed, on packed rows where the model takes them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -10,10 +10,9 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from trl.trainer.reward_trainer import suppress_seqcls_warning
 
 from reward_model import InputError
-from reward_model.data.pair import common_prefix_length
 from reward_model.model.attention import install
 from reward_model.model.checkpoint import check_base_model, check_reward_model, check_tokenizer, set_pad_token
-from reward_model.model.packing import pack
+from reward_model.model.packing import Group, pack, positions, tree
 from reward_model.model.tokenization import load_tokenizer, render, token_ids
 
 Conversation = list[dict[str, Any]]
@@ -60,7 +59,8 @@ def score(
     tokens = [encode(group, model, tokenizer, its_tools) for group, its_tools in each]
     scores: list[list[float]] = [[] for _ in groups]
     progress = tqdm(total=sum(map(len, groups)), desc="Scoring", unit="conversation", disable=None)
-    for numbers in _batches([positions(model, group) for group in tokens], tokens_per_batch):
+    sizes = [positions(laid_out(group, model)) for group in tokens]
+    for numbers in _batches(sizes, tokens_per_batch):
         batch = score_batch(model, tokenizer, [tokens[number] for number in numbers])
         for number, values in zip(numbers, batch, strict=True):
             scores[number] = values
@@ -89,17 +89,17 @@ def score_batch(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, groups: list[list[list[int]]]
 ) -> list[list[float]]:
     """Scores of groups of token ids, in one forward pass."""
-    split = [_split(group) if model.packs else ([], group) for group in groups]
-    inputs = pack(split) if model.packs else _padded(groups, tokenizer.pad_token_id)
+    inputs = (
+        pack([laid_out(group, model) for group in groups]) if model.packs else _padded(groups, tokenizer.pad_token_id)
+    )
     inputs = {name: v.to(model.device) if isinstance(v, torch.Tensor) else v for name, v in inputs.items()}
     values = iter(model(**inputs, use_cache=False).logits.flatten().tolist())
     return [[next(values) for _ in group] for group in groups]
 
 
-def positions(model: PreTrainedModel, group: list[list[int]]) -> int:
-    """Token positions that a group takes: on a packed row, what its conversations share counts once."""
-    prefix, branches = _split(group) if model.packs else ([], group)
-    return len(prefix) + sum(map(len, branches))
+def laid_out(group: list[list[int]], model: PreTrainedModel) -> Group:
+    """The group as a packed row has it, where the model takes one: what its conversations share once."""
+    return tree(group) if model.packs else ([], group)
 
 
 def _device() -> torch.device:
@@ -120,13 +120,7 @@ def _batches(sizes: list[int], budget: int) -> Iterator[list[int]]:
         yield batch
 
 
-def _split(group: list[list[int]]) -> tuple[list[int], list[list[int]]]:
-    """What a group of conversations begins with, and the rest of each; one conversation alone has no prefix."""
-    shared = common_prefix_length(group) if len(group) > 1 else 0
-    return group[0][:shared], [ids[shared:] for ids in group]
-
-
-def _padded(groups: list[list[list[int]]], pad_token_id: int) -> dict[str, torch.Tensor]:
+def _padded(groups: Sequence[Sequence[Sequence[int]]], pad_token_id: int) -> dict[str, torch.Tensor]:
     flat = [torch.tensor(ids) for group in groups for ids in group]
     ids = torch.nn.utils.rnn.pad_sequence(flat, batch_first=True, padding_value=pad_token_id)
     mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(ids) for ids in flat], batch_first=True)

@@ -87,6 +87,24 @@ class TrainingArguments(RewardConfig):
             "training, scoring and serving alike."
         },
     )
+    group_by_prompt: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Keep the pairs of one prompt together in a batch, where each of its answers is then computed "
+            "once; by default where a prompt has several pairs."
+        },
+    )
+    balance_ranks: bool = field(
+        default=True,
+        metadata={"help": "Deal the pairs of a step out so that every device and micro-step has as much to compute."},
+    )
+    max_tokens_per_micro_batch: int | None = field(
+        default=None,
+        metadata={
+            "help": "Compute a micro-batch of more token positions in several passes, with the same gradients, so that "
+            "long pairs do not run out of memory."
+        },
+    )
 
     def __post_init__(self) -> None:
         if isinstance(self.deepspeed, str):

@@ -24,7 +24,7 @@ from trl import get_peft_config
 
 from reward_model import InputError
 from reward_model.data.dataset import by_subset, load_pairs
-from reward_model.data.files import data_files
+from reward_model.data.files import check_hub, data_files
 from reward_model.data.split import check_eval_size
 from reward_model.model.attention import check_head
 from reward_model.model.checkpoint import check_base_model, stored_tensors
@@ -189,22 +189,6 @@ def check_output(output_dir: Path, training_args: TrainingArguments, overwrite: 
         )
 
 
-def check_hub(name: str, kind: str) -> None:
-    """Refuse at once a hub id that is neither in the cache nor to be had; the libraries would try for a minute."""
-    from huggingface_hub import HfApi, try_to_load_from_cache
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    cached = Path(HF_HUB_CACHE, f"{kind}s--{name.replace('/', '--')}").exists()
-    if Path(name).exists() or (cached if kind == "dataset" else try_to_load_from_cache(name, "config.json")):
-        return
-    ask = HfApi().model_info if kind == "model" else HfApi().dataset_info
-    try:
-        ask(name, timeout=5)
-    except Exception as error:  # whatever the hub's client raises: its own words say it best
-        words = " ".join(str(error).split())[:200]
-        raise InputError(f"{name}: no such folder here, and the hub gives no {kind} of this name: {words}") from None
-
-
 def skeleton(training_args: TrainingArguments, model_args: ModelArguments) -> PreTrainedModel:
     """The model on torch's meta device: shapes only. Raises InputError for a config of which no reward model can be
     made, for weights of other shapes, and for LoRA that finds nothing to adapt."""
@@ -260,9 +244,7 @@ def read_pairs(data_args: DataArguments, tell: bool) -> tuple[Dataset, Dataset |
     name = str(data_args.dataset_name)
     if ".rejected." in Path(name).name:
         raise InputError(f"{name}: these are the rows that prepare_data.py left out; give the file without .rejected")
-    if not data_files(name):
-        check_hub(name, "dataset")
-    elif (data_args.dataset_train_split, data_args.dataset_test_split) != ("train", "test"):
+    if data_files(name) and (data_args.dataset_train_split, data_args.dataset_test_split) != ("train", "test"):
         raise InputError(f"{name} is no data set of the hub, so --dataset_train_split and …_test_split do nothing.")
     train_pairs, test_pairs = load_pairs(name, data_args.dataset_train_split, data_args.dataset_test_split)
     stem, _, suffix = Path(name).name.partition(".")

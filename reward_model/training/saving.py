@@ -2,11 +2,15 @@
 
 import json
 import os
+import shutil
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import TrainerCallback
 
 from reward_model import InputError
@@ -63,6 +67,22 @@ def resume_from(asked: str | bool | None, output_dir: Path, tell: bool) -> str |
     if newest and tell:
         print(f"Going on from {newest}.")
     return str(newest) if newest else None
+
+
+@contextmanager
+def full_disk_told(checkpoint: Path) -> Iterator[None]:
+    """What is half written is taken away, and one sentence says so; each library has its own error for a full disk."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if "No space left" not in str(error) and shutil.disk_usage(checkpoint.parent).free > 2**20:
+            raise
+        shutil.rmtree(checkpoint, ignore_errors=True)
+        last = newest_complete(checkpoint.parent, tell=False)
+        raise InputError(
+            f"{checkpoint} could not be saved: the disk is full. "
+            + (f"{last} is whole. Make room; the same command with --resume_from_checkpoint auto goes on." * bool(last))
+        ) from None
 
 
 def _files(checkpoint: Path) -> list[Path]:

@@ -198,7 +198,7 @@ def test_nothing_usable_stops_with_a_sentence(tmp_path: Path) -> None:
     for source, message in {
         "odd.jsonl": r"no known layout \(keys: a, b\).*--prompt FIELD",
         "empty.jsonl": r"empty\.jsonl: empty, no row in there",
-        "bad.parquet": "not a Parquet file",
+        "bad.parquet": r"this is no \.parquet file: it begins with b'no'",
         "none.jsonl": "no such file",
         "ties.jsonl": r"No pair is left of 1 rows\. tie: 1",
     }.items():

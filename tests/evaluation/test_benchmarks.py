@@ -128,6 +128,7 @@ def test_llmbar_subsets_are_named_after_their_folders(tmp_path: Path) -> None:
         files.append(str(tmp_path / folder / "dataset.json"))
     read = load_items(files)
     assert [item.subset for item in read] == ["Natural", "GPTInst", "GPTInst"]
+    assert [item.subset for item in load_items([str(tmp_path)])] == ["GPTInst", "GPTInst", "Natural"]  # as cloned
     assert read[0].chosen[0][-1]["content"] == "yes" and read[0].protocol == "pairs"
     row = {"prompt": "?", "chosen": "a", "rejected": "b"}
     assert load_items([str(jsonl(tmp_path / "llmbar-00000-of-00001.jsonl", [row]))])[0].subset == "llmbar"

@@ -68,8 +68,9 @@ def test_bad_file(base_model: Path, tmp_path: Path) -> None:
         start(base_model, broken, tmp_path / "out")
     with pytest.raises(InputError, match=r"missing\.jsonl: no such file"):
         start(base_model, tmp_path / "missing.jsonl", tmp_path / "out")
+    (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"no data file in this folder"):
-        start(base_model, base_model.parent / base_model.name / "..", tmp_path / "out")
+        start(base_model, tmp_path / "empty", tmp_path / "out")
 
 
 def test_template(tiny_model, few_pairs: Path, tmp_path: Path) -> None:
