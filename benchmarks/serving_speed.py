@@ -3,7 +3,7 @@
     sh infer_vllm.sh save/demo                                      # in another terminal; any reward model
     python -m benchmarks.serving_speed --requests 2000
 
-The rounds take turns: the bare generator (aiohttp, which knows no retries, servers or order), `score_many` at the same
+The rounds take turns: the bare generator (asyncio and sockets), `score_many` at the same
 concurrency, and a part of the requests one after the other, as the original notebook does. Then answers to long
 prompts: those to one prompt after each other, and shuffled.
 """
@@ -12,12 +12,14 @@ import argparse
 import asyncio
 import json
 import random
+import re
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-import aiohttp
 import numpy as np
 
 from benchmarks.scoring_speed import WORDS, best_of_n
@@ -40,22 +42,28 @@ def short(requests: int) -> Conversations:
 
 
 def bare(url: str, concurrency: int, conversations: Conversations) -> list[float]:
-    """The same bodies by aiohttp."""
+    """The same bodies over plain sockets, without anything that can fail being looked after."""
+    place, bodies = urlsplit(url), deque(enumerate(conversations))
+    scores = [0.0] * len(conversations)
 
-    async def run() -> list[float]:
-        slots = asyncio.Semaphore(concurrency)
-        connector = aiohttp.TCPConnector(limit=concurrency)
+    async def ask() -> None:
+        reader, writer = await asyncio.open_connection(place.hostname, place.port)
+        while bodies:
+            number, messages = bodies.popleft()
+            body = {"model": MODEL, "messages": messages, "add_generation_prompt": False, "use_activation": False}
+            content = json.dumps(body).encode()
+            head = f"POST /pooling HTTP/1.1\r\nHost: {place.netloc}\r\nContent-Type: application/json\r\n"
+            writer.write(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
+            answer = await reader.readuntil(b"\r\n\r\n")
+            length = int(re.search(rb"content-length: (\d+)", answer.lower())[1])  # type: ignore[index]
+            scores[number] = json.loads(await reader.readexactly(length))["data"][0]["data"][0]
+        writer.close()
 
-        async with aiohttp.ClientSession(connector=connector) as session:
+    async def run() -> None:
+        await asyncio.gather(*(ask() for _ in range(concurrency)))
 
-            async def ask(messages: Messages) -> float:
-                body = {"model": MODEL, "messages": messages, "add_generation_prompt": False, "use_activation": False}
-                async with slots, session.post(f"{url}/pooling", json=body) as response:
-                    return (await response.json())["data"][0]["data"][0]
-
-            return await asyncio.gather(*map(ask, conversations))
-
-    return asyncio.run(run())
+    asyncio.run(run())
+    return scores
 
 
 def speed(ask: Callable[[Conversations], Any], conversations: Conversations) -> float:
@@ -75,7 +83,8 @@ def main() -> None:
     args = parser.parse_args()
     figures: dict[str, Any] = {"arguments": vars(args)}
     conversations = short(args.requests)
-    RewardClient(args.base_url).score_many(conversations[:200])  # the server's first requests are slower
+    warm = RewardClient(args.base_url).score_many(conversations[:200])  # the server's first requests are slower
+    assert np.allclose(warm, bare(args.base_url, 8, conversations[:200]), atol=1e-3)
     one = RewardClient(args.base_url, concurrency=1)
     for concurrency in args.concurrency:
         many = RewardClient(args.base_url, concurrency=concurrency)
