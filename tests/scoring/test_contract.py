@@ -10,13 +10,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from conftest import CHATML, ENDS_WITH_EOS, ROOT, VARIANTS, free_port, run
+from conftest import CHATML, ENDS_WITH_EOS, PAIRS, ROOT, VARIANTS, Server, free_port, jsonl, run
 from safetensors.torch import load_file, save_file
 
 import client
 import evaluate
+from infer_transformers import infer_transformers
 from reward_model.model.contract import FILE
 
 MEAN = '{"pooling_type": "MEAN", "use_activation": false}'
@@ -167,22 +169,32 @@ def test_a_server_with_other_scores_is_stopped(runs, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ctrl_c_stops_the_server(runs, tmp_path: Path) -> None:
-    """While it starts: one line of ours, nothing left; the port is taken meanwhile, which a second start is told."""
-    url = runs[USUAL].url
-    env = {**os.environ, "PORT": str(free_port()), "VLLM_CPU_KVCACHE_SPACE": "1"}
-    command = ["sh", "infer_vllm.sh", str(runs[USUAL].model)]
-    with open(tmp_path / "log", "w") as log:
-        process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log, start_new_session=True)
-    shown = run(*command, check=False, PORT=url.rsplit(":", 1)[1])
+def test_ctrl_c_stops_the_server_and_leaves_nothing(runs, tmp_path: Path) -> None:
+    """While it starts, and when it is ready: one with normalised scores. A taken port and an open door are told."""
+    one, normalised = runs[USUAL], shutil.copytree(runs[USUAL].model, tmp_path / "normalised")
+    data = jsonl(tmp_path / "pairs.jsonl", PAIRS)
+    evaluate.normalise(evaluate.parse_arguments(["normalise", str(normalised), str(data)]))
+    starting, ready = Server(one.model, tmp_path / "1.log"), Server(normalised, tmp_path / "2.log")
+    command = ["sh", "infer_vllm.sh", one.model]
+    shown = run(*command, check=False, PORT=one.url.rsplit(":", 1)[1])
     assert shown.returncode == 1 and shown.stderr.count("\n") == 1 and "cannot be listened at: taken" in shown.stderr
     shown = run(*command, check=False, HOST="0.0.0.0", PORT=str(free_port()))
     assert shown.returncode == 1 and shown.stderr.startswith("error: HOST=0.0.0.0 lets other machines in; set VLLM_API")
-    while (tmp_path / "log").read_text().count("\n") < 3:
+    while starting.log.read_text().count("\n") < 3:
         time.sleep(0.2)
-    os.killpg(process.pid, signal.SIGINT)
-    assert process.wait(timeout=60) == 130
-    assert is_gone(process.pid)
+    os.killpg(starting.process.pid, signal.SIGINT)
+    assert starting.process.wait(timeout=60) == 130 and is_gone(starting.process.pid)
+    ready.wait()
+    conversations = [pair[side] for pair in PAIRS for side in ("chosen", "rejected")]
+    served = np.array(client.RewardClient(ready.url).score_many(conversations))
+    assert (served.mean(), served.std()) == pytest.approx((0, 1), abs=1e-3)
+    here = infer_transformers(str(normalised), conversations)
+    raw = np.array(one.in_training)
+    assert served == pytest.approx(here, abs=1e-4) and here == pytest.approx((raw - raw.mean()) / raw.std(), abs=1e-4)
+    os.killpg(ready.process.pid, signal.SIGINT)
+    assert ready.process.wait(timeout=60) == 130 and is_gone(ready.process.pid)
+    after = ready.log.read_text().split("Ready. ")[1]
+    assert "Traceback" not in after and "leaked" not in after, after
 
 
 def is_gone(group: int) -> bool:
