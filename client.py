@@ -521,9 +521,9 @@ def write_pairs(ranked_rows: Path, pairs_out: Path) -> None:
     with open(pairs_out, "w", encoding="utf-8") as file:
         for place, row in input_rows(ranked_rows):
             if len(set(row.get("scores", []))) > 1:
-                conversations = read_row(row, place).conversations
-                sides = {"chosen": row["order"][0], "rejected": row["order"][-1]}
-                file.write(as_line({side: conversations[number] for side, number in sides.items()}) + "\n")
+                both = [read_row(row, place).conversations[row["order"][end]] for end in (0, -1)]
+                tools = {"tools": row["tools"]} if row.get("tools") else {}
+                file.write(as_line(dict(zip(("chosen", "rejected"), both, strict=True)) | tools) + "\n")
                 pairs += 1
     print(f"{pairs:,} pairs of best and worst -> {pairs_out}")
 
@@ -541,7 +541,7 @@ def check(folder: Path, client: RewardClient, dtype: str | None = None) -> str:
     template = folder / "chat_template.jinja"
     if template.is_file() and contract["template"] != hashlib.sha256(template.read_bytes()).hexdigest():
         raise ServerError(f"{template} is not the template that the scores of {folder} were made with.")
-    if contract["pad_token_id"] != json.loads((folder / "config.json").read_text())["pad_token_id"]:
+    if contract["pad_token_id"] != json.loads((folder / "config.json").read_text()).get("pad_token_id"):
         raise ServerError(f"pad_token_id in {folder}/config.json was changed: Transformers looks for the end by it.")
     here, served, means, too_long = [], [], [], 0
     for one in contract["conversations"]:
@@ -559,7 +559,7 @@ def check(folder: Path, client: RewardClient, dtype: str | None = None) -> str:
         means.append(one["mean_score"])
     if not here:
         raise ServerError(f"none of {too_long} conversations has a score: see the log of the server.")
-    tolerance = TOLERANCE.get(dtype or "", TOLERANCE[contract["dtype"]])
+    tolerance = TOLERANCE.get(dtype or "", TOLERANCE.get(contract["dtype"], 0.1))
     worst = max(abs(a - b) for a, b in zip(here, served, strict=True))
     if worst > tolerance:
         raise ServerError(f"scores differ by up to {worst:.2g}: {broken_rule(here, served, means)}")
@@ -570,8 +570,8 @@ def check(folder: Path, client: RewardClient, dtype: str | None = None) -> str:
 def broken_rule(here: list[float], served: list[float], means: list[float] | None = None) -> str:
     """Why the scores of equal tokens differ; `means` are the scores that the mean of all tokens would have."""
 
-    def near(others: Iterable[float]) -> bool:
-        return max(abs(a - b) for a, b in zip(others, served, strict=True)) < 1e-2
+    def near(others: Iterable[float], within: float = 1e-2) -> bool:
+        return max(abs(a - b) for a, b in zip(others, served, strict=True)) < within
 
     if near(0.5 + math.tanh(value / 2) / 2 for value in here):
         return "the server applies a sigmoid; start it with use_activation false, as infer_vllm.sh does."
@@ -581,7 +581,7 @@ def broken_rule(here: list[float], served: list[float], means: list[float] | Non
         return "the server reads the first token, which all share; start it with pooling_type LAST."
     if means and near(means):
         return "the server reads the mean of all tokens; start it with pooling_type LAST, as infer_vllm.sh does."
-    if near(here) or max(abs(a - b) for a, b in zip(here, served, strict=True)) < TOLERANCE["bfloat16"]:
+    if near(here, TOLERANCE["bfloat16"]):
         return "as bfloat16 would make it: the server's dtype, or its weights, are rounded."
     if len(here) > 2 and statistics.correlation(here, served) > 0.9:
         return "they go together, so the weights that are served are a coarse rounding (quantised?) or a near relative."
@@ -634,6 +634,8 @@ def main(argv: list[str]) -> None:
             raise FileError(f"{args.input}: a .jsonl file is needed.")
         if args.output.exists() and args.output.samefile(args.input):
             raise FileError("--output is the --input; choose another.")
+        if command == "rank" and args.pairs_out and args.pairs_out.exists():
+            raise FileError(f"{args.pairs_out} exists already; choose another --pairs_out.")
         with open(args.input, "rb") as lines:
             total = sum(not line.isspace() for line in lines)
         output = look_at(args.output, input_rows(args.input))
