@@ -10,10 +10,10 @@ STAMP  := $(VENV)/installed-$(notdir $(REQUIREMENTS))
 DEMO_MODEL := models/SmolLM2-135M-Instruct
 MODEL  ?= $(DEMO_MODEL)
 
-.PHONY: help setup model demo check test lint types bench freeze notebook
+.PHONY: help setup model demo check check-gpu test lint types bench freeze notebook
 
 help:  ## what can be made
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## a virtual environment in .venv with everything pinned
 
@@ -58,6 +58,9 @@ notebook: setup model  ## open the walk-through in Jupyter, which is installed f
 
 bench: setup model  ## speed and memory against stock trl, about two hours; figures in save/benchmarks
 	sh benchmarks/run.sh
+
+check-gpu: setup  ## what only a CUDA GPU can show (the kernel, bf16, speed), as a table to paste; about 10 minutes
+	$(PY) -m benchmarks.check_gpu
 
 # torch and vllm, whose versions differ between the two files, are moved by hand (CONTRIBUTING.md).
 freeze:  ## write the versions that .venv has into both requirement files

@@ -56,20 +56,27 @@ RANDOM = {
 WORDS = "the of to and a in is it you that he was for on are with as his they at be this from have or".split()
 
 
+def now() -> float:
+    """Seconds, after a GPU has done all that it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 class StepTimes(TrainerCallback):
     """`seconds` from the first step's begin to the last step's end, data loading between the steps included, and
     `forward_backward`, the seconds of each step before the optimizer's turn."""
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.step_begin = time.perf_counter()
+        self.step_begin = now()
         if state.global_step == 0:
             self.begin, self.forward_backward = self.step_begin, []
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.forward_backward.append(time.perf_counter() - self.step_begin)
+        self.forward_backward.append(now() - self.step_begin)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.seconds = time.perf_counter() - self.begin
+        self.seconds = now() - self.begin
 
 
 def dialogues(number: int) -> list[dict]:
@@ -184,20 +191,21 @@ def gradients(trainer: RewardTrainer, batch: dict) -> torch.Tensor:
     """Flat gradients of one batch."""
     trainer.model.train()
     trainer.model.zero_grad()
-    with trainer.compute_loss_context_manager():
-        loss = trainer.compute_loss(trainer.model, trainer._prepare_inputs(batch))
+    with torch.autocast(trainer.args.device.type, torch.bfloat16, trainer.args.bf16):
+        loss = trainer.compute_loss(trainer.model, dict(batch))
     loss.backward()
     return torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None])
 
 
 def matmul_peak(size: int = 2048, rounds: int = 5) -> float:
-    """GFLOP/s of the best of some fp32 matrix products."""
-    a, b = torch.randn(size, size), torch.randn(size, size)
+    """GFLOP/s of the best of some matrix products, in the dtype of the training."""
+    device, dtype = ("cuda", torch.bfloat16) if bf16_is_fast() else ("cpu", torch.float32)
+    a, b = torch.randn(2, size, size, device=device, dtype=dtype).unbind()
     best = float("inf")
     for _ in range(rounds):
-        begin = time.perf_counter()
+        begin = now()
         a @ b
-        best = min(best, time.perf_counter() - begin)
+        best = min(best, now() - begin)
     return 2 * size**3 / best / 1e9
 
 

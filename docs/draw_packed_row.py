@@ -26,30 +26,36 @@ def visible(row: dict) -> torch.Tensor:
     return sequence_attention(zeros, zeros[index], values, *sequences, scale=1.0, window=None)[:, 0] > 0
 
 
-def draw() -> str:
-    row = pack([([0] * prefix, [[0] * chosen, [0] * rejected]) for prefix, chosen, rejected in LENGTHS])
+def draw_row(trees: list[list[tuple[str, int]]], title: str, colors: dict[str, str] = COLORS) -> str:
+    """A row of trees, each given as the names and tokens of its prefix and branches, and who sees whom in it."""
+    row = pack([([0] * tree[0][1], [[0] * length for _, length in tree[1:]]) for tree in trees])
     sees, positions = visible(row), row["position_ids"][0].tolist()
-    parts = [(name, length) for lengths in LENGTHS for name, length in zip(NAMES, lengths, strict=True)]
+    parts = [part for tree in trees for part in tree]
     kinds = [name for name, length in parts for _ in range(length)]
     ends = set(row["end_positions"].tolist())
     size = CELL * len(kinds)
-    shapes = [text(LEFT, 16, "one row: what a query (line) sees of the keys (columns)")]
+    shapes = [text(LEFT, 16, title)]
     shapes += [text(LEFT - 6, TOP - 8, "position", "end", size=11)]
     start = 0
     for name, length in parts:
         x, width = LEFT + CELL * start, CELL * length
-        shapes.append(rectangle(x, TOP - 21, width - 1, 18, COLORS[name]))
+        shapes.append(rectangle(x, TOP - 21, width - 1, 18, colors[name]))
         shapes.append(text(x + width / 2, TOP - 8, name, "middle", "white", size=11))
         start += length
     for query, kind in enumerate(kinds):
         y = TOP + CELL * query
         for key, key_kind in enumerate(kinds):
-            color = COLORS[key_kind] if sees[query, key] else "#f2f2f2"
+            color = colors[key_kind] if sees[query, key] else "#f2f2f2"
             shapes.append(rectangle(LEFT + CELL * key, y, CELL - 1, CELL - 1, color))
         shapes.append(text(LEFT - 6, y + 11, str(positions[query]), "end", size=11))
         if query in ends:
-            shapes.append(text(LEFT + size + 4, y + 11, "→ reward", color=COLORS[kind]))
+            shapes.append(text(LEFT + size + 4, y + 11, "→ reward", color=colors[kind]))
     return page(LEFT + size + 66, TOP + size + 8, shapes)
+
+
+def draw() -> str:
+    trees = [list(zip(NAMES, lengths, strict=True)) for lengths in LENGTHS]
+    return draw_row(trees, "one row: what a query (line) sees of the keys (columns)")
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ def statistics(prepared: Prepared) -> dict[str, Any]:
         "turns": {str(turns): int(count) for turns, count in enumerate(np.bincount(facts["turns"])) if count},
         "trivial_judges": trivial_judges(facts),
         "shared_prefix_saves": {str(size): saved(lengths, size) for size in BATCH_SIZES},
+        "trees_save": trees_save(facts, lengths),
     }
 
 
@@ -44,6 +45,15 @@ def saved(lengths: dict[str, np.ndarray], batch_size: int) -> float:
     batches = np.array_split(longest, max(1, len(pairs) // batch_size))
     padded = sum(2 * len(batch) * int(batch.max()) for batch in batches)
     return padded / max(1, int((prompt + chosen + rejected).sum()))
+
+
+def trees_save(facts: np.ndarray, lengths: dict[str, np.ndarray]) -> float:
+    """Positions of packed pairs over those of trees, where all pairs of a prompt meet in a batch."""
+    prompts = facts["prompt_hash"]
+    answers = np.concatenate([np.stack([prompts, facts[f"{side}_hash"], lengths[side]], axis=1) for side in SIDES])
+    each, once = np.unique(prompts, return_index=True)[1], np.unique(answers[:, :2], axis=0, return_index=True)[1]
+    packed = sum(int(values.sum(dtype=np.int64)) for values in lengths.values())
+    return packed / max(1, int(lengths["prompt"][each].sum(dtype=np.int64)) + int(answers[once, 2].sum()))
 
 
 def terminal(figures: dict[str, Any]) -> str:
@@ -69,6 +79,8 @@ def terminal(figures: dict[str, Any]) -> str:
         "shared-prefix training computes fewer positions than padding, by: "
         + ", ".join(f"{ratio:.1f}x at batch size {size}" for size, ratio in savings)
     ]
+    if figures["pairs"] + figures["eval_pairs"] > figures["prompts"]:
+        lines += [f"and with all pairs of a prompt in one batch, as a tree: {figures['trees_save']:.1f}x fewer again"]
     return "\n".join(lines)
 
 
@@ -151,7 +163,8 @@ def _judges_section(figures: dict[str, Any]) -> str:
 def _savings_section(figures: dict[str, Any]) -> str:
     rows = [[f"{size}", f"{ratio:.2f}"] for size, ratio in figures["shared_prefix_saves"].items()]
     text = "Positions that padded batches compute for each position of packed rows, in random order:"
-    return f"<p>{text}</p>" + page.table(["pairs a batch", "ratio"], rows)
+    trees = f"Those of packed pairs for each of trees, where all pairs of a prompt meet: {figures['trees_save']:.2f}"
+    return f"<p>{text}</p>" + page.table(["pairs a batch", "ratio"], rows) + f"<p>{trees}</p>"
 
 
 def _samples_section(prepared: Prepared) -> str:

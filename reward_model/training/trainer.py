@@ -31,6 +31,7 @@ class ExactRewardTrainer(RewardTrainer):
 
     _counted: tuple[float, list[int]] | None = None
     _evaluated: list[torch.Tensor]
+    _sampler: StepSampler | None = None
     _seconds_saving = 0.0
     _after_steps: list[int]  # positions computed here, when the last log was and after each step since
 
@@ -96,7 +97,7 @@ class ExactRewardTrainer(RewardTrainer):
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
-        if hasattr(self, "_sampler"):  # which accelerate does not tell in a resumed epoch on several ranks
+        if self._sampler:  # which accelerate does not tell in a resumed epoch on several ranks
             self._sampler.epoch = kwargs["epoch"]
         super()._run_epoch(*args, **kwargs)
 

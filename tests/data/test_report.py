@@ -100,8 +100,10 @@ def test_statistics(tmp_path: Path) -> None:
     packed = sum(2 + length + 2 for length in chosen) + 3  # one rejected answer is "maybe"
     padded = sum(2 * (2 + max(length, 2)) for length in chosen) + 2 * (5 - 3)
     assert figures["shared_prefix_saves"]["1"] == padded / packed
+    assert figures["trees_save"] == packed / (packed - 2 - 3), "one prompt and its chosen answer stand in two pairs"
     assert json.loads(json.dumps(figures)) == figures
     shown = terminal(figures)
     assert shown.startswith(f"10 rows -> {written} pairs, {held} held out for evaluation, 8 prompts\n")
+    assert "as a tree: 1.0x fewer again" in shown
     assert "the longer answer 0.89" in shown and "only 1 of 9 pairs have a margin" in shown
     assert f"<td class=number>{written}</td>" in html("pairs.jsonl", figures, prepared)

@@ -5,12 +5,13 @@ import random
 import pytest
 import torch
 from conftest import ROOT, demo_pairs, jsonl, tiny_config
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AddedToken, AutoModelForSequenceClassification
 
 import train as train_script
 from reward_model import InputError
 from reward_model.data.pair import common_prefix_length
-from reward_model.model.attention import install, sequence_attention
+from reward_model.model.attention import _varlen_attention, install, sequence_attention
 from reward_model.model.packing import pack
 from reward_model.model.tokenization import cut_tokens, encode_pairs, token_ids
 from reward_model.training.collator import PairCollator
@@ -204,7 +205,7 @@ def test_architecture_gives_equal_rewards_and_gradients(name: str) -> None:
 def test_architecture_falls_back_and_says_why(name: str) -> None:
     changes, said = PADDED[name]
     model = reward_model(name, changes).eval()
-    example = {"chosen_ids": tokens(9), "rejected_ids": tokens(7), "prefix_length": 0}
+    example = {"chosen_ids": tokens(9), "rejected_ids": tokens(7)}
     reason = install(model) or packing_differs(model, [example], pad_token_id=0, largest=1e-3)
     assert said in reason
     rewards = model(**padded_batch()).logits
@@ -222,7 +223,7 @@ def test_hidden_states_that_differ_stop_the_run() -> None:
     install(model)
     # A layer that lets every token see its neighbour, as a convolution does.
     model.model.layers[0].mlp.register_forward_hook(lambda module, args, output: output + output.roll(1, dims=1))
-    example = {"chosen_ids": [*tokens(9), 5, 6], "rejected_ids": [7, 8, 9], "prefix_length": 0}
+    example = {"chosen_ids": [*tokens(9), 5, 6], "rejected_ids": [7, 8, 9]}
     with pytest.raises(InputError, match="--shared_prefix False"):
         packing_differs(model, [example], pad_token_id=0, largest=1e-3)
 
@@ -266,14 +267,44 @@ def test_twenty_steps_of_training_equal_the_padded_path(name: str, base_model, t
 
 def test_collator_orders_rewards_like_trl() -> None:
     examples = [
-        {"chosen_ids": [1, 2, 3], "rejected_ids": [1, 2, 4, 5], "prefix_length": 2, "margin": 0.5},
-        {"chosen_ids": [6], "rejected_ids": [7, 8], "prefix_length": 0, "margin": 0.0},
+        {"chosen_ids": [1, 2, 3], "rejected_ids": [1, 2, 4, 5], "margin": 0.5},
+        {"chosen_ids": [6], "rejected_ids": [7, 8], "margin": 0.0},
     ]
     batch = PairCollator(pad_token_id=0)(examples)
     assert batch["input_ids"].tolist() == [[1, 2, 3, 4, 5, 6, 7, 8]]
     assert batch["end_positions"].tolist() == [2, 5, 4, 7]
     assert batch["margin"].tolist() == [0.5, 0.0]
     assert (batch["real_tokens"], batch["padded_positions"]) == (10, 16)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [64, 128])
+@pytest.mark.parametrize("window", [None, 16])
+def test_torchs_kernels_accept_our_call_on_cuda(dtype: torch.dtype, size: int, window: int | None) -> None:
+    """Fake CUDA tensors run the checks of varlen_attn and of FlashAttention, forward and backward. Autograd needs torch
+    built with CUDA, so the backward is called by itself (tests/model/test_preflight.py goes through it on the CPU)."""
+    row = pack(GROUPS)
+    lengths = row["max_length_q"], row["max_length_k"]
+    tokens_, keys = row["input_ids"].shape[1], len(row["key_index"])
+    shapes = [(tokens_, 8, size), (keys, 2, size), (keys, 2, size)]
+    with FakeTensorMode(), torch.no_grad():
+        states = [torch.empty(shape, dtype=dtype, device="cuda") for shape in shapes]
+        cuts = [torch.empty(len(row["cu_seq_lens_q"]), dtype=torch.int32, device="cuda") for _ in range(2)]
+        output = _varlen_attention(*states, *cuts, *lengths, scale=0.125, window=window)
+        assert (output.shape, output.dtype, output.device.type) == (states[0].shape, dtype, "cuda")
+        sides = -1 if window is None else window - 1, 0
+        asked = {"scale": 0.125, "window_size_left": sides[0], "window_size_right": sides[1]}
+        kernels = torch.ops.aten
+        _, lse, state, *_ = kernels._flash_attention_forward(
+            *states, *cuts, *lengths, 0.0, window is None, False, **asked
+        )
+        saved = output, *states, output, lse, *cuts, *lengths
+        by_hand = kernels._flash_attention_backward(
+            *saved, 0.0, window is None, state, torch.empty(0, device="cuda"), **asked
+        )
+        by_torch = torch.ops.torch_attn._varlen_attn_backward(*saved, window is None, state, 0.125, list(sides))
+    for gradients in (by_hand, by_torch):
+        assert [(part.shape, part.dtype) for part in gradients] == [(shape, dtype) for shape in shapes]
 
 
 def test_saved_config_knows_nothing_of_packing(tmp_path) -> None:

@@ -16,6 +16,7 @@ from datasets import Dataset
 from safetensors.torch import load_file
 
 import train as train_script
+from reward_model.model.packing import positions
 from reward_model.training.collator import PairCollator, trees
 from reward_model.training.sampler import StepSampler
 
@@ -23,13 +24,14 @@ WORDS = [message["content"] for pair in demo_pairs()[:40] for message in pair["c
 
 
 def lists(answers: list[int], seed: int = 0) -> list[dict]:
-    """All pairs of prompts with so many answers each; with 5 or more answers, two of them say the same."""
+    """All pairs of prompts with so many answers each; where they are 5, two of them say the same."""
     generator = random.Random(seed)
     rows = []
     for k in answers:
         question = " ".join(generator.sample(WORDS, 2))
-        texts = [generator.choice(WORDS) * generator.randrange(1, 3) + str(n if n < 4 else n - 2) for n in range(k)]
-        texts[2:3] = texts[-1:] if k > 4 else texts[2:3]
+        texts = [generator.choice(WORDS) * generator.randrange(1, 3) + str(n) for n in range(k)]
+        if k == 5:
+            texts[2] = texts[4]
         rows += [
             {"chosen": conversation(question, a), "rejected": conversation(question, b), "margin": 0.1 * len(rows)}
             for a, b in combinations(texts, 2)
@@ -52,7 +54,7 @@ RUNS = {
     "unequal k, LoRA": (UNEQUAL, "8 --use_peft --lora_r 4"),
     "margins, checkpointing": (UNEQUAL, "8 --gradient_checkpointing True"),
     "accumulation": (UNEQUAL, "4 --gradient_accumulation_steps 3"),
-    "passes by tokens": (UNEQUAL, "8 --gradient_accumulation_steps 2 --max_tokens_per_micro_batch 500"),
+    "passes by tokens": (UNEQUAL, "8 --gradient_accumulation_steps 2 --eval_size 9 --max_tokens_per_micro_batch 500"),
 }
 
 
@@ -70,13 +72,18 @@ def logged(name: str, base_model: Path, folder: Path, shared_prefix: bool) -> di
     words = [*map(str, paths), *STEPS.split(), *more.split(), "--shared_prefix", str(shared_prefix)]
     trainer = train_script.main(words)
     logs = [log for log in trainer.state.log_history if "grad_norm" in log]
-    return {key: [log[key] for log in logs] for key in ("loss", "grad_norm", "positions_saved")}
+    found = {key: [log[key] for log in logs] for key in ("loss", "grad_norm", "positions_saved")}
+    found["loss"] += [log["eval_loss"] for log in trainer.state.log_history if "eval_loss" in log]
+    return found
 
 
-@pytest.mark.parametrize("name", RUNS)
+QUICK = "k = 4", "passes by tokens"
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.slow]) for n in RUNS])
 def test_trees_equal_padded_pairs_over_twenty_steps(name: str, base_model: Path, tmp_path: Path) -> None:
     padded, packed = (logged(name, base_model, tmp_path, shared_prefix) for shared_prefix in (False, True))
-    assert len(packed["loss"]) == 20
+    assert len(packed["loss"]) == (26 if "passes" in name else 20)
     assert packed["loss"] == pytest.approx(padded["loss"], abs=1e-5)
     assert packed["grad_norm"] == pytest.approx(padded["grad_norm"], rel=1e-4)
     assert max(padded["positions_saved"]) == 0 and min(packed["positions_saved"]) > 0.2
@@ -189,6 +196,20 @@ def test_weights_after_every_step_are_those_of_the_random_order(base_model: Path
     for random_, balanced in zip(*weights, strict=True):
         for name, tensor in random_.items():
             torch.testing.assert_close(balanced[name], tensor, atol=1e-6, rtol=0)
+
+
+def test_ranked_lists_become_trees_by_themselves(base_model: Path, tmp_path: Path) -> None:
+    """Four ranks, two of them equal: five pairs of each prompt, and a step that computes its four answers once."""
+    answers = [{"answer": f"{WORDS[n]} {n}", "rank": rank} for n, rank in enumerate((1, 2, 2, 3))]
+    source = jsonl(tmp_path / "ranked.jsonl", [{"prompt": f"{n} {WORDS[9]}", "answers": answers} for n in range(4)])
+    pairs = tmp_path / "pairs.jsonl"
+    run(sys.executable, "prepare_data.py", source, "--pairing", "all", "--output", pairs)
+    paths = ["--model_name_or_path", base_model, "--dataset_name", pairs, "--output_dir", tmp_path / "out"]
+    trainer = train_script.main([*map(str, paths), *STEPS.split(), "10", "--max_steps", "2"])
+    assert len(trainer.train_dataset) == 20
+    groups = trees(list(trainer.train_dataset))[0]
+    assert [len(branches) for _, branches in groups] == [4] * 4
+    assert trainer._counts()[2] == sum(map(positions, groups))
 
 
 TWO_RANKS = {
