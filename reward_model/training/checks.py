@@ -294,9 +294,8 @@ def check_tokens(tokenized: dict[str, Dataset], model: PreTrainedModel, tell: bo
     limit, vocabulary = getattr(config, "max_position_embeddings", None), config.vocab_size
     for name, pairs in tokenized.items():
         if limit and (longest := max(pairs["length"][:], default=0)) > limit:
-            raise InputError(
-                f"The longest of the {name} pairs has {longest} tokens, the model takes {limit}: --max_length {limit}"
-            )
+            cure = f"--max_length {limit}" if name in ("training", "held_out") else "take it out of the file"
+            raise InputError(f"The longest of the {name} pairs has {longest} tokens, the model takes {limit}: {cure}")
         for side in ("chosen_ids", "rejected_ids"):
             column = pairs.with_format("arrow")[:][side].combine_chunks().flatten()
             if len(column) and (largest := pyarrow.compute.max(column).as_py()) >= vocabulary:
