@@ -6,7 +6,7 @@ from typing import Any
 
 from reward_model import RowError
 from reward_model.data.fields import Row
-from reward_model.data.messages import TRANSCRIPT, transcript_messages
+from reward_model.data.messages import prompt_messages
 from reward_model.data.pair import SIDES, Pair
 
 # Fields that are likely to be part of a conversation.
@@ -32,21 +32,21 @@ def unused_parts(row: Row, pair: Pair) -> list[str]:
     names = PARTS.intersection(row)
     if not names:
         return []
-    messages = (message for side in SIDES for message in pair[side] if isinstance(message, dict))
-    said = [content for message in messages if isinstance(content := message.get("content"), str)]
-    return sorted(name for name in names if not all(_is_said(text, said) for text in _texts(row[name])))
+    said = [message.get("content") for side in SIDES for message in pair[side] if isinstance(message, dict)]
+    wholes = [*said, *(pair[side] for side in SIDES)]
+    left = [name for name in names if row[name] not in wholes]  # most are a message or a side, and that is seen fast
+    texts = [text for text in said if isinstance(text, str)] if left else []
+    return sorted(name for name in left if not all(_is_said(text, texts) for text in _texts(row[name])))
 
 
 def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str) and TRANSCRIPT.match(value):
-        yield from (message["content"] for message in transcript_messages(value))
-    elif isinstance(value, str) and value.startswith('["'):  # a list in a CSV file or a text column
+    if isinstance(value, str) and value.startswith('["'):  # a list in a CSV file or a text column
         try:
             yield from _texts(json.loads(value))
         except ValueError:
             yield value
     elif isinstance(value, str):
-        yield value
+        yield from (message["content"] for message in prompt_messages(value))
     elif isinstance(value, list):
         for part in value:
             yield from _texts(part)

@@ -84,6 +84,7 @@ READ: list[tuple[str, dict, dict]] = [
     ("AlpacaFarm", {"instruction": "Name a fruit.", "input": "Red.", "output_1": YES, "output_2": NO, "preference": 1.0}, pair(["u: Name a fruit.\nRed."], YES, NO)),
     ("HelpSteer3", {"domain": "general", "context": USER, "response1": YES, "response2": NO, "overall_preference": -2}, PAIR | {"subset": "general"}),
     ("HelpSteer2 preference", {"prompt": ASK, "response_1": NO, "response_2": YES, "preference_strength": 3}, PAIR),
+    ("HelpSteer2 preference, more turns", {"prompt": f"Hi.\n<extra_id_1>Assistant\nHello!\n<extra_id_1>User\n{ASK}", "response_1": NO, "response_2": YES, "preference_strength": 1}, LONGER),
     ("SHP", {"history": ASK, "human_ref_A": NO, "human_ref_B": YES, "labels": 0, "score_A": 3, "score_B": 9}, PAIR),
     ("WebGPT comparisons", {"question": {"dataset": "eli5", "id": "z", "full_text": ASK}, "answer_0": NO, "answer_1": YES, "score_0": -0.5, "score_1": 0.5}, PAIR),
     ("summarize-from-feedback", {"info": {"subreddit": "tea", "title": "Cold", "post": "My tea is cold."}, "summaries": [{"text": " Bad."}, {"text": " Cold tea."}], "choice": 1}, pair(["u: SUBREDDIT: r/tea\n\nTITLE: Cold\n\nPOST: My tea is cold.\n\nTL;DR:"], "Cold tea.", "Bad.")),

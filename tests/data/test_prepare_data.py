@@ -390,7 +390,7 @@ def test_stopped_run_leaves_nothing_under_the_final_name(how: signal.Signals, tm
     source.write_text("".join(line.replace("%d", str(number)) + "\n" for number in range(200_000)))
     command = [sys.executable, str(ROOT / "prepare_data.py"), str(source), "--output", str(tmp_path / "pairs.jsonl")]
     process = subprocess.Popen([*command, "--num_proc", "2"], stderr=subprocess.PIPE, text=True, start_new_session=True)
-    while not list(tmp_path.glob(".preparing-*/0")):
+    while not any(file.stat().st_size for file in tmp_path.glob(".preparing-*/0")):
         time.sleep(0.02)
         assert process.poll() is None
     os.killpg(process.pid, how)  # as Ctrl-C does: all of its processes
