@@ -14,6 +14,7 @@ PARTS = frozenset(
     "system system_prompt system_message history context input instruction question query prompt messages conversation "
     "conversations dialog dialogue trajectory previous_turns passage document initial_reason_steps".split()
 )
+DEEPEST = 8  # levels of lists and objects
 # Keys of an object under which its text stands; the rest of it is about the text.
 TEXTS = ("content", "value", "text", "full_text", "input", "output")
 
@@ -30,7 +31,7 @@ class UnusedField(RowError):
 def unused_parts(row: Row, pair: Pair) -> list[str]:
     """Fields of PARTS whose text stands nowhere in the pair, as a message or as whole lines of one."""
     names = PARTS.intersection(row)
-    if not names:
+    if not names or not all(isinstance(pair[side], list) for side in SIDES):
         return []
     said = [message.get("content") for side in SIDES for message in pair[side] if isinstance(message, dict)]
     wholes = [*said, *(pair[side] for side in SIDES)]
@@ -39,7 +40,10 @@ def unused_parts(row: Row, pair: Pair) -> list[str]:
     return sorted(name for name in left if not all(_is_said(text, texts) for text in _texts(row[name])))
 
 
-def _texts(value: Any) -> Iterator[str]:
+def _texts(value: Any, depth: int = 0) -> Iterator[str]:
+    if depth > DEEPEST:
+        yield "something nested deeper than any conversation"
+        return
     if isinstance(value, str) and value.startswith('["'):  # a list in a CSV file or a text column
         try:
             yield from _texts(json.loads(value))
@@ -49,10 +53,10 @@ def _texts(value: Any) -> Iterator[str]:
         yield from (message["content"] for message in prompt_messages(value))
     elif isinstance(value, list):
         for part in value:
-            yield from _texts(part)
+            yield from _texts(part, depth + 1)
     elif isinstance(value, dict) and value.get("from") != "function_call":
         for part in [value[name] for name in TEXTS if name in value] or value.values():
-            yield from _texts(part)
+            yield from _texts(part, depth + 1)
 
 
 def _is_said(text: str, said: list[str]) -> bool:

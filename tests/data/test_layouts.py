@@ -108,6 +108,11 @@ def test_layout_is_read_whole(row: dict, expected: dict) -> None:
     assert pairs_in([row]) == [expected]
 
 
+def test_a_later_row_that_would_lose_something_is_no_pair() -> None:
+    *pairs, lost = pairs_in([*[TALKS] * 100, TALKS | {"context": "Say it in French."}])
+    assert pairs == [PAIR] * 100 and isinstance(lost, RowError) and lost.reason == "unused field"
+
+
 def test_ties_and_margins_of_numbers() -> None:
     rows = [{"prompt": "?", "response1": "a", "response2": "b", "overall_preference": value} for value in (0, -1, 3)]
     tie, first, second = pairs_in(rows, Options(margin_from_gap=True))

@@ -63,6 +63,7 @@ MALFORMED = [
     ("messages", MESSAGES | {"rejected": None}, "missing field", "no 'rejected'"),
     ("messages", MESSAGES | {"chosen": []}, "empty", "chosen is empty"),
     ("messages", MESSAGES | {"chosen": "Because."}, "not messages", "chosen is a str"),
+    ("messages", MESSAGES | {"chosen": 7, "system": "Be kind."}, "not messages", "chosen is a int"),
     ("messages", MESSAGES | {"chosen": 7}, "not messages", "chosen is a int"),
     ("messages", MESSAGES | {"rejected": ["No idea."]}, "not messages", "rejected, message 1 is not"),
     ("messages", MESSAGES | {"chosen": [{"content": "Why?"}]}, "not messages", "chosen, message 1 is not"),
@@ -137,6 +138,8 @@ MALFORMED = [
     ),
     ("scored", {"prompt": "Why?", "responses": ["a", "b"], "scores": [1]}, "missing field", "2 answers, but 1 scores"),
     ("scored", {"prompt": "Why?", "responses": ["a", "b"], "scores": [1, "N/A"]}, "score", "'N/A' is no number"),
+    ("scored", {"prompt": "Why?", "responses": ["a", "b"], "scores": [1, float("nan")]}, "score", "'nan' is no number"),
+    ("scored", {"prompt": "Why?", "responses": ["a", "b"], "scores": [1, 10**400]}, "score", "is no number"),
     ("scored", {"prompt": "Why?", "responses": ["a", "b"], "scores": [2, 2]}, "tie", "no two answers differ"),
     ("lists", {"prompt": "Why?", "chosen": ["a"], "rejected": []}, "empty", "at least one answer"),
 ]
