@@ -44,6 +44,7 @@ MODEL = "base_reward"
 TIMEOUT = 60.0  # seconds for one whole answer of a server
 RETRIES = 4  # after a connection error, 429 or 5xx: at once, then after about 1, 2 and 4 seconds
 CONCURRENCY = 64
+CONNECT = 10.0  # seconds for a connection
 IDLE = 3.0  # seconds after which a kept connection is opened anew: vLLM closes it after 5
 # Largest difference of scores that rounding explains, by the dtype served. In fp32 it is about 1e-5, but on a CPU with
 # AVX-512 vLLM was 2e-4 off for a model of 30 layers, where Transformers stayed within 2e-5 of fp64.
@@ -93,32 +94,51 @@ class Server:
             connection, used = self.connect(*self.address), 0.0
         if time.monotonic() - used > IDLE:
             connection.close()
-        connection.timeout = timeout
+        watch(os.getpid())
         try:
             if connection.sock is None:
-                connection.connect()
-            # A socket's timeout is one for each of its bytes. So that it is one for the answer, hang up.
-            timer = threading.Timer(max(deadline - time.monotonic(), 0), hang_up, [connection.sock])
-            timer.daemon = True
-            timer.start()
+                connection.timeout = min(timeout, CONNECT)
+                try:
+                    connection.connect()
+                except TimeoutError:
+                    raise ConnectionError("no connection in time") from None
+            connection.sock.settimeout(timeout)
+            # A socket's timeout is one for each of its bytes; so that it is one for the answer, see watch.
+            number = next(NUMBERS)
+            WATCHED[number] = connection.sock, deadline
             try:
                 connection.request("POST" if body else "GET", self.path + path, body, headers)
                 response = connection.getresponse()
                 answer = response.status, response.read()
             finally:
-                timer.cancel()
+                del WATCHED[number]
             if time.monotonic() >= deadline:  # half an answer without a length looks like a whole one
                 raise TimeoutError
         except (OSError, http.client.HTTPException) as error:
             connection.close()
-            raise TimeoutError if time.monotonic() >= deadline else error from None
+            late = time.monotonic() >= deadline and not isinstance(error, ConnectionError)
+            raise TimeoutError if late else error from None
         self.idle.append((connection, time.monotonic()))
         return answer
 
 
-def hang_up(sock: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        sock.shutdown(socket.SHUT_RDWR)
+NUMBERS = count()
+WATCHED: dict[int, tuple[socket.socket, float]] = {}  # sockets that wait for an answer, and until when
+
+
+@cache
+def watch(process: int) -> None:
+    """Hang up when the time of a request is over, in a thread that each process has once."""
+
+    def hang_up() -> None:
+        while True:
+            time.sleep(0.05)
+            for sock, deadline in WATCHED.copy().values():
+                if time.monotonic() >= deadline:
+                    with contextlib.suppress(OSError):
+                        sock.shutdown(socket.SHUT_RDWR)
+
+    threading.Thread(target=hang_up, daemon=True).start()
 
 
 class RewardClient:
@@ -138,12 +158,12 @@ class RewardClient:
         self.servers = [Server(url) for url in ([base_urls] if isinstance(base_urls, str) else base_urls)]
         self.model, self.timeout, self.retries, self.concurrency = model, timeout, retries, concurrency
         self.lock = threading.Lock()
-        self.asked_last: dict[str, Server] = {}
+        self.asked_last: dict[int, Server] = {}
 
     def score(self, messages: Messages, tools: Any = None, **options: Any) -> float:
         """The score of a conversation that ends with an answer of an assistant who had `tools`."""
         body = self._body(messages, tools) | (options or {"use_activation": False})
-        return self._value(*self._ask("/pooling", body, str(messages[:-1])))
+        return self._value(*self._ask("/pooling", body, hash(str(messages[:-1]))))
 
     def score_many(self, conversations: Iterable[Messages], tools: Iterable[Any] | None = None) -> list[float]:
         """Scores in the order given; `tools` has for each conversation those that the assistant had, or None."""
@@ -202,7 +222,7 @@ class RewardClient:
         # The field for what a chat template is given besides messages.
         return body | {"chat_template_kwargs": {"tools": tools}} if tools else body
 
-    def _ask(self, path: str, body: dict[str, Any], prompt: str = "") -> tuple[str, bytes]:
+    def _ask(self, path: str, body: dict[str, Any], prompt: int = 0) -> tuple[str, bytes]:
         """URL and text of an answer with status 200, whichever server gave it."""
         content = json.dumps(body).encode()
         for attempt in count():
@@ -211,6 +231,7 @@ class RewardClient:
             try:
                 status, text = server.request(path, content, self.timeout)
                 if status == 200:
+                    server.down = False
                     return url, text
                 # Of one conversation; of the key, the name of the model or the address: no other would fare better.
                 kind = Refused if status in (400, 413, 422, 429) or status >= 500 else ServerError
@@ -220,7 +241,10 @@ class RewardClient:
                 if status >= 500:
                     self._take_out(server, f"answered {status}")
             except TimeoutError:
-                raise Refused(f"{url} gave no answer within {self.timeout:g} s; allow it more: --timeout") from None
+                self._take_out(server, "does not answer in time")
+                failure = Refused(f"{url} gave no answer within {self.timeout:g} s; allow it more: --timeout")
+                if all(server.down for server in self.servers):  # asking the same one again makes it no faster
+                    raise failure from None
             except (OSError, http.client.HTTPException) as error:
                 self._take_out(server, f"does not answer ({error or type(error).__name__})")
                 failure = ServerError(f"No server answers at {server.url}; start one: sh infer_vllm.sh MODEL_DIR")
@@ -233,7 +257,7 @@ class RewardClient:
                 time.sleep(random.uniform(0.75, 1.25) * min(2 ** (attempt - 1), 30))
         raise AssertionError
 
-    def _choose(self, prompt: str) -> Server:
+    def _choose(self, prompt: int) -> Server:
         """The server that had this prompt last, whose cache may hold it, or else the one with the least to do."""
         for server in self.servers if len(self.servers) > 1 else []:
             if server.down and time.monotonic() >= server.look_again:
@@ -497,9 +521,9 @@ def write_pairs(ranked_rows: Path, pairs_out: Path) -> None:
     with open(pairs_out, "w", encoding="utf-8") as file:
         for place, row in input_rows(ranked_rows):
             if len(set(row.get("scores", []))) > 1:
-                conversations = read_row(row, place).conversations
-                sides = {"chosen": row["order"][0], "rejected": row["order"][-1]}
-                file.write(as_line({side: conversations[number] for side, number in sides.items()}) + "\n")
+                both = [read_row(row, place).conversations[row["order"][end]] for end in (0, -1)]
+                tools = {"tools": row["tools"]} if row.get("tools") else {}
+                file.write(as_line(dict(zip(("chosen", "rejected"), both, strict=True)) | tools) + "\n")
                 pairs += 1
     print(f"{pairs:,} pairs of best and worst -> {pairs_out}")
 
@@ -517,21 +541,25 @@ def check(folder: Path, client: RewardClient, dtype: str | None = None) -> str:
     template = folder / "chat_template.jinja"
     if template.is_file() and contract["template"] != hashlib.sha256(template.read_bytes()).hexdigest():
         raise ServerError(f"{template} is not the template that the scores of {folder} were made with.")
-    if contract["pad_token_id"] != json.loads((folder / "config.json").read_text())["pad_token_id"]:
+    if contract["pad_token_id"] != json.loads((folder / "config.json").read_text()).get("pad_token_id"):
         raise ServerError(f"pad_token_id in {folder}/config.json was changed: Transformers looks for the end by it.")
     here, served, means, too_long = [], [], [], 0
     for one in contract["conversations"]:
-        received = client.tokens(one["messages"], one["tools"])
-        if received and hashlib.sha256(json.dumps(received[0]).encode()).hexdigest() != one["tokens"]:
-            raise ServerError(f"{difference(one['text'], received[1])}")
         try:
             served.append(client.score(one["messages"], one["tools"], encoding_format="float"))
-        except Refused:
+        except Refused as error:
+            if "answered 400" not in str(error):
+                raise
             too_long += 1
             continue
+        received = client.tokens(one["messages"], one["tools"])
+        if received and hashlib.sha256(json.dumps(received[0]).encode()).hexdigest() != one["tokens"]:
+            raise ServerError(difference(one["text"], received[1]))
         here.append(one["score"])
         means.append(one["mean_score"])
-    tolerance = TOLERANCE.get(dtype or "", TOLERANCE[contract["dtype"]])
+    if not here:
+        raise ServerError(f"none of {too_long} conversations has a score: see the log of the server.")
+    tolerance = TOLERANCE.get(dtype or "", TOLERANCE.get(contract["dtype"], 0.1))
     worst = max(abs(a - b) for a, b in zip(here, served, strict=True))
     if worst > tolerance:
         raise ServerError(f"scores differ by up to {worst:.2g}: {broken_rule(here, served, means)}")
@@ -542,8 +570,8 @@ def check(folder: Path, client: RewardClient, dtype: str | None = None) -> str:
 def broken_rule(here: list[float], served: list[float], means: list[float] | None = None) -> str:
     """Why the scores of equal tokens differ; `means` are the scores that the mean of all tokens would have."""
 
-    def near(others: Iterable[float]) -> bool:
-        return max(abs(a - b) for a, b in zip(others, served, strict=True)) < 1e-2
+    def near(others: Iterable[float], within: float = 1e-2) -> bool:
+        return max(abs(a - b) for a, b in zip(others, served, strict=True)) < within
 
     if near(0.5 + math.tanh(value / 2) / 2 for value in here):
         return "the server applies a sigmoid; start it with use_activation false, as infer_vllm.sh does."
@@ -553,7 +581,7 @@ def broken_rule(here: list[float], served: list[float], means: list[float] | Non
         return "the server reads the first token, which all share; start it with pooling_type LAST."
     if means and near(means):
         return "the server reads the mean of all tokens; start it with pooling_type LAST, as infer_vllm.sh does."
-    if near(here) or max(abs(a - b) for a, b in zip(here, served, strict=True)) < TOLERANCE["bfloat16"]:
+    if near(here, TOLERANCE["bfloat16"]):
         return "as bfloat16 would make it: the server's dtype, or its weights, are rounded."
     if len(here) > 2 and statistics.correlation(here, served) > 0.9:
         return "they go together, so the weights that are served are a coarse rounding (quantised?) or a near relative."
@@ -606,6 +634,8 @@ def main(argv: list[str]) -> None:
             raise FileError(f"{args.input}: a .jsonl file is needed.")
         if args.output.exists() and args.output.samefile(args.input):
             raise FileError("--output is the --input; choose another.")
+        if command == "rank" and args.pairs_out and args.pairs_out.exists():
+            raise FileError(f"{args.pairs_out} exists already; choose another --pairs_out.")
         with open(args.input, "rb") as lines:
             total = sum(not line.isspace() for line in lines)
         output = look_at(args.output, input_rows(args.input))

@@ -136,11 +136,32 @@ def contract(args: argparse.Namespace) -> None:
     print(f"-> {args.model}/{FILE}")
 
 
+def normalise(args: argparse.Namespace) -> None:
+    """Let the scores of a model have mean 0 and deviation 1 on reference data, wherever they are asked for."""
+    import numpy as np
+
+    from reward_model.evaluation.items import load_items
+    from reward_model.model.contract import NORMALISATION, write_contract
+    from reward_model.scoring.local import load_reward_model, score
+
+    items, file = load_items(args.data), Path(args.model, NORMALISATION)
+    model, tokenizer = load_reward_model(args.model, "float32")
+    model.normalisation = 0.0, 1.0
+    groups = score(model, tokenizer, [item.conversations for item in items], tools=[item.tools for item in items])
+    values = [value for group in groups for value in group]
+    mean, sigma = model.normalisation = float(np.mean(values)), float(np.std(values))
+    if not 0 < sigma < np.inf:
+        raise InputError(f"the scores of {len(values)} conversations have the deviation {sigma}; give more data.")
+    file.write_text(json.dumps({"logit_mean": mean, "logit_sigma": sigma}) + "\n", encoding="utf-8")
+    write_contract(model, tokenizer, Path(args.model))
+    print(f"{len(values)} scores had mean {mean:.4f} and deviation {sigma:.4f} -> {file} (remove it to undo that)")
+
+
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", description="evaluate.py COMMAND --help")
     sub = {}
-    for run in (accuracy, compare, parity, contract):
+    for run in (accuracy, compare, parity, contract, normalise):
         sub[run.__name__] = commands.add_parser(run.__name__, help=run.__doc__, description=run.__doc__)
         sub[run.__name__].set_defaults(run=run)
     for one in (sub["accuracy"], sub["parity"]):
@@ -161,9 +182,9 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     one.add_argument("--show", type=at_least_one, default=20, help="items on which they disagree")
     one.add_argument("--output", type=Path, help="a .json file for figures and all disagreements")
     sub["contract"].add_argument("model")
-    one = sub["parity"]
-    one.add_argument("model")
-    one.add_argument("data", nargs="+", metavar="DATA")
+    for one in (sub["parity"], sub["normalise"]):
+        one.add_argument("model")
+        one.add_argument("data", nargs="+", metavar="DATA")
     named = argv[:1] and argv[0] in (*sub, "-h", "--help")
     args = parser.parse_args(argv if named else ["accuracy", *argv])
     if args.run is accuracy and bool(args.model) == bool(args.url):

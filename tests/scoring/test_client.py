@@ -283,6 +283,13 @@ def test_a_server_that_dies_is_taken_out_and_in_again(tmp_path: Path) -> None:
     second.die()
 
 
+def test_what_one_server_does_not_answer_in_time_another_does() -> None:
+    with Local(delay=5) as hung, Local() as other:
+        asked = client.RewardClient([hung.url, other.url], "fine", timeout=0.3, concurrency=4)
+        conversations = [conversation(f"Q{n}", "a" * n) for n in range(1, 100)]
+        assert asked.score_many(conversations) == list(range(1, 100))
+
+
 def test_poison_and_a_stop_lose_nothing(tmp_path: Path) -> None:
     """A row that always gives 503 is one with an error; Ctrl-C is one line, and the same command goes on."""
     rows = [{"messages": conversation("Hi?", "breaks" if number == 3 else "a" * number)} for number in range(1, 200)]

@@ -1,21 +1,28 @@
 """The score contract: a server whose scores are not those that the model was saved with is named, and stopped."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from conftest import CHATML, ENDS_WITH_EOS, run
+from conftest import CHATML, ENDS_WITH_EOS, PAIRS, ROOT, VARIANTS, Server, free_port, jsonl, run
 from safetensors.torch import load_file, save_file
 
 import client
 import evaluate
+from infer_transformers import infer_transformers
 from reward_model.model.contract import FILE
 
 MEAN = '{"pooling_type": "MEAN", "use_activation": false}'
+USUAL, ENDS = list(VARIANTS)[:2]
 SIGMOID = '{"pooling_type": "LAST", "use_activation": true}'
 
 
@@ -56,36 +63,36 @@ def noise(name: str, tensor: torch.Tensor) -> torch.Tensor:
     return moved if "_proj" in name else tensor
 
 
-# What was changed in the folder after which the contract was written, so that the server has, in comparison, the fault.
+WITHOUT_LAST_EOS = ENDS_WITH_EOS.replace("+ eos_token }}", "}}{% if not loop.last %}{{ eos_token }}{% endif %}")
+SYSTEM = "{{ '<|im_start|>system\nBe kind.<|im_end|>\n' }}"
+# Whose server, what is changed in a copy of its folder before that writes its contract, and what is said of the server.
 FAULTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
-    "appended token": ("pad is eos, template ends with eos", template(ENDS_WITH_EOS.replace("+ eos_token ", "")), ""),
-    "system message": ("usual template", template("{{ '<|im_start|>system\nBe kind.<|im_end|>\n' }}" + CHATML), ""),
-    "other template": ("usual template", template(CHATML.replace("<|im_start|>", "<|im_start|> ")), ""),
-    "weights in bf16": ("usual template", change_weights(lambda _, tensor: tensor.bfloat16().float()), ""),
-    "weights in 8 bits": ("usual template", change_weights(in_steps), ""),
-    "another checkpoint": ("usual template", change_weights(lambda _, tensor: tensor.roll(1, 0)), ""),
-    "another adapter": ("LoRA, merged", change_weights(noise), ""),
-    "another tokenizer": ("usual template", another_tokenizer, ""),
-}
-SAID = {
-    "appended token": r"the server renders with another chat template|appends",
-    "system message": r"leaves out '<\|im_start\|>system\\nBe kind",
-    "other template": "renders with another chat template: at character 13",
-    "weights in bf16": "as bfloat16 would make it",
-    "weights in 8 bits": "a coarse rounding|as bfloat16",
-    "another checkpoint": "other weights",
-    "another adapter": "other weights|near relative",
-    "another tokenizer": "the same text has other tokens",
+    "appended token": (ENDS, template(WITHOUT_LAST_EOS), "the server appends '<.im_end.>' to the conversation"),
+    "system message": (USUAL, template(SYSTEM + CHATML), r"the server leaves out '<.im_start.>system\\nBe kind"),
+    "other template": (
+        USUAL,
+        template(CHATML.replace("start|>", "start|> ")),
+        "chat template: at character 13",
+    ),
+    "weights in bf16": (
+        USUAL,
+        change_weights(lambda _, it: it.bfloat16().float()),
+        "as bfloat16 would make it",
+    ),
+    "weights in 8 bits": (USUAL, change_weights(in_steps), "a coarse rounding"),
+    "other checkpoint": (USUAL, change_weights(lambda _, weight: weight.roll(1, 0)), "same tokens but other weights"),
+    "other adapter": ("LoRA, merged", change_weights(noise), "same tokens but other weights"),
+    "other tokenizer": (USUAL, another_tokenizer, "the same text has other tokens"),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_faults_against_the_server(runs, fault: str, tmp_path: Path) -> None:
-    name, change, _ = FAULTS[fault]
+    name, change, said = FAULTS[fault]
     folder = shutil.copytree(runs[name].model, tmp_path / "changed")
     change(folder)
     evaluate.contract(evaluate.parse_arguments(["contract", str(folder)]))
-    with pytest.raises(client.ServerError, match=SAID[fault]) as error:
+    with pytest.raises(client.ServerError, match=said) as error:
         client.check(folder, client.RewardClient(runs[name].url))
     print(f"{fault}: {error.value}")
 
@@ -103,7 +110,7 @@ def test_a_clean_server_passes(runs) -> None:
 
 def test_what_was_changed_in_the_folder_is_told(runs, tmp_path: Path) -> None:
     """Without tokens or scores: a template, the pad token (eos again, where Transformers looks for the end)."""
-    one = runs["pad is eos, template ends with eos"]
+    one = runs[ENDS]
     asked = client.RewardClient(one.url)
     folder = shutil.copytree(one.model, tmp_path / "changed")
     config = json.loads((folder / "config.json").read_text())
@@ -118,6 +125,87 @@ def test_what_was_changed_in_the_folder_is_told(runs, tmp_path: Path) -> None:
     assert "has no score_contract.json, so its scores are not checked: python evaluate.py contract" in client.check(
         folder, asked
     )
+
+
+def zero_head(folder: Path) -> list[str]:
+    change_weights(lambda name, weight: weight * (name != "score.weight"))(folder)
+    return []
+
+
+def other_day(folder: Path) -> list[str]:
+    template(dated("26 Jul 2024"))(folder)
+    evaluate.contract(evaluate.parse_arguments(["contract", str(folder)]))
+    (folder / "tomorrow.jinja").write_text(dated("27 Jul 2024"))
+    return ["--chat-template", str(folder / "tomorrow.jinja")]
+
+
+# What is done to a folder, its contract being there, and the flags it is served with; and what infer_vllm.sh says.
+STARTS: dict[str, tuple[Callable[[Path], list[str]], str]] = {
+    "sigmoid": (lambda _: ["--pooler-config", SIGMOID], "the server applies a sigmoid; start it with use_activation"),
+    "mean": (
+        lambda _: ["--pooler-config", MEAN],
+        "the server reads the mean of all tokens; start it with",
+    ),
+    "zero": (zero_head, "the reward head that is served is zero"),
+    "date": (other_day, "the server prints another date: at character 9 '7 Jul 2024"),
+}
+
+
+@pytest.mark.slow
+def test_a_server_with_other_scores_is_stopped(runs, tmp_path: Path) -> None:
+    """Four of them at once; no process is left behind."""
+    started = {}
+    for name, (prepare, _) in STARTS.items():
+        folder = shutil.copytree(runs[USUAL].model, tmp_path / name)
+        command = ["sh", "infer_vllm.sh", str(folder), "--max-model-len", "512", *prepare(folder)]
+        env = {**os.environ, "PORT": str(free_port()), "VLLM_CPU_KVCACHE_SPACE": "1"}
+        log = open(tmp_path / f"{name}.log", "w")  # noqa: SIM115
+        started[name] = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log, start_new_session=True)
+    for name, (_, said) in STARTS.items():
+        assert started[name].wait(timeout=240) == 1
+        text = (tmp_path / f"{name}.log").read_text()
+        assert "error: " in text and said in text and "Ready." not in text, text[-3000:]
+        assert is_gone(started[name].pid)
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_the_server_and_leaves_nothing(runs, tmp_path: Path) -> None:
+    """While it starts, and when it is ready: one with normalised scores. A taken port and an open door are told."""
+    one, normalised = runs[USUAL], shutil.copytree(runs[USUAL].model, tmp_path / "normalised")
+    data = jsonl(tmp_path / "pairs.jsonl", PAIRS)
+    evaluate.normalise(evaluate.parse_arguments(["normalise", str(normalised), str(data)]))
+    starting, ready = Server(one.model, tmp_path / "1.log"), Server(normalised, tmp_path / "2.log")
+    command = ["sh", "infer_vllm.sh", one.model]
+    shown = run(*command, check=False, PORT=one.url.rsplit(":", 1)[1])
+    assert shown.returncode == 1 and shown.stderr.count("\n") == 1 and "cannot be listened at: taken" in shown.stderr
+    shown = run(*command, check=False, HOST="0.0.0.0", PORT=str(free_port()))
+    assert shown.returncode == 1 and shown.stderr.startswith("error: HOST=0.0.0.0 lets other machines in; set VLLM_API")
+    while starting.log.read_text().count("\n") < 3:
+        time.sleep(0.2)
+    os.killpg(starting.process.pid, signal.SIGINT)
+    assert starting.process.wait(timeout=60) == 130 and is_gone(starting.process.pid)
+    ready.wait()
+    conversations = [pair[side] for pair in PAIRS for side in ("chosen", "rejected")]
+    served = np.array(client.RewardClient(ready.url).score_many(conversations))
+    assert (served.mean(), served.std()) == pytest.approx((0, 1), abs=1e-3)
+    here = infer_transformers(str(normalised), conversations)
+    raw = np.array(one.in_training)
+    assert served == pytest.approx(here, abs=1e-4) and here == pytest.approx((raw - raw.mean()) / raw.std(), abs=1e-4)
+    os.killpg(ready.process.pid, signal.SIGINT)
+    assert ready.process.wait(timeout=60) == 130 and is_gone(ready.process.pid)
+    after = ready.log.read_text().split("Ready. ")[1]
+    assert "Traceback" not in after and "leaked" not in after, after
+
+
+def is_gone(group: int) -> bool:
+    """Whether no process of the group is left, within ten seconds: vLLM's own children end a little after it."""
+    for _ in range(100):
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.1)
+    return False
 
 
 def test_checkpoints_have_a_contract(few_pairs, base_model, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,9 +12,11 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, conversation, jsonl, run, tiny_config
 
+import evaluate
 import infer_transformers
 from client import FileError
 from reward_model import InputError
+from reward_model.model.contract import FILE
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +90,20 @@ def test_no_file_of_the_user_is_lost(models, tmp_path: Path) -> None:
         with pytest.raises((FileError, InputError), match=said):
             infer_transformers.main(command(models[0], source, output)[2:])
         assert not output.is_file() or output.read_bytes() == before
+
+
+def test_drift_from_the_contract_is_told(models, tmp_path: Path, capsys) -> None:
+    """In bfloat16 scores may differ by 0.1 from what the model was saved with."""
+    folder = shutil.copytree(models[0], tmp_path / "model")
+    evaluate.contract(evaluate.parse_arguments(["contract", str(folder)]))
+    source = jsonl(tmp_path / "in.jsonl", [{"messages": conversation("Hi?", "Hello.")}])
+    for number, shift in enumerate((0, 1)):
+        contract = json.loads((folder / FILE).read_text())
+        contract["conversations"][3]["score"] += shift
+        (folder / FILE).write_text(json.dumps(contract))
+        with pytest.raises(SystemExit, match="0"):
+            infer_transformers.main([*command(folder, source, tmp_path / f"{number}.jsonl")[2:], "--dtype", "bfloat16"])
+        assert ("warning: in bfloat16 scores drift by up to" in capsys.readouterr().err) == bool(shift)
 
 
 def test_a_stop_keeps_what_was_scored(models, tmp_path: Path) -> None:

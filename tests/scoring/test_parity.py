@@ -1,9 +1,11 @@
 """The same score in training, in Transformers and in a real vLLM server."""
 
+import re
 import sys
 from pathlib import Path
 
 import pytest
+import requests
 import torch
 from conftest import PAIRS, VARIANTS, conversation, run
 
@@ -33,6 +35,18 @@ def test_tools_are_rendered_the_same_everywhere(runs) -> None:
     (here,) = score(*load_reward_model(str(one.model)), [[messages]], tools=[tools])[0]
     assert client.score(messages, base_url=one.url, tools=tools) == pytest.approx(here, abs=1e-4)
     assert abs(here - one.in_training[0]) > 1e-2, "the template has not shown the tools"
+
+
+def test_long_inputs_in_pieces_and_from_the_cache(runs) -> None:
+    """vLLM once read the wrong LAST where a conversation was prefilled in pieces."""
+    one = runs["LoRA, merged"]
+    prompt = [{"role": "user", "content": " ".join(pair["chosen"][-1]["content"] for pair in PAIRS[:8])[:2000]}]
+    answers = [prompt + pair["chosen"][-1:] for pair in PAIRS[8:14]]
+    (here,) = score(*load_reward_model(str(one.model)), [answers])
+    for _ in range(2):  # the second time from the cache
+        assert client.RewardClient(one.url).score_many(answers) == pytest.approx(here, abs=1e-4)
+    hits = requests.get(f"{one.url}/metrics", timeout=60).text
+    assert sum(float(value) for value in re.findall(r"^vllm:prefix_cache_hits_total\{.*\} (\S+)", hits, re.M)) > 1000
 
 
 def stock_score(folder: Path, messages: list[dict]) -> float:

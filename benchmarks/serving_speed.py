@@ -1,0 +1,125 @@
+"""Speed of client.py against a server: one by one, many at a time, and a bare load generator with the same bodies.
+
+    sh infer_vllm.sh save/demo                                      # in another terminal; any reward model
+    python -m benchmarks.serving_speed --requests 2000
+
+The rounds take turns: the bare generator (asyncio and sockets), `score_many` at the same
+concurrency, and a part of the requests one after the other, as the original notebook does. Then answers to long
+prompts: those to one prompt after each other, and shuffled.
+"""
+
+import argparse
+import asyncio
+import json
+import random
+import re
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from benchmarks.scoring_speed import WORDS, best_of_n
+from client import BASE_URL, MODEL, Messages, RewardClient
+
+Conversations = list[Messages]
+
+
+def short(requests: int) -> Conversations:
+    """Questions of about 12 words with answers of about 40."""
+    draw = random.Random(0)
+
+    def text(words: int) -> str:
+        return " ".join(draw.choices(WORDS, k=words))
+
+    return [
+        [{"role": "user", "content": f"{n} {text(12)}"}, {"role": "assistant", "content": text(draw.randint(20, 60))}]
+        for n in range(requests)
+    ]
+
+
+def bare(url: str, concurrency: int, conversations: Conversations) -> list[float]:
+    """The same bodies over plain sockets, without anything that can fail being looked after."""
+    place, bodies = urlsplit(url), deque(enumerate(conversations))
+    scores = [0.0] * len(conversations)
+
+    async def ask() -> None:
+        reader, writer = await asyncio.open_connection(place.hostname, place.port)
+        while bodies:
+            number, messages = bodies.popleft()
+            body = {"model": MODEL, "messages": messages, "add_generation_prompt": False, "use_activation": False}
+            content = json.dumps(body).encode()
+            head = f"POST /pooling HTTP/1.1\r\nHost: {place.netloc}\r\nContent-Type: application/json\r\n"
+            writer.write(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
+            answer = await reader.readuntil(b"\r\n\r\n")
+            length = int(re.search(rb"content-length: (\d+)", answer.lower())[1])  # type: ignore[index]
+            scores[number] = json.loads(await reader.readexactly(length))["data"][0]["data"][0]
+        writer.close()
+
+    async def run() -> None:
+        await asyncio.gather(*(ask() for _ in range(concurrency)))
+
+    asyncio.run(run())
+    return scores
+
+
+def speed(ask: Callable[[Conversations], Any], conversations: Conversations) -> float:
+    begin = time.perf_counter()
+    ask(conversations)
+    return len(conversations) / (time.perf_counter() - begin)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base_url", default=BASE_URL)
+    parser.add_argument("--requests", type=int, default=2000)
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[16, 64, 128])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--prompts", type=int, default=16, help="long ones, with 16 answers each")
+    parser.add_argument("--json", type=Path, help="write the figures there, too")
+    args = parser.parse_args()
+    figures: dict[str, Any] = {"arguments": vars(args)}
+    conversations = short(args.requests)
+    warm = RewardClient(args.base_url).score_many(conversations[:200])  # the server's first requests are slower
+    assert np.allclose(warm, bare(args.base_url, 8, conversations[:200]), atol=1e-3)
+    one = RewardClient(args.base_url, concurrency=1)
+    for concurrency in args.concurrency:
+        many = RewardClient(args.base_url, concurrency=concurrency)
+        speeds = np.array(
+            [
+                [
+                    speed(lambda some, limit=concurrency: bare(args.base_url, limit, some), conversations),
+                    speed(many.score_many, conversations),
+                    speed(one.score_many, conversations[: args.requests // 10]),
+                ]
+                for _ in range(args.rounds)
+            ]
+        )
+        generator, ours, alone = np.median(speeds, 0)
+        print(
+            f"{concurrency} at a time: {ours:.1f} conversations/s, {np.median(speeds[:, 1] / speeds[:, 0]):.2f} of a "
+            f"bare load generator ({generator:.1f}), {ours / alone:.1f} times one by one ({alone:.1f})",
+            flush=True,
+        )
+        figures[f"concurrency {concurrency}"] = speeds.tolist()
+    grouped, shuffled = [], []
+    for number in range(args.rounds):  # each time other prompts: the cache would know the old ones
+        groups = best_of_n(args.prompts * (2 * number + 2), 16)[-2 * args.prompts :]
+        grouped.append(speed(many.score_many, [one for group in groups[: args.prompts] for one in group]))
+        mixed = [one for group in groups[args.prompts :] for one in group]
+        random.Random(0).shuffle(mixed)
+        shuffled.append(speed(many.score_many, mixed))
+    print(
+        f"best of 16, long prompts: {np.median(grouped):.1f} conversations/s grouped by prompt, "
+        f"{np.median(shuffled):.1f} shuffled"
+    )
+    figures["best of 16"] = {"grouped": grouped, "shuffled": shuffled}
+    if args.json:
+        args.json.write_text(json.dumps(figures, default=str, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""Two real servers, one killed and started again, and the client killed: every row once, and the same scores."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import PAIRS, ROOT, Server, jsonl, run
+
+
+@pytest.mark.slow
+def test_rows_survive_servers_and_clients(serve, runs, tmp_path: Path) -> None:
+    model = runs["usual template"].model
+    first, second = serve(model, model)
+    turns = [pair[side] for pair in PAIRS for side in ("chosen", "rejected")]
+    rows = [{"id": n, "messages": [{"role": "user", "content": f"{n}?"}, turns[n % 48][-1]]} for n in range(2000)]
+    source, undisturbed, output = jsonl(tmp_path / "in.jsonl", rows), tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    urls = ["--base_url", first.url, "--base_url", second.url]
+    run(sys.executable, "client.py", *urls, "--input", source, "--output", undisturbed)
+
+    def lines() -> int:
+        return output.read_bytes().count(b"\n") if output.exists() else 0
+
+    def until(count: int) -> None:
+        while lines() < count and asking.poll() is None:
+            time.sleep(0.02)
+
+    command = [sys.executable, "client.py", *urls, "--input", str(source), "--output", str(output)]
+    asking = subprocess.Popen(command, cwd=ROOT)
+    until(300)
+    os.killpg(first.process.pid, signal.SIGKILL)
+    again = Server(model, tmp_path / "again.log", int(first.url.rsplit(":", 1)[1]))
+    until(900)
+    asking.kill()
+    asking.wait()
+    assert 900 <= lines() < 2000, "the client was to be killed before its end"
+    again.wait()
+    try:
+        run(*command)
+    finally:
+        again.process.terminate()
+        again.process.wait(timeout=60)
+    scores = [
+        {row["id"]: row["score"] for row in map(json.loads, file.read_text().splitlines())}
+        for file in (undisturbed, output)
+    ]
+    assert lines() == 2000 and list(scores[1]) == list(range(2000))
+    assert scores[1] == pytest.approx(scores[0], abs=1e-4)
