@@ -37,14 +37,18 @@ def unused_parts(row: Row, pair: Pair) -> list[str]:
     wholes = [*said, *(pair[side] for side in SIDES)]
     left = [name for name in names if row[name] not in wholes]  # most are a message or a side, and that is seen fast
     texts = [text for text in said if isinstance(text, str)] if left else []
-    return sorted(name for name in left if not all(_is_said(text, texts) for text in _texts(row[name])))
+    return sorted(name for name in left if not _is_used(row[name], texts))
+
+
+def _is_used(value: Any, said: list[str]) -> bool:
+    return (isinstance(value, str) and _is_said(value, said)) or all(_is_said(text, said) for text in _texts(value))
 
 
 def _texts(value: Any, depth: int = 0) -> Iterator[str]:
     if depth > DEEPEST:
         yield "something nested deeper than any conversation"
         return
-    if isinstance(value, str) and value.startswith('["'):  # a list in a CSV file or a text column
+    if isinstance(value, str) and value.startswith('["') and not depth:  # a list in a CSV file or a text column
         try:
             yield from _texts(json.loads(value))
         except ValueError:

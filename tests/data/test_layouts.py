@@ -77,6 +77,7 @@ READ: list[tuple[str, dict, dict]] = [
     ("Chatbot Arena", {"question_id": "q", "conversation_a": TALKS["rejected"], "conversation_b": TALKS["chosen"], "winner": "model_b", "turn": 1}, PAIR | {"id": "q"}),
     ("Chatbot Arena 140k", {"conversation_a": TYPED["chosen"], "conversation_b": TYPED["rejected"], "winner": "model_a"}, PAIR),
     ("Chatbot Arena, Kaggle", {"prompt": json.dumps(["Hi.", ASK]), "response_a": json.dumps(["Hello!", NO]), "response_b": json.dumps(["Hello!", YES]), "winner_model_a": 0, "winner_model_b": 1, "winner_tie": 0}, LONGER),
+    ("Chatbot Arena, Kaggle, asked about a list", {"prompt": '["[\\"a\\", 1]"]', "response_a": [YES], "response_b": [NO], "winner_model_a": 1, "winner_model_b": 0, "winner_tie": 0}, pair(['u: ["a", 1]'], YES, NO)),
     ("MT-Bench, first turn", {"conversation_a": TALKS["chosen"] + talk("u: Why?", "a: So."), "conversation_b": TALKS["rejected"] + talk("u: Why?", "a: No."), "winner": "model_a", "turn": 1}, PAIR),
     ("PKU-SafeRLHF", {"prompt": ASK, "response_0": NO, "response_1": YES, "better_response_id": 1, "safer_response_id": 0}, PAIR),
     ("JudgeBench", {"pair_id": "j", "source": "math", "question": ASK, "response_A": NO, "response_B": YES, "label": "B>A"}, PAIR | {"id": "j", "source": "math"}),
