@@ -23,6 +23,7 @@ SMALLER = {
     "tokenizing_speed": "--rounds 1",
     "preparing_speed": "--pairs 1000",
     "scoring_speed": "--groups 2 --answers 2",
+    "serving_speed": "--requests 20 --rounds 1 --prompts 0",
 }
 ADDRESS = "http://127.0.0.1:5001"
 
@@ -91,7 +92,7 @@ def test_commands_of_all_pages(base_model, runs, tmp_path) -> None:
             shown = run(*([sys.executable] if language == "python" else ["sh"]), "-c", code, cwd=checkout)
             assert "Traceback" not in shown.stderr
             ran.append(code)
-    assert len(ran) == 27, ran
+    assert len(ran) == 28, ran
     assert all(any(code.startswith(prefix) for code in left_out) for prefix in NOT_RUN_HERE), "one is in no page"
     assert (checkout / "save/zh-merged/model.safetensors").exists()
 
