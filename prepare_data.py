@@ -167,3 +167,6 @@ if __name__ == "__main__":
         main()
     except (InputError, OSError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("\nStopped; nothing was written.", file=sys.stderr)
+        sys.exit(130)

@@ -13,6 +13,7 @@ ours is in reward_model/training/arguments.py.
 
 import sys
 from pathlib import Path
+from shlex import quote
 
 import numpy as np
 from transformers import AutoModelForSequenceClassification, set_seed
@@ -29,9 +30,12 @@ from reward_model.model.tokenization import set_unused_pad_token, tokenize_pairs
 from reward_model.training.arguments import parse_arguments, schedule_line
 from reward_model.training.checks import check_setup, check_tokens
 from reward_model.training.collator import PairCollator
+from reward_model.training.dry_run import only_longest, whole_run_line
 from reward_model.training.preflight import SharedPrefixGuard, padded_line
+from reward_model.training.record import write_record
 from reward_model.training.saving import STOPPED, StopAndSave
 from reward_model.training.trainer import ExactRewardTrainer
+from reward_model.training.watch import Watch
 
 HERE = Path(__file__).resolve().parent
 
@@ -82,6 +86,8 @@ def main(argv: list[str]) -> ExactRewardTrainer:
     if reason_to_pad and training_args.process_index == 0:
         print(padded_line(reason_to_pad))
     longest = train_dataset.select(np.argsort(train_dataset["length"][:])[-3:])
+    if data_args.dry_run:
+        train_dataset, steps = only_longest(training_args, train_dataset)
 
     # --- Training ---------------------------------------------------------------------------------------------------
     training_args.remove_unused_columns = False  # the columns are ours, the collator takes what it needs
@@ -93,7 +99,7 @@ def main(argv: list[str]) -> ExactRewardTrainer:
         eval_dataset=eval_datasets if data_args.benchmark_files else eval_datasets.get("held_out"),
         processing_class=tokenizer,
         peft_config=get_peft_config(model_args),
-        callbacks=[SharedPrefixGuard(collator, list(longest)), stop := StopAndSave()],
+        callbacks=[SharedPrefixGuard(collator, list(longest)), stop := StopAndSave(), watch := Watch(tokenizer)],
     )
     if not trainer.is_deepspeed_enabled:  # which keeps fp32 master weights itself
         for parameter in trainer.model.parameters():
@@ -103,7 +109,14 @@ def main(argv: list[str]) -> ExactRewardTrainer:
         f"{len(train_dataset)} training and {len(eval_dataset)} held-out pairs, {type(model).__name__} in "
         f"{model.dtype}, bf16 autocast {'on' if training_args.bf16 else 'off'}, pad token {tokenizer.pad_token!r}"
     )
-    result = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    if trainer.is_world_process_zero() and not (data_args.dry_run or training_args.resume_from_checkpoint):
+        write_record(inputs.record, Path(training_args.output_dir))
+    with watch.out_of_memory_told():
+        result = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    if data_args.dry_run:
+        trainer.accelerator.print(whole_run_line(trainer, steps))
+        trainer.end()
+        return trainer
     trainer.accelerator.print(trainer.totals(result.metrics["train_runtime"]))
     if stop.stopped:
         trainer.accelerator.print(
@@ -130,7 +143,7 @@ def main(argv: list[str]) -> ExactRewardTrainer:
         if model_args.load_in_4bit or model_args.load_in_8bit:
             print("Trained on quantised weights, merged into the whole ones: scores differ a little from training's.")
     trainer.accelerator.wait_for_everyone()
-    trainer.accelerator.print(f"Reward model: {output_dir}   Serve it: sh infer_vllm.sh {output_dir}")
+    trainer.accelerator.print(f"Reward model: {output_dir}   Serve it: sh infer_vllm.sh {quote(str(output_dir))}")
     trainer.end()
     return trainer
 

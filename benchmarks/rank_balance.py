@@ -1,14 +1,15 @@
 """What dealing a step's pairs out evenly saves: a simulation over real lengths, and a real run on two ranks.
 
     python -m benchmarks.rank_balance --data pairs.jsonl --ranks 2 8 16 --batch_size 2 4
-    python -m benchmarks.rank_balance --data dialogues --pairs 128 --ranks 2 --batch_size 4 --rounds 3 --json out.json
+    python -m benchmarks.rank_balance --data dialogues --batch_size 4 2 --rounds 3 --json out.json
 
 `--data` is any file of pairs, `dialogues` or `lists`, as for benchmarks/training_speed.py. The table has the positions
 of the slowest rank over those of the mean one, in random order and balanced. With `--rounds` two processes of one
-thread each then train a random Llama (`--model`) on the pairs, for an epoch in each order, in turns.
+thread each then train a random Llama (`--model`) on the first 96 pairs, for an epoch in each order, in turns.
 """
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -103,14 +104,14 @@ def main() -> None:
         tokenizer, _, pairs = make_rows(args, folder)
         if "WORLD_SIZE" in os.environ:
             torch.set_num_threads(1)
-            found = train(args, pairs, tokenizer, folder)
+            found = train(args, pairs.select(range(min(len(pairs), 96))), tokenizer, folder)
             if os.environ["RANK"] == "0":
                 report(args, found)
             return
     print(f"{args.data}, {len(pairs)} pairs: positions of the slowest rank over the mean")
     print(f"{'ranks':>6}{'pairs each':>12}{'random':>10}{'balanced':>10}{'gain':>8}")
-    for ranks in args.ranks:
-        for batch_size in args.batch_size:
+    for ranks, batch_size in itertools.product(args.ranks, args.batch_size):
+        if ranks * batch_size <= len(pairs):
             waits = simulate(pairs, ranks, batch_size)
             gain = waits["random"] / waits["balanced"]
             print(f"{ranks:>6}{batch_size:>12}{waits['random']:>10.2f}{waits['balanced']:>10.2f}{gain:>7.2f}x")

@@ -16,9 +16,13 @@ train() {  # name of the result, then arguments
 "$python" -m benchmarks.preparing_speed --pairs 1000000
 "$python" -m benchmarks.tokenizing_speed --data dialogues --model "$demo"
 train dialogues-8 --data dialogues --model random --batch_size 8 --pairs 48
+train lists-4 --data lists --answers 4 --model random --batch_size 12 --pairs 24
+train lists-7 --data lists --answers 7 --model tiny --batch_size 21 --pairs 42
 for language in en zh; do
     source=../shared/data/dpo_${language}_demo.json
     test -f "$source" || continue
+    "$python" -m benchmarks.rank_balance --data "$source" --batch_size 4 2 --rounds 3 \
+        --json "save/benchmarks/rank-balance-$language.json"
     "$python" -m benchmarks.scoring_speed --data "$source" --groups 40 --json "save/benchmarks/scoring-$language.json"
     for batch_size in 8 2 1; do
         train "$language-$batch_size" --data "$source" --model random --batch_size "$batch_size" --pairs 16

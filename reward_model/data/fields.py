@@ -15,6 +15,7 @@ LABEL_FIELDS = {
     "subset": ("subset", "domain", "category"),
     "id": ("id", "pair_id", "prompt_id", "question_id"),
 }
+ALL_LABELS = frozenset(name for names in LABEL_FIELDS.values() for name in names)
 
 
 def path_value(row: Row, path: str) -> Any:
@@ -86,7 +87,7 @@ def labels_of(row: Row) -> dict[str, Any]:
     labels = {} if row.get("margin") is None else {"margin": row["margin"]}
     if tools := tools_of(row):
         labels["tools"] = tools
-    for label, names in LABEL_FIELDS.items():
+    for label, names in [] if ALL_LABELS.isdisjoint(row) else LABEL_FIELDS.items():
         known = [row[name] for name in names if isinstance(row.get(name), str | int)]
         if known:
             labels[label] = known[0]

@@ -13,7 +13,7 @@ from itertools import product
 from typing import Any
 
 from reward_model import InputError, RowError
-from reward_model.data.fields import PROMPTS, Row, both_are, field, first_field, path_value, prompt_of
+from reward_model.data.fields import PROMPTS, Row, both_are, field, first_field, labels_of, path_value, prompt_of
 from reward_model.data.messages import (
     TRANSCRIPT,
     answer_messages,
@@ -211,7 +211,7 @@ def scored(row: Row, options: Options) -> list[Pair]:
 )
 def messages(row: Row, options: Options) -> list[Pair]:
     """chosen and rejected as message lists, whole conversations or answers to a prompt (UltraFeedback-binarized)."""
-    pair = pair_of(None, ([], []), row)
+    pair = labels_of(row)
     for side in SIDES:
         said = field(row, side)
         said = [said] if isinstance(said, dict) else said

@@ -9,6 +9,7 @@ from reward_model import RowError
 from reward_model.data.fields import Row, labels_of
 from reward_model.data.pair import SIDES, Messages, Pair
 
+CHAT_ROLES = ("assistant", "user", "system")
 OTHER_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "observation": "tool"}
 # Not every text that begins with "Human:" is one: somebody must answer.
 TRANSCRIPT = re.compile(r"\n\n\s*Human:|\s*Human:.*?\n\n\s*Assistant:", re.S)
@@ -55,7 +56,7 @@ def system_messages(text: Any) -> Messages:
 def chat_message(turn: Any) -> Any:
     """A turn with from/value, role/text or typed parts of text as a message with role/content, the content being text;
     anything else as it is, for the check to judge."""
-    if not isinstance(turn, dict):
+    if not isinstance(turn, dict) or (type(turn.get("content")) is str and turn.get("role") in CHAT_ROLES):
         return turn
     if "from" in turn or ("text" in turn and "content" not in turn):
         turn = {"role": turn.get("from", turn.get("role")), "content": turn.get("value", turn.get("text"))}

@@ -99,7 +99,11 @@ def check_conversation(messages: Any, name: str) -> Messages:
         )
     if not (messages[-1].get("content") or "").strip() and not messages[-1].get("tool_calls"):
         raise RowError("empty", f"{name} ends with an empty answer; remove the pair or fill it in.")
-    return [{key: value for key, value in message.items() if value is not None} for message in messages]
+    return [_without_empty_keys(message) if None in message.values() else message for message in messages]
+
+
+def _without_empty_keys(message: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in message.items() if value is not None}
 
 
 def check_encodable(text: str, name: str) -> None:

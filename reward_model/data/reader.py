@@ -37,6 +37,11 @@ def read(
     Raises InputError where no format is named and none is recognised.
     """
     format_, rows, _ = with_format(rows, source, format_, options)
+    return readings(rows, source, options, format_)
+
+
+def readings(rows: Iterable[NumberedRow], source: str, options: Options, format_: str) -> Iterator[Reading]:
+    """What became of rows whose format is known."""
     for number, row in rows:
         value = parsed(row)
         shown = row if isinstance(value, RowError) else value

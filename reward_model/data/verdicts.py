@@ -93,7 +93,7 @@ def judged_pair(prompt: Any, both: list[Any], label: Any, words: Iterable[Iterab
         raise RowError("tie", f"a tie ({label!r}).")
     if label in ("0", "1", "true", "false") and label not in (*first, *second):
         found = f"the verdict is {label!r}, and which answer that means is for you to say"
-        raise RowError("unclear verdict", f"{found}: --candidates, --label, --label_first, --label_second.")
+        raise RowError("unclear verdict", f"{found}: --label with --label_first, --label_second and --label_tie.")
     if label not in (*first, *second):
         raise RowError("verdict", f"the verdict is {label!r}; known are {', '.join([*first, *second, *tie])}.")
     return pair_of(prompt, both if label in first else both[::-1], row)

@@ -1,5 +1,6 @@
 """From rows of a source to checked pairs, one by one and in several processes."""
 
+import signal
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -16,7 +17,7 @@ from reward_model import RowError
 from reward_model.data.features import Work, pair_facts
 from reward_model.data.files import NumberedRow, data_files, hub_rows, raw_rows
 from reward_model.data.pair import doubt
-from reward_model.data.reader import read, with_format
+from reward_model.data.reader import readings, with_format
 
 CHUNK = 500  # rows
 BYTES_WORTH_PROCESSES = 8_000_000
@@ -66,7 +67,7 @@ def convert_chunk(task: Task, work: Work) -> Converted:
     """Convert and check some rows."""
     chunk, file, label, format_ = task
     done = Converted(rows=len(chunk))
-    for reading in read(chunk, file, work.options, format_):
+    for reading in readings(chunk, file, work.options, format_):
         for pair in reading.pairs:
             try:
                 if isinstance(pair, RowError):
@@ -126,6 +127,7 @@ _WORK: list[Work] = []  # of this process: with many contaminating prompts it is
 
 
 def _begin(work: Work) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes: the first one says so
     _WORK[:] = [work]
 
 

@@ -104,7 +104,8 @@ def _forward(
         self.path_counts.padded_positions += padded_positions
         self.path_counts.real_tokens += real_tokens
         self.path_counts.pairs += (len(input_ids) if end_positions is None else len(end_positions)) // 2
-    kwargs.pop("margin", None)
+    for not_for_the_body in ("margin", "places"):
+        kwargs.pop(not_for_the_body, None)
     if end_positions is None:
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         return type(self).forward(self, input_ids=input_ids, attention_mask=mask, **kwargs)

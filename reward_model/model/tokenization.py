@@ -70,7 +70,7 @@ def tokenize_pairs(
     pairs: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int | None, num_proc: int | None, name: str
 ) -> Dataset:
     """Columns `chosen_ids`, `rejected_ids`, `prefix_length` (tokens that both begin with), `length` (of the longer),
-    `positions` (in a packed row), `prompt` and, where the pairs have one, `margin`, in the order of `pairs`.
+    `positions` (in a packed row), `prompt`, `place` and, where the pairs have one, `margin`, in the order of `pairs`.
 
     Pairs whose longer side has more than `max_length` tokens are dropped, and the number is printed. Raises InputError
     when nothing is left, and for a conversation that the template refuses. Cached by `datasets`.
@@ -86,7 +86,7 @@ def tokenize_pairs(
         batched=True,
         fn_kwargs={"tokenizer": tokenizer, "cutters": cut_tokens(tokenizer)},
         num_proc=num_proc,
-        remove_columns=[column for column in pairs.column_names if column not in ("margin", "prompt")],
+        remove_columns=[column for column in pairs.column_names if column not in ("margin", "prompt", "place")],
         new_fingerprint=key,
         desc=f"Tokenizing {name} pairs",
     )

@@ -50,6 +50,13 @@ class DataArguments(ScriptArguments):
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Train although output_dir holds a model or checkpoints."}
     )
+    dry_run: bool = field(
+        default=False,
+        metadata={
+            "help": "Stop after two steps of the longest pairs, which are not kept, with the memory and the time that "
+            "the whole run will take."
+        },
+    )
     allow_stripped_reasoning: bool = field(
         default=False,
         metadata={"help": "Train although the chat template leaves <think>…</think> out of answers."},

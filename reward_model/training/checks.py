@@ -31,6 +31,7 @@ from reward_model.model.checkpoint import check_base_model, stored_tensors
 from reward_model.model.template import prove_template
 from reward_model.model.tokenization import load_tokenizer
 from reward_model.training.arguments import DataArguments, ModelArguments, TrainingArguments
+from reward_model.training.record import compare, record
 from reward_model.training.saving import resume_from
 
 SAMPLED = 48  # pairs of each file that are rendered
@@ -76,6 +77,7 @@ class Inputs:
     train_pairs: Dataset
     eval_pairs: Dataset | None
     benchmarks: dict[str, Dataset]
+    record: dict[str, Any]  # for run.json
 
 
 def check_setup(data_args: DataArguments, training_args: TrainingArguments, model_args: ModelArguments) -> Inputs:
@@ -85,6 +87,7 @@ def check_setup(data_args: DataArguments, training_args: TrainingArguments, mode
         raise InputError("--model_name_or_path and --dataset_name are needed; python train.py --help says more.")
     problems = check_numbers(data_args, training_args, model_args) + check_words(data_args, training_args, model_args)
     read: dict[str, Any] = {}
+    asked = training_args.resume_from_checkpoint
     with collected(problems):
         check_output(Path(training_args.output_dir), training_args, data_args.overwrite_output_dir, tell)
     with collected(problems):
@@ -104,6 +107,11 @@ def check_setup(data_args: DataArguments, training_args: TrainingArguments, mode
             check_space(read["skeleton"], training_args, model_args)
     with collected(problems), training_args.main_process_first(desc="data"):
         read["train_pairs"], read["eval_pairs"] = read_pairs(data_args, tell)
+        read["record"] = record(data_args, training_args, model_args)
+        if resumed := training_args.resume_from_checkpoint:
+            compare(read["record"], Path(training_args.output_dir), asked not in ("auto", "True", "true"), tell)
+            if not (any(Path(resumed).glob("optimizer*")) or any(Path(resumed).glob("global_step*"))) and tell:
+                print(f"{resumed} has no optimizer's state; Adam begins anew.")
     with collected(problems), training_args.main_process_first(desc="benchmarks"):
         read["benchmarks"] = by_subset(data_args.benchmark_files)
     if not problems:

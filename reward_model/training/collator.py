@@ -37,6 +37,8 @@ class PairCollator(DataCollatorForPreference):
                 batch["margin"] = torch.tensor([example["margin"] for example in examples], dtype=torch.float)
         if self.max_tokens:
             batch["examples"] = np.array(examples, dtype=object)  # which no one takes apart on the way to the device
+        if "place" in examples[0]:
+            batch["places"] = np.array([example["place"] for example in examples], dtype=object)
         return batch | {"real_tokens": sum(lengths), "padded_positions": len(lengths) * max(lengths)}
 
     def split(self, examples: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:

@@ -56,6 +56,8 @@ class StepSampler(Sampler[int]):
         return self.size
 
     def __iter__(self) -> Iterator[int]:
+        if not self.size:
+            return
         random = np.random.default_rng((self.seed, self.epoch))
         prompts = random.permutation(len(self.prompts))[self.prompts]
         order = np.resize(np.lexsort((random.permutation(len(prompts)), prompts)), self.size)

@@ -16,6 +16,7 @@ from reward_model.model.attention import PathCounts
 from reward_model.model.contract import write_contract
 from reward_model.training.sampler import StepSampler
 from reward_model.training.saving import COMPLETE, full_disk_told, mark_complete
+from reward_model.training.watch import Watch
 
 
 class ExactRewardTrainer(RewardTrainer):
@@ -30,6 +31,7 @@ class ExactRewardTrainer(RewardTrainer):
 
     _counted: tuple[float, list[int]] | None = None
     _evaluated: list[torch.Tensor]
+    _sampler: StepSampler | None = None
     _seconds_saving = 0.0
     _after_steps: list[int]  # positions computed here, when the last log was and after each step since
 
@@ -95,20 +97,34 @@ class ExactRewardTrainer(RewardTrainer):
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
-        if hasattr(self, "_sampler"):  # which accelerate does not tell in a resumed epoch on several ranks
+        if self._sampler:  # which accelerate does not tell in a resumed epoch on several ranks
             self._sampler.epoch = kwargs["epoch"]
         super()._run_epoch(*args, **kwargs)
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any) -> torch.Tensor:
         if self._counted is None:
             self._counted = (time.perf_counter(), self._counts())
+            self._losses: list[torch.Tensor] = []  # of this step's micro-batches
             self._after_steps = [self._counted[1][2]]
             self._total_train_tokens = self.state.num_input_tokens_seen  # before a resumed run was stopped
         step = self._in_parts if "examples" in inputs else super().training_step
         loss = step(model, inputs, *args)
+        self._losses.append(loss)
         if self.accelerator.sync_gradients:
             self._after_steps.append(self._counts()[2])
         return loss
+
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)
+        loss = sum(self._losses)
+        self._losses.clear()
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, Watch):
+                callback.check_finite(float(loss), float(norm or 0), self.args, self.state.global_step)
+        return norm
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """None: trl's shows how to generate text with a reward model."""
 
     def _in_parts(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any) -> torch.Tensor:
         """The step of one micro-batch in as many passes as --max_tokens_per_micro_batch asks for on any rank."""

@@ -127,6 +127,13 @@ def test_named_fields_reach_into_nested_rows() -> None:
         convert(row, "fields", Options(prompt="data.turns.0.text", chosen="good.txt", rejected="bad.text"))
 
 
+@pytest.mark.parametrize("empty", ["", None])
+def test_an_empty_input_adds_nothing(empty: str | None) -> None:
+    options = Options(prompt="instruction", context="input", chosen="good", rejected="bad")
+    row = {"instruction": "Hi?", "input": empty, "good": "Hello.", "bad": "Go."}
+    assert convert(row, "fields", options) == [pair(["u: Hi?"], "Hello.", "Go.")]
+
+
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_real_pairs_come_out_whole(language: str, tmp_path: Path) -> None:
     source = ROOT.parent / f"shared/data/dpo_{language}_demo.json"

@@ -119,7 +119,7 @@ UNKNOWN = "rows.jsonl: the first rows have no known layout (keys: {}). "
 READS = "this reads them: .venv/bin/python prepare_data.py rows.jsonl --output save/rows/pairs.jsonl {}"
 GUESS = f"If these are its fields, {READS}"
 SAY = f"If these are its fields, and FIRST and SECOND are the values that mean so ({{}}), {READS}"
-UNCLEAR = "rows.jsonl:1: the verdict is '0', and which answer that means is for you to say: --candidates, --label, --label_first, --label_second. "
+UNCLEAR = "rows.jsonl:1: the verdict is '0', and which answer that means is for you to say: --label with --label_first, --label_second and --label_tie. "
 ONE_ANSWER = "They look like one answer a row (labelled good or bad as for KTO, rated, or for fine-tuning); a pair needs two answers to one prompt, and which is better."
 NAME = "Name the fields with prepare_data.py: --prompt FIELD --chosen FIELD --rejected FIELD, or --prompt FIELD --candidates FIELD FIELD --label FIELD --label_first VALUE --label_second VALUE. docs/data.md lists what is read as it is."
 

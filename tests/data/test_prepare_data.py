@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -382,15 +383,18 @@ def test_command_prints_a_summary_and_writes_the_report(base_model: Path, tmp_pa
     assert failed.returncode == 2 and "needs --rejected FIELD" in failed.stderr
 
 
-def test_killed_run_leaves_nothing_under_the_final_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_stopped_run_leaves_nothing_under_the_final_name(how: signal.Signals, tmp_path: Path) -> None:
     source = tmp_path / "source.jsonl"
     line = json.dumps(MESSAGES).replace("Why?", "Why %d?")
     source.write_text("".join(line.replace("%d", str(number)) + "\n" for number in range(200_000)))
     command = [sys.executable, str(ROOT / "prepare_data.py"), str(source), "--output", str(tmp_path / "pairs.jsonl")]
-    process = subprocess.Popen([*command, "--num_proc", "1"], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([*command, "--num_proc", "2"], stderr=subprocess.PIPE, text=True, start_new_session=True)
     while not list(tmp_path.glob(".preparing-*/0")):
         time.sleep(0.02)
         assert process.poll() is None
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    os.killpg(process.pid, how)  # as Ctrl-C does: all of its processes
+    said = process.communicate()[1]
+    assert "Traceback" not in said
+    assert said.endswith("\nStopped; nothing was written.\n") == (how == signal.SIGINT)
     assert not list(tmp_path.glob("pairs*"))

@@ -1,0 +1,104 @@
+"""Watches a run: stops at what cannot become right again, and warns once of what usually means something."""
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase, TrainerCallback
+
+from reward_model import InputError
+from reward_model.training.saving import newest_complete
+
+LEAK_PAIRS = 256  # that were all right from the first on
+STILL_LOGS = 20  # in which the loss moved by less than STILL
+STILL = 1e-4
+DRIFTED = 30.0  # the mean reward
+WARNINGS = {
+    "leak": "All of the first {pairs} pairs are right. Pairs are seldom that easy: see whether the sides differ in "
+    "length or form only (prepare_data.py reports it), or whether this model has seen them.",
+    "still": "The loss has not moved by {STILL:g} for {STILL_LOGS} logs. The learning rate may be too small or has "
+    "decayed to 0, or the sides of the pairs say the same.",
+    "drift": "The mean reward is {mean:.0f}: all rewards drift one way, and high ones lose digits in bf16. "
+    "--center_rewards_coefficient 0.01 holds them near 0.",
+}
+
+
+class Watch(TrainerCallback):
+    """Knows the batches of the present step, and what was warned of."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        self.batches: list[dict[str, Any]] = []
+        self.warned: set[str] = set()
+        self.losses: list[float] = []
+        self.all_right = True
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
+        body = next(module for module in model.modules() if hasattr(module, "path_counts"))
+        body.register_forward_pre_hook(self._remember, with_kwargs=True)
+
+    def _remember(self, model: nn.Module, args: tuple, batch: dict[str, Any]) -> None:
+        if model.training:
+            self.batches.append(batch)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.batches.clear()
+
+    def check_finite(self, loss: float, norm: float, args: Any, step: int) -> None:
+        """Stop at a loss or a gradient that is not finite; of a gradient in fp16, its scaler takes care."""
+        if math.isfinite(loss) and (args.fp16 or math.isfinite(norm)):
+            return
+        file = Path(args.output_dir, f"bad_batch_{args.process_index}.json")
+        rows = [
+            {"places": list(batch.get("places", [])), "text": self.tokenizer.batch_decode(batch["input_ids"])}
+            for batch in self.batches
+        ]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(rows, ensure_ascii=False, indent=1), encoding="utf-8")
+        places = [place for row in rows for place in row["places"]]
+        last = newest_complete(file.parent, tell=False)
+        raise InputError(
+            f"Step {step + 1}: the loss is {loss:g}, the gradient's norm {norm:g}. The pairs of this step are "
+            f"{', '.join(places[:8])}{' …' if len(places) > 8 else ''}; {file} has all of them. Usual causes: a "
+            f"learning rate that is too high, a huge margin, broken weights."
+            + (f" {last} is from before." if last else "")
+        )
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
+        if "loss" not in logs or not state.is_world_process_zero:
+            return
+        pairs = state.global_step * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        self.losses.append(float(logs["loss"]))
+        recent, mean = self.losses[-STILL_LOGS:], float(logs.get("mean_reward", 0))
+        self.all_right &= float(logs.get("accuracy", 0)) == 1
+        signs = {
+            "leak": self.all_right and pairs >= LEAK_PAIRS,
+            "still": len(recent) == STILL_LOGS and max(recent) - min(recent) < STILL,
+            "drift": abs(mean) > DRIFTED,
+        }
+        for sign in [name for name, shown in signs.items() if shown and name not in self.warned]:
+            self.warned.add(sign)
+            print("Warning: " + WARNINGS[sign].format(pairs=pairs, mean=mean, STILL=STILL, STILL_LOGS=STILL_LOGS))
+
+    @contextmanager
+    def out_of_memory_told(self) -> Iterator[None]:
+        """The batch and the settings to change, where memory ran out."""
+        try:
+            yield
+        except RuntimeError as error:  # torch.OutOfMemoryError is one; a CPU has no class for it
+            if not re.search("out of memory|can't allocate memory", str(error)):
+                raise
+            batch = self.batches[-1] if self.batches else {}
+            tokens, places = batch["input_ids"].numel() if batch else 0, list(batch.get("places", []))
+            raise InputError(
+                f"Out of memory at a batch of {tokens:,} token positions, {len(places)} pairs (the first is "
+                f"{(places or ['unknown'])[0]}): {str(error).splitlines()[0][:160]} Set --max_tokens_per_micro_batch "
+                f"{max(tokens // 2, 1)}, a smaller --per_device_train_batch_size with more "
+                "--gradient_accumulation_steps, --gradient_checkpointing True, a smaller --max_length, or --use_peft; "
+                "--dry_run True tries the longest."
+            ) from None

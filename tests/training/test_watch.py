@@ -1,0 +1,117 @@
+"""What goes wrong in a run is told with its pairs; a run says what it was started with, and what it will take."""
+
+import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import demo_pairs, jsonl
+from safetensors.torch import load_file
+
+import train as train_script
+from reward_model import InputError
+from reward_model.training.watch import Watch
+
+QUICK = "--eval_size 0 --logging_steps 1 --learning_rate 1e-3 --report_to none --max_steps 2 --save_strategy no"
+
+
+def start(model: Path, pairs: Path, output_dir: Path, more: str = "") -> object:
+    paths = ["--model_name_or_path", str(model), "--dataset_name", str(pairs), "--output_dir", str(output_dir)]
+    return train_script.main([*paths, *QUICK.split(), *more.split()])
+
+
+@pytest.fixture
+def with_margins(tmp_path: Path) -> Path:
+    rows = [pair | {"margin": 0.5} for pair in demo_pairs()[:8]]
+    return jsonl(tmp_path / "pairs.jsonl", rows)
+
+
+@pytest.mark.parametrize("more", ["", "--shared_prefix False", "--max_tokens_per_micro_batch 200"])
+def test_a_gradient_that_is_not_finite_stops_with_its_pairs(more: str, base_model, with_margins, tmp_path) -> None:
+    rows = [json.loads(line) for line in with_margins.read_text().splitlines()]
+    jsonl(with_margins, [*rows[:-1], rows[-1] | {"margin": 3.5e38}])  # a float, but none of 32 bits
+    with pytest.raises(
+        InputError,
+        match=r"Step 1: the loss is inf, the gradient's norm .* The pairs of this step are .*pairs\.jsonl:\d",
+    ):
+        start(base_model, with_margins, tmp_path / "out", f"--per_device_train_batch_size 8 {more}")
+    saved = json.loads((tmp_path / "out" / "bad_batch_0.json").read_text())
+    assert {place for row in saved for place in row["places"]} == {f"{with_margins}:{line}" for line in range(1, 9)}
+    assert rows[0]["chosen"][0]["content"] in "".join(text for row in saved for text in row["text"])
+
+
+def test_memory_that_runs_out_is_told_with_the_batch(make_tokenizer) -> None:
+    watch = Watch(make_tokenizer())
+    watch.batches = [{"input_ids": torch.zeros(1, 900, dtype=torch.long), "places": ["pairs.jsonl:7", "pairs.jsonl:9"]}]
+    told = r"900 token positions, 2 pairs \(the first is pairs\.jsonl:7\).*micro_batch 450"
+    with pytest.raises(InputError, match=told), watch.out_of_memory_told():
+        torch.empty(2**60)
+    with pytest.raises(RuntimeError, match="size"), watch.out_of_memory_told():
+        torch.ones(2) @ torch.ones(3)
+
+
+@pytest.mark.parametrize(
+    ("logs", "said"),
+    [
+        ([{"loss": 0.1 / step, "accuracy": 1.0} for step in range(1, 40)], "All of the first 256 pairs are right"),
+        ([{"loss": 0.6931, "accuracy": 0.5}] * 40, "The loss has not moved"),
+        (
+            [{"loss": 1 / step, "accuracy": 0.5, "mean_reward": 9.0 * step} for step in range(1, 40)],
+            "The mean reward is 36",
+        ),
+    ],
+)
+def test_signs_are_told_once(logs: list, said: str, make_tokenizer, capsys: pytest.CaptureFixture) -> None:
+    watch = Watch(make_tokenizer())
+    args = SimpleNamespace(train_batch_size=8, gradient_accumulation_steps=1, world_size=1)
+    for step, log in enumerate(logs, 1):
+        watch.on_log(args, SimpleNamespace(global_step=step, is_world_process_zero=True), None, logs=log)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("Warning: ") and said in line
+
+
+def test_a_run_says_what_it_was_started_with(base_model: Path, few_pairs: Path, tmp_path: Path) -> None:
+    for name in "ab":
+        start(base_model, few_pairs, tmp_path / name, "--save_strategy steps --save_steps 1")
+    assert not (tmp_path / "a" / "README.md").exists(), "trl's card would call it a text generator"
+    record = json.loads((tmp_path / "a" / "run.json").read_text())
+    assert record["arguments"]["learning_rate"] == 1e-3 and record["versions"]["torch"] and "commit" in record
+    assert re.fullmatch("[0-9a-f]{64}", record["arguments"]["data"][few_pairs.name])
+    both = [load_file(tmp_path / name / "model.safetensors") for name in "ab"]
+    assert all(torch.equal(both[0][name], both[1][name]) for name in both[0]), "the same arguments, other weights"
+
+    resumed = "--save_strategy steps --save_steps 1 --resume_from_checkpoint"
+    with pytest.raises(
+        InputError, match=r"started otherwise: learning_rate was 0\.001, is 0\.002; max_steps was 2, is 3"
+    ):
+        start(base_model, few_pairs, tmp_path / "a", f"{resumed} auto --learning_rate 2e-3 --max_steps 3")
+    jsonl(few_pairs, demo_pairs()[:23])
+    with pytest.raises(InputError, match=r"started otherwise: data was .*some pairs\.jsonl"):
+        start(base_model, few_pairs, tmp_path / "a", f"{resumed} True")
+
+
+def test_resuming_without_the_optimizer_says_so(base_model: Path, few_pairs: Path, tmp_path: Path, capsys) -> None:
+    start(base_model, few_pairs, tmp_path / "out", "--save_strategy steps --save_steps 1 --save_only_model True")
+    checkpoint = tmp_path / "out" / "checkpoint-1"
+    start(
+        base_model,
+        few_pairs,
+        tmp_path / "out",
+        f"--max_steps 2 --resume_from_checkpoint {checkpoint}".replace(" pairs", ""),
+    )
+    assert "checkpoint-1 has no optimizer's state; Adam begins anew." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("more", ["", "--use_peft --lora_r 4"])
+def test_dry_run_tells_memory_and_time_and_keeps_nothing(more: str, base_model, few_pairs, tmp_path, capsys) -> None:
+    trainer = start(
+        base_model, few_pairs, tmp_path / "out", f"--dry_run True --max_steps 1000 --save_strategy steps {more}"
+    )
+    assert trainer.state.global_step == 2
+    said = capsys.readouterr().out
+    assert re.search(
+        r"Dry run: the longest step takes \d+\.\d\d s and \d+\.\d GB of main memory .* about \S+ hours", said
+    )
+    assert not list((tmp_path / "out").glob("**/*.safetensors")) and not (tmp_path / "out" / "run.json").exists()
