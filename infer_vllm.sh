@@ -61,11 +61,17 @@ fi
 
 echo "Starting $model as $name at http://$host:$port in $dtype. Lines of vLLM follow; a line says when it is ready."
 [ "${CHECK:-1}" != 0 ] || exec "$python" "$@"
-"$python" "$@" &
+# Through a pipe, so that what vLLM has to say of its own end (leaked this and that) is not shown.
+pipe=$(mktemp -d)/log
+mkfifo "$pipe"
+trap 'rm -r "${pipe%/*}"' EXIT
+cat "$pipe" &
+reader=$!
+"$python" "$@" >"$pipe" 2>&1 &
 server=$!
 stop() {
   trap '' INT TERM
-  kill "$server" 2>/dev/null || true
+  kill "$reader" "$server" 2>/dev/null || true
   wait "$server" 2>/dev/null || true
   exit "$1"
 }
@@ -74,9 +80,9 @@ trap 'stop 143' TERM
 [ "$host" != 0.0.0.0 ] || host=127.0.0.1
 url=http://$host:$port
 until "$python" -c "import sys, urllib.request as u; u.urlopen(sys.argv[1] + '/health', timeout=5)" "$url" 2>/dev/null; do
-  kill -0 "$server" 2>/dev/null || { wait "$server" || fail "vLLM stopped; its lines above say why."; exit 1; }
+  kill -0 "$server" 2>/dev/null || { wait "$reader"; fail "vLLM stopped; its lines above say why."; }
   sleep 1
 done
 "$python" "$here/client.py" check --model_dir "$model" --base_url "$url" --model "$name" --dtype "$dtype" || stop 1
-echo "Ready. Try it: $python $here/client.py --base_url $url --model $name \"Is 17 a prime number?\" \"Yes.\" \"No.\""
+echo "Ready. Try it: '$python' '$here/client.py' --base_url $url --model $name \"Is 17 a prime number?\" \"Yes.\" \"No.\""
 wait "$server" || fail "vLLM stopped."

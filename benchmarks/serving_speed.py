@@ -4,8 +4,9 @@
     python -m benchmarks.serving_speed --requests 2000
 
 The rounds take turns: the bare generator (asyncio and sockets), `score_many` at the same
-concurrency, and a part of the requests one after the other, as the original notebook does. Then answers to long
-prompts: those to one prompt after each other, and shuffled.
+concurrency, and a part of the requests one after the other, as the original notebook does. Then 16 answers to
+each of some long prompts: as rows of a file, where a prompt's answers go one after the other; those of a prompt at a
+time; and shuffled.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from benchmarks.scoring_speed import WORDS, best_of_n
-from client import BASE_URL, MODEL, Messages, RewardClient
+from client import BASE_URL, MODEL, Messages, Reading, RewardClient
 
 Conversations = list[Messages]
 
@@ -66,10 +67,14 @@ def bare(url: str, concurrency: int, conversations: Conversations) -> list[float
     return scores
 
 
-def speed(ask: Callable[[Conversations], Any], conversations: Conversations) -> float:
+def shuffled(conversations: Conversations) -> Conversations:
+    return random.Random(0).sample(conversations, len(conversations))
+
+
+def speed(ask: Callable[[list[Any]], Any], some: list[Any]) -> float:
     begin = time.perf_counter()
-    ask(conversations)
-    return len(conversations) / (time.perf_counter() - begin)
+    ask(some)
+    return len(some) / (time.perf_counter() - begin)
 
 
 def main() -> None:
@@ -78,7 +83,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--concurrency", type=int, nargs="+", default=[16, 64, 128])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--prompts", type=int, default=16, help="long ones, with 16 answers each")
+    parser.add_argument("--prompts", type=int, default=16, help="long ones, with 16 answers each; 0: none")
     parser.add_argument("--json", type=Path, help="write the figures there, too")
     args = parser.parse_args()
     figures: dict[str, Any] = {"arguments": vars(args)}
@@ -105,18 +110,20 @@ def main() -> None:
             flush=True,
         )
         figures[f"concurrency {concurrency}"] = speeds.tolist()
-    grouped, shuffled = [], []
-    for number in range(args.rounds):  # each time other prompts: the cache would know the old ones
-        groups = best_of_n(args.prompts * (2 * number + 2), 16)[-2 * args.prompts :]
-        grouped.append(speed(many.score_many, [one for group in groups[: args.prompts] for one in group]))
-        mixed = [one for group in groups[args.prompts :] for one in group]
-        random.Random(0).shuffle(mixed)
-        shuffled.append(speed(many.score_many, mixed))
-    print(
-        f"best of 16, long prompts: {np.median(grouped):.1f} conversations/s grouped by prompt, "
-        f"{np.median(shuffled):.1f} shuffled"
-    )
-    figures["best of 16"] = {"grouped": grouped, "shuffled": shuffled}
+    # Every time other prompts, since the server's cache would know those it had.
+    groups = best_of_n(args.prompts * 3 * args.rounds, 16)
+    ways: dict[str, Callable[[list[Conversations]], Any]] = {
+        "as rows of a file": lambda some: list(many.score_rows([Reading({}, "responses", group) for group in some])),
+        "grouped by prompt": lambda some: many.score_many([one for group in some for one in group]),
+        "shuffled": lambda some: many.score_many(shuffled([one for group in some for one in group])),
+    }
+    for way, ask in ways.items() if args.prompts else []:
+        speeds = []
+        for _ in range(args.rounds):
+            some, groups = groups[: args.prompts], groups[args.prompts :]
+            speeds.append(16 * speed(ask, some))
+        print(f"best of 16, long prompts, {way}: {np.median(speeds):.1f} conversations/s", flush=True)
+        figures[f"best of 16, {way}"] = speeds
     if args.json:
         args.json.write_text(json.dumps(figures, default=str, indent=2) + "\n")
 

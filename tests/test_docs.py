@@ -15,7 +15,14 @@ from conftest import ROOT, run
 DOCS = ["README.md", *(f"docs/{file.name}" for file in sorted((ROOT / "docs").glob("*.md")))]
 TWINS = {name: name.replace("README", "README_zh").replace("docs/", "docs/zh/") for name in DOCS}
 # Commands that set up this environment or run for hours, or that need a GPU, or serve until they are stopped.
-NOT_RUN_HERE = ("make ", "sh train.sh", "MODEL=Qwen/", "NNODES=2", "sh infer_vllm.sh save/demo")
+NOT_RUN_HERE = (
+    "make ",
+    "sh train.sh",
+    "MODEL=Qwen/",
+    "NNODES=2",
+    "sh infer_vllm.sh save/demo",
+    ".venv/bin/python -m vllm",
+)
 # What is put behind a command, so that it takes seconds.
 SMALLER = {
     "training_speed": "--rounds 1 --pairs 4 --batch_size 2 --model tiny",
@@ -23,6 +30,7 @@ SMALLER = {
     "tokenizing_speed": "--rounds 1",
     "preparing_speed": "--pairs 1000",
     "scoring_speed": "--groups 2 --answers 2",
+    "serving_speed": "--requests 20 --rounds 1 --prompts 0",
 }
 ADDRESS = "http://127.0.0.1:5001"
 

@@ -14,8 +14,8 @@ from conftest import PAIRS, ROOT, Server, jsonl, run
 
 @pytest.mark.slow
 def test_rows_survive_servers_and_clients(serve, runs, tmp_path: Path) -> None:
-    model = runs["usual template"].model
-    first, second = serve(model, model)
+    model, second = runs["usual template"].model, runs["usual template"]
+    (first,) = serve(model)
     turns = [pair[side] for pair in PAIRS for side in ("chosen", "rejected")]
     rows = [{"id": n, "messages": [{"role": "user", "content": f"{n}?"}, turns[n % 48][-1]]} for n in range(2000)]
     source, undisturbed, output = jsonl(tmp_path / "in.jsonl", rows), tmp_path / "a.jsonl", tmp_path / "b.jsonl"

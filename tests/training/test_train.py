@@ -11,6 +11,7 @@ import torch
 from conftest import ROOT, SHARED_DATA, check_figures, demo_pairs, jsonl, run, train
 
 import train as train_script
+from reward_model.model.contract import FILE, drift
 from reward_model.scoring.local import load_reward_model, score
 
 pytestmark = pytest.mark.slow  # each trains a model, some of them on two ranks
@@ -52,6 +53,8 @@ def test_zero3_on_two_ranks_equals_one_process(base_model: Path, data: Path, tmp
     assert losses(lora) == pytest.approx(losses(lora_one), abs=1e-4)
     assert torch.allclose(scores(lora), scores(lora_one), atol=1e-3), "the trained head or adapter was not saved"
     assert (lora / "adapter" / "adapter_model.safetensors").exists()
+    for folder in (one, two, lora_one, lora):
+        assert (folder / FILE).exists() and drift(*load_reward_model(str(folder)), folder) < 1e-4
 
 
 def test_json_file_and_debugger(base_model: Path, few_pairs: Path, tmp_path: Path) -> None:
