@@ -6,9 +6,11 @@ python merge_lora.py save/my-run/checkpoint-100 save/my-merged-model
 import argparse
 import sys
 from pathlib import Path
+from shlex import quote
 
 from reward_model import InputError
-from reward_model.model.checkpoint import merge_adapter
+from reward_model.model.checkpoint import check_adapter, merge_adapter
+from reward_model.training.saving import full_disk_told
 
 
 def main() -> None:
@@ -16,12 +18,20 @@ def main() -> None:
     parser.add_argument("adapter", type=Path, help="folder with adapter_config.json")
     parser.add_argument("output_dir", type=Path, help="folder for the merged model; must not exist yet")
     parser.add_argument("--base_model", help="folder or hub id, where the adapter's own entry does not lead to it")
+    parser.add_argument("--force", action="store_true", help="merge onto another base than the adapter was trained on")
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
     args = parser.parse_args()
     if args.output_dir.exists():
         raise InputError(f"{args.output_dir} exists already; name a new folder.")
-    merge_adapter(args.adapter, args.output_dir, args.base_model, args.dtype)
-    print(f"Reward model: {args.output_dir}   Serve it: sh infer_vllm.sh {args.output_dir}")
+    base = check_adapter(args.adapter, args.base_model, args.force)
+    try:
+        args.output_dir.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(f"{args.output_dir}: nothing can be written there ({error.strerror}).") from None
+    print(f"Merging {args.adapter} into {base}.")
+    with full_disk_told(args.output_dir):
+        merge_adapter(args.adapter, args.output_dir, args.base_model, args.dtype, args.force)
+    print(f"Reward model: {args.output_dir}   Serve it: sh infer_vllm.sh {quote(str(args.output_dir))}")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from typing import Any
 
 from reward_model import InputError
 from reward_model.data.features import DOUBTS, Work
+from reward_model.data.files import check_hub
 from reward_model.data.formats import FORMATS, Options
 from reward_model.data.split import check_eval_size
 from reward_model.data.workers import Source
@@ -138,6 +139,7 @@ def main() -> None:
     given |= {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
     work = Work(Options(**given), DOUBTS if "all" in args.drop else tuple(args.drop))
     if args.tokenizer:
+        check_hub(args.tokenizer, "model")
         from reward_model.model.token_lengths import TokenLengths
 
         lengths = TokenLengths(args.tokenizer, args.max_length)

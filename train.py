@@ -12,6 +12,7 @@ ours is in reward_model/training/arguments.py.
 """
 
 import sys
+import warnings
 from pathlib import Path
 from shlex import quote
 
@@ -33,7 +34,7 @@ from reward_model.training.collator import PairCollator
 from reward_model.training.dry_run import only_longest, whole_run_line
 from reward_model.training.preflight import SharedPrefixGuard, padded_line
 from reward_model.training.record import write_record
-from reward_model.training.saving import STOPPED, StopAndSave
+from reward_model.training.saving import STOPPED, StopAndSave, stop
 from reward_model.training.trainer import ExactRewardTrainer
 from reward_model.training.watch import Watch
 
@@ -99,7 +100,7 @@ def main(argv: list[str]) -> ExactRewardTrainer:
         eval_dataset=eval_datasets if data_args.benchmark_files else eval_datasets.get("held_out"),
         processing_class=tokenizer,
         peft_config=get_peft_config(model_args),
-        callbacks=[SharedPrefixGuard(collator, list(longest)), stop := StopAndSave(), watch := Watch(tokenizer)],
+        callbacks=[SharedPrefixGuard(collator, list(longest)), saves := StopAndSave(), watch := Watch(tokenizer)],
     )
     if not trainer.is_deepspeed_enabled:  # which keeps fp32 master weights itself
         for parameter in trainer.model.parameters():
@@ -118,7 +119,7 @@ def main(argv: list[str]) -> ExactRewardTrainer:
         trainer.end()
         return trainer
     trainer.accelerator.print(trainer.totals(result.metrics["train_runtime"]))
-    if stop.stopped:
+    if saves.stopped:
         trainer.accelerator.print(
             f"Stopped after step {trainer.state.global_step}, which is saved. The same command with "
             "--resume_from_checkpoint auto goes on."
@@ -138,6 +139,7 @@ def main(argv: list[str]) -> ExactRewardTrainer:
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
     if adapter_dir and trainer.is_world_process_zero():
+        print(f"Merging the adapter into {model_args.model_name_or_path}.")
         unset_hf_deepspeed_config()  # or the merged model would be split over the ranks again
         merge_adapter(adapter_dir, output_dir, dtype=str(model.dtype).removeprefix("torch."))
         if model_args.load_in_4bit or model_args.load_in_8bit:
@@ -149,7 +151,10 @@ def main(argv: list[str]) -> ExactRewardTrainer:
 
 
 if __name__ == "__main__":
+    warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)  # one for each call: thousands of lines
     try:
         main(sys.argv[1:])
     except InputError as error:
-        sys.exit(f"error: {error}")
+        stop(f"error: {error}", 1)
+    except KeyboardInterrupt:
+        stop("Stopped. --resume_from_checkpoint auto goes on from the last whole checkpoint, if there is one.", STOPPED)

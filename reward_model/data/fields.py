@@ -1,6 +1,7 @@
 """The fields of a row: by path, by the first of several names, as a number."""
 
 import json
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -66,9 +67,12 @@ def both_are(row: Row, kind: type) -> bool:
 def number(value: Any) -> float:
     """A score as a float; raises RowError for anything else (UltraFeedback has "N/A")."""
     try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise RowError("score", f"the score {value!r} is no number.") from None
+        score = float(value)
+    except (TypeError, ValueError, OverflowError):
+        score = math.nan
+    if not math.isfinite(score):
+        raise RowError("score", f"the score {str(value)[:40]!r} is no number.")
+    return score
 
 
 def tools_of(row: Row) -> Any:

@@ -109,9 +109,9 @@ def convert(row: Any, name: str, options: Options) -> list[Pair]:
         raise RowError("another layout", f"not laid out as {name} ({description}): {error}.") from None
     system = system_messages(next(filter(None, map(row.get, SYSTEMS)), options.system))
     for pair in pairs if system else []:
-        for side in SIDES:
-            if not (pair[side] and isinstance(pair[side][0], dict) and pair[side][0].get("role") == "system"):
-                pair[side] = system + pair[side]
+        for side, said in ((side, pair[side]) for side in SIDES):
+            if isinstance(said, list) and not (said and isinstance(said[0], dict) and said[0].get("role") == "system"):
+                pair[side] = system + said
     if pairs and (unused := unused_parts(row, pairs[0])):
         raise UnusedField(unused)
     return pairs

@@ -14,6 +14,8 @@ OTHER_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "obs
 # Not every text that begins with "Human:" is one: somebody must answer.
 TRANSCRIPT = re.compile(r"\n\n\s*Human:|\s*Human:.*?\n\n\s*Assistant:", re.S)
 TURNS = re.compile(r"(?:^|\n\n)\s*(Human|Assistant):")
+NEMO_TURNS = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")  # of HelpSteer2, the first turn without
+ROLES = {"Human": "user", "User": "user", "Assistant": "assistant"}
 # Behind a prompt that ends so, a space before the answer belongs to neither.
 BEFORE_ANSWER = ("Assistant:", "TL;DR:")
 
@@ -22,7 +24,7 @@ def prompt_messages(prompt: Any) -> Messages:
     """Messages of a prompt: text is the user's turn, or a Human/Assistant transcript; lists are messages already."""
     if isinstance(prompt, list):
         return [chat_message(turn) for turn in prompt]
-    if isinstance(prompt, str) and TRANSCRIPT.match(prompt):
+    if isinstance(prompt, str) and ("<extra_id_1>" in prompt or TRANSCRIPT.match(prompt)):
         turns = transcript_messages(prompt)
         open_turn = turns[-1]["role"] == "assistant" and not turns[-1]["content"]
         return turns[:-1] if open_turn else turns
@@ -82,11 +84,12 @@ def _tool_calls(value: Any) -> dict[str, Any]:
 
 def transcript_messages(transcript: Any) -> Messages:
     """Messages of a text whose turns begin with "\\n\\nHuman:" and "\\n\\nAssistant:"; the system's stands before."""
-    if not isinstance(transcript, str) or not (parts := TURNS.split(transcript))[1:]:
+    if isinstance(transcript, str) and len(nemo := NEMO_TURNS.split(transcript)) > 1:
+        parts = ["", "User", *nemo] if nemo[0] else nemo
+    elif not isinstance(transcript, str) or not (parts := TURNS.split(transcript))[1:]:
         raise RowError("not messages", f"no Human:/Assistant: turns in {str(transcript)[:60]!r}.")
     turns = zip(parts[1::2], parts[2::2], strict=True)
-    roles = {"Human": "user", "Assistant": "assistant"}
-    return system_messages(parts[0].strip()) + [{"role": roles[who], "content": said.strip()} for who, said in turns]
+    return system_messages(parts[0].strip()) + [{"role": ROLES[who], "content": said.strip()} for who, said in turns]
 
 
 def pair_of(prompt: Any, both: Iterable[Any], row: Row) -> Pair:

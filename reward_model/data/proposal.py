@@ -3,7 +3,7 @@
 import re
 import shlex
 from collections.abc import Iterator
-from itertools import permutations
+from itertools import islice, permutations
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ ONE_ANSWER = {"completion", "response", "output", "answer", "messages", "convers
 MARKS = [("1", "2"), ("0", "1"), ("a", "b"), ("first", "second"), ("left", "right"), ("one", "two")]
 TIE = {"tie", "tied", "same", "equal", "both", "draw", "neither", "none", "c"}
 LONGEST_LABEL = 30  # characters
+DEEPEST, MOST = 4, 200  # levels looked into, and fields
 
 
 def proposal(rows: list[Row], source: str) -> str:
@@ -28,6 +29,7 @@ def proposal(rows: list[Row], source: str) -> str:
     for row in rows:
         for name, value in _leaves(row):
             columns.setdefault(name, []).append(value)
+    columns = dict(islice(columns.items(), MOST))
     texts = {name: values for name, values in columns.items() if isinstance(values[0], str | list)}
     taken, arguments, note = _answers(columns, texts)
     if not taken and ONE_ANSWER & {path.split(".")[0] for path in columns}:
@@ -102,6 +104,8 @@ def _meaning(values: set[str], mark: tuple[str, str]) -> tuple[list[str], str]:
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """(dotted path, value) of texts, numbers and lists of messages in a row."""
+    if path.count(".") > DEEPEST:
+        return
     if isinstance(value, dict):
         inner: Any = value.items()
     elif isinstance(value, list) and not (value and isinstance(value[0], dict) and {"role", "from"} & value[0].keys()):

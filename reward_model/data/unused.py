@@ -6,7 +6,7 @@ from typing import Any
 
 from reward_model import RowError
 from reward_model.data.fields import Row
-from reward_model.data.messages import TRANSCRIPT, transcript_messages
+from reward_model.data.messages import prompt_messages
 from reward_model.data.pair import SIDES, Pair
 
 # Fields that are likely to be part of a conversation.
@@ -14,6 +14,7 @@ PARTS = frozenset(
     "system system_prompt system_message history context input instruction question query prompt messages conversation "
     "conversations dialog dialogue trajectory previous_turns passage document initial_reason_steps".split()
 )
+DEEPEST = 8  # levels of lists and objects
 # Keys of an object under which its text stands; the rest of it is about the text.
 TEXTS = ("content", "value", "text", "full_text", "input", "output")
 
@@ -30,29 +31,36 @@ class UnusedField(RowError):
 def unused_parts(row: Row, pair: Pair) -> list[str]:
     """Fields of PARTS whose text stands nowhere in the pair, as a message or as whole lines of one."""
     names = PARTS.intersection(row)
-    if not names:
+    if not names or not all(isinstance(pair[side], list) for side in SIDES):
         return []
-    messages = (message for side in SIDES for message in pair[side] if isinstance(message, dict))
-    said = [content for message in messages if isinstance(content := message.get("content"), str)]
-    return sorted(name for name in names if not all(_is_said(text, said) for text in _texts(row[name])))
+    said = [message.get("content") for side in SIDES for message in pair[side] if isinstance(message, dict)]
+    wholes = [*said, *(pair[side] for side in SIDES)]
+    left = [name for name in names if row[name] not in wholes]  # most are a message or a side, and that is seen fast
+    texts = [text for text in said if isinstance(text, str)] if left else []
+    return sorted(name for name in left if not _is_used(row[name], texts))
 
 
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str) and TRANSCRIPT.match(value):
-        yield from (message["content"] for message in transcript_messages(value))
-    elif isinstance(value, str) and value.startswith('["'):  # a list in a CSV file or a text column
+def _is_used(value: Any, said: list[str]) -> bool:
+    return (isinstance(value, str) and _is_said(value, said)) or all(_is_said(text, said) for text in _texts(value))
+
+
+def _texts(value: Any, depth: int = 0) -> Iterator[str]:
+    if depth > DEEPEST:
+        yield "something nested deeper than any conversation"
+        return
+    if isinstance(value, str) and value.startswith('["') and not depth:  # a list in a CSV file or a text column
         try:
             yield from _texts(json.loads(value))
         except ValueError:
             yield value
     elif isinstance(value, str):
-        yield value
+        yield from (message["content"] for message in prompt_messages(value))
     elif isinstance(value, list):
         for part in value:
-            yield from _texts(part)
+            yield from _texts(part, depth + 1)
     elif isinstance(value, dict) and value.get("from") != "function_call":
         for part in [value[name] for name in TEXTS if name in value] or value.values():
-            yield from _texts(part)
+            yield from _texts(part, depth + 1)
 
 
 def _is_said(text: str, said: list[str]) -> bool:

@@ -127,7 +127,6 @@ _WORK: list[Work] = []  # of this process: with many contaminating prompts it is
 
 
 def _begin(work: Work) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes: the first one says so
     _WORK[:] = [work]
 
 
@@ -140,11 +139,23 @@ def _in_order(tasks: Iterable[Task], num_proc: int, work: Work) -> Iterator[Conv
     if num_proc < 2:
         yield from (convert_chunk(task, work) for task in tasks)
         return
-    with ProcessPoolExecutor(num_proc, initializer=_begin, initargs=(work,)) as executor:
-        waiting: deque[Future] = deque()
-        for task in tasks:
-            waiting.append(executor.submit(_convert, task))
-            if len(waiting) > 3 * num_proc:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+    # Ctrl-C reaches all processes, at any place. It is only noted, and heard by the first one between two chunks.
+    stopped: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: stopped.append(number))
+    waiting: deque[Future] = deque()
+
+    def first() -> Converted:
+        if stopped:
+            raise KeyboardInterrupt
+        return waiting.popleft().result()
+
+    try:
+        with ProcessPoolExecutor(num_proc, initializer=_begin, initargs=(work,)) as executor:
+            for task in tasks:
+                waiting.append(executor.submit(_convert, task))
+                if len(waiting) > 3 * num_proc:
+                    yield first()
+            while waiting:
+                yield first()
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -7,13 +7,16 @@ for anything else it says what that is and exits with 1. It imports neither torc
 import json
 import re
 import sys
+from hashlib import sha256
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from reward_model import InputError
+from reward_model.data.files import check_hub
 from reward_model.model.template import prove_template
 
+MARKED = 2**20  # bytes of each file, three times
 LAYER = re.compile(r"\.(?:layers|h|blocks|block)\.(\d+)\.")
 
 
@@ -39,14 +42,14 @@ def check_reward_model(folder: str) -> dict[str, Any]:
     return config
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a model folder."""
+def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
+    """config.json of a model folder, or another file of this kind."""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((folder / name).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise InputError(f"{folder / 'config.json'} is broken: {error}. Copy or download it again.") from None
+        raise InputError(f"{folder / name} is broken: {error}. Copy or download it again.") from None
     if not isinstance(config, dict):
-        raise InputError(f"{folder / 'config.json'} is no object, but a {type(config).__name__}.")
+        raise InputError(f"{folder / name} is no object, but a {type(config).__name__}.")
     return config
 
 
@@ -126,17 +129,30 @@ def stored_parameters(name: str | None) -> int | None:
     return sum(map(prod, tensors.values())) if tensors else None
 
 
-def check_base_model(name: str) -> None:
+def weights_mark(name: str | Path) -> str | None:
+    """By which the weights of a local folder are known again: a hash of their sizes, begins and ends."""
+    mark, files = sha256(), sorted(Path(name).glob("*.safetensors"))
+    for file in files:
+        with open(file, "rb") as content:
+            size = content.seek(0, 2)
+            mark.update(str(size).encode())
+            for place in (0, size // 2, max(0, size - MARKED)):
+                content.seek(place)
+                mark.update(content.read(MARKED))
+    return mark.hexdigest() if files else None
+
+
+def check_base_model(name: str, argument: str = "--model_name_or_path") -> None:
     """Refuse, before anything is loaded, a local folder that cannot be trained from; a hub id is left to the hub."""
     path = Path(name)
     if not path.is_dir():
         if name.startswith((".", "/", "~")) or name.count("/") != 1:
-            raise InputError(f"--model_name_or_path {name}: no such folder, and no hub id (owner/name).")
+            raise InputError(f"{argument} {name}: no such folder, and no hub id (owner/name).")
         return
     if (path / "adapter_config.json").is_file():
         raise InputError(f"{name} is a LoRA adapter; merge it first: python merge_lora.py {name} OUTPUT_DIR")
     if not (path / "config.json").is_file():
-        raise InputError(f"--model_name_or_path {name}: no config.json there; give a model folder or a hub id.")
+        raise InputError(f"{argument} {name}: no config.json there; give a model folder or a hub id.")
     config = read_config(path)
     if (config.get("architectures") or [""])[0].endswith("ForSequenceClassification"):
         check_one_label(config, name)
@@ -150,36 +166,64 @@ def check_base_model(name: str) -> None:
         )
 
 
-def merge_adapter(adapter: Path, output_dir: Path, base: str | None = None, dtype: str = "auto") -> None:
+def check_adapter(adapter: Path, base: str | None = None, force: bool = False) -> str:
+    """The base model of an adapter that can be merged; refuses `base` where the adapter was trained on another one."""
+    if not (adapter / "adapter_config.json").is_file():
+        raise InputError(f"{adapter}: no adapter_config.json there; give a checkpoint of train.py --use_peft.")
+    weights = stored_tensors(adapter, "adapter_model")
+    if weights is None:
+        raise InputError(f"{adapter} has no adapter_model.safetensors; copy it, or take another checkpoint.")
+    if not any(name.endswith("score.weight") for name in weights):
+        raise InputError(
+            f"{adapter} has no trained reward head (score.weight), so its scores would be random. It was trained "
+            "with another task type than SEQ_CLS; train again without --lora_task_type."
+        )
+    own = read_config(adapter, "adapter_config.json").get("base_model_name_or_path")
+    used = base or own
+    if not used or (not Path(used).is_dir() and used.startswith((".", "/"))):
+        raise InputError(f"The base model {used} of {adapter} is not there; name it: --base_model FOLDER_OR_HUB_ID")
+    check_base_model(used, "--base_model")
+    if not Path(used).is_dir():
+        check_hub(used, "model")
+    if not (adapter / "tokenizer_config.json").is_file():
+        raise InputError(f"{adapter} has no tokenizer; copy its tokenizer files from the run.")
+    run = read_config(adapter.parent, "run.json") if (adapter.parent / "run.json").is_file() else {}
+    recorded = run.get("weights")
+    same = weights_mark(used) == recorded if recorded else Path(used).name == Path(own or used).name
+    if not (same or force):
+        raise InputError(
+            f"{adapter} was trained on {own}, and {used} has other weights: the sum would be no model that was ever "
+            "trained. --force merges all the same."
+        )
+    return used
+
+
+def merge_adapter(
+    adapter: Path, output_dir: Path, base: str | None = None, dtype: str = "auto", force: bool = False
+) -> None:
     """Write the reward model that `adapter` (with a trained `score`) and its base model make to `output_dir`.
 
     The sum is taken in fp32 and stored in `dtype`; "auto" is the base model's.
     """
+    base = check_adapter(adapter, base, force)
     import torch
-    from peft import PeftConfig, PeftModel
-    from safetensors import safe_open
+    from peft import PeftModel
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
     from trl.trainer.reward_trainer import suppress_seqcls_warning
 
     from reward_model.model.contract import write_contract
 
-    if not (adapter / "adapter_config.json").is_file():
-        raise InputError(f"{adapter}: no adapter_config.json there; give a checkpoint of train.py --use_peft.")
-    with safe_open(adapter / "adapter_model.safetensors", "pt") as weights:
-        if not any(key.endswith("score.weight") for key in weights.keys()):  # noqa: SIM118 (a file, not a dict)
-            raise InputError(
-                f"{adapter} has no trained reward head (score.weight), so its scores would be random. It was trained "
-                "with another task type than SEQ_CLS; train again without --lora_task_type."
-            )
-    base = base or PeftConfig.from_pretrained(adapter).base_model_name_or_path
-    if base.startswith((".", "/")) and not Path(base).is_dir():
-        raise InputError(f"The base model {base} of {adapter} is not there; name it: --base_model FOLDER_OR_HUB_ID")
     dtype = AutoConfig.from_pretrained(base).dtype if dtype == "auto" else getattr(torch, dtype)
     tokenizer = AutoTokenizer.from_pretrained(adapter)
     with suppress_seqcls_warning():  # the base model has no score.weight; the adapter brings it
         model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, dtype=torch.float32)
     set_pad_token(model, tokenizer)
-    model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    try:
+        model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    except RuntimeError as error:  # tensors of other shapes
+        raise InputError(f"{adapter} does not fit {base}: {' '.join(str(error).split())[:300]}") from None
+    if not all(parameter.isfinite().all() for parameter in model.parameters()):
+        raise InputError(f"{adapter} and {base} make weights that are not finite (nan or infinity); nothing is saved.")
     model.to(dtype or torch.float32).save_pretrained(output_dir)
     tokenizer.save_pretrained(output_dir)
     write_contract(model.float(), tokenizer, output_dir)

@@ -19,7 +19,7 @@ from reward_model import InputError
 SECONDS = 5  # that a template may take for one conversation
 ANOTHER_DAY = datetime(2001, 2, 3, 4, 5, 6)
 REASONING = re.compile(r"<think>.*?</think>", re.S)
-CLOSING = re.compile(r"[<\[(][^<>\[\]()\s]+[>\])]")  # a closing token that the tokenizer does not call special
+CLOSING = re.compile(r"([<\[(][^<>\[\]()\s]+[>\])]\s*){1,2}")  # closing tokens that the tokenizer calls no special
 CURE = "Give another template: --chat_template_path template.jinja"
 
 

@@ -5,7 +5,6 @@ import re
 from jinja2 import TemplateError
 
 from reward_model import RowError
-from reward_model.data.files import check_hub
 from reward_model.data.pair import SIDES, Pair, common_prefix_length
 from reward_model.model.template import render, special_tokens
 from reward_model.model.tokenization import cut_tokens, encode_pairs, load_tokenizer
@@ -19,7 +18,6 @@ class TokenLengths:
     """
 
     def __init__(self, model: str, max_length: int | None) -> None:
-        check_hub(model, "model")
         self.tokenizer, self.max_length = load_tokenizer(model), max_length
         self.cutters = cut_tokens(self.tokenizer)
         self.control_tokens = re.compile("|".join(map(re.escape, special_tokens(self.tokenizer))) or "$^")

@@ -187,6 +187,14 @@ def check_output(output_dir: Path, training_args: TrainingArguments, overwrite: 
         ) from None
     asked = training_args.resume_from_checkpoint
     training_args.resume_from_checkpoint = resume_from(asked, output_dir, tell)
+    if torch.distributed.is_initialized():
+        of_rank_0 = [training_args.resume_from_checkpoint]
+        torch.distributed.broadcast_object_list(of_rank_0, src=0)
+        if of_rank_0[0] != training_args.resume_from_checkpoint:
+            raise InputError(
+                f"Rank 0 finds the checkpoint {of_rank_0[0]}, rank {training_args.process_index} finds "
+                f"{training_args.resume_from_checkpoint}: --output_dir must lie on storage that all nodes share."
+            )
     begun = any(output_dir.glob("checkpoint-*")) and asked != "auto"
     if overwrite or training_args.resume_from_checkpoint:
         return

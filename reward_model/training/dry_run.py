@@ -32,7 +32,9 @@ def whole_run_line(trainer: Trainer, steps: float) -> str:
         memory = f"{torch.cuda.max_memory_allocated() / 1e9:.1f} GB of {torch.cuda.mem_get_info()[1] / 1e9:.1f} GB"
     else:
         memory = f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.1f} GB of main memory"
+    hours = steps * seconds / 3600
+    span = f"{hours:.1f} hours" if hours > 1 else f"{60 * hours:.1f} minutes"
     return (
         f"Dry run: the longest step takes {seconds:.2f} s and {memory} on this device; the whole run about "
-        f"{steps * seconds / 3600:.2g} hours, without evaluations and checkpoints. Nothing was saved."
+        f"{span}, without evaluations and checkpoints. Nothing was saved."
     )

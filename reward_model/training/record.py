@@ -10,6 +10,7 @@ from typing import Any
 
 from reward_model import InputError
 from reward_model.data.files import data_files
+from reward_model.model.checkpoint import weights_mark
 
 FILE = "run.json"
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "peft", "deepspeed", "tokenizers", "numpy")
@@ -41,6 +42,7 @@ def record(*arguments: Any) -> dict[str, Any]:
     )
     versions = {name: version(name) for name in PACKAGES}
     return {
+        "weights": weights_mark(given["model_name_or_path"]),
         "commit": commit.stdout.strip() or None,
         "versions": versions,
         "arguments": json.loads(json.dumps(given, default=str)),

@@ -4,10 +4,12 @@ import json
 import os
 import shutil
 import signal
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from safetensors import SafetensorError
@@ -67,6 +69,15 @@ def resume_from(asked: str | bool | None, output_dir: Path, tell: bool) -> str |
     if newest and tell:
         print(f"Going on from {newest}.")
     return str(newest) if newest else None
+
+
+def stop(said: str, status: int) -> NoReturn:
+    """End the program with a sentence; a rank leaves it to torchrun, which has the first one's only."""
+    if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        Path(file).write_text(json.dumps({"message": said, "timestamp": int(time.time())}), encoding="utf-8")
+    else:
+        print(said, file=sys.stderr)
+    sys.exit(status)
 
 
 @contextmanager

@@ -46,6 +46,10 @@ class Watch(TrainerCallback):
         if model.training:
             self.batches.append(batch)
 
+    def on_train_end(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
+        if not all(parameter.isfinite().all() for parameter in model.parameters()):
+            raise InputError(f"After step {state.global_step} the weights are not finite; nothing more is saved.")
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.batches.clear()
 

@@ -77,6 +77,7 @@ READ: list[tuple[str, dict, dict]] = [
     ("Chatbot Arena", {"question_id": "q", "conversation_a": TALKS["rejected"], "conversation_b": TALKS["chosen"], "winner": "model_b", "turn": 1}, PAIR | {"id": "q"}),
     ("Chatbot Arena 140k", {"conversation_a": TYPED["chosen"], "conversation_b": TYPED["rejected"], "winner": "model_a"}, PAIR),
     ("Chatbot Arena, Kaggle", {"prompt": json.dumps(["Hi.", ASK]), "response_a": json.dumps(["Hello!", NO]), "response_b": json.dumps(["Hello!", YES]), "winner_model_a": 0, "winner_model_b": 1, "winner_tie": 0}, LONGER),
+    ("Chatbot Arena, Kaggle, asked about a list", {"prompt": '["[\\"a\\", 1]"]', "response_a": [YES], "response_b": [NO], "winner_model_a": 1, "winner_model_b": 0, "winner_tie": 0}, pair(['u: ["a", 1]'], YES, NO)),
     ("MT-Bench, first turn", {"conversation_a": TALKS["chosen"] + talk("u: Why?", "a: So."), "conversation_b": TALKS["rejected"] + talk("u: Why?", "a: No."), "winner": "model_a", "turn": 1}, PAIR),
     ("PKU-SafeRLHF", {"prompt": ASK, "response_0": NO, "response_1": YES, "better_response_id": 1, "safer_response_id": 0}, PAIR),
     ("JudgeBench", {"pair_id": "j", "source": "math", "question": ASK, "response_A": NO, "response_B": YES, "label": "B>A"}, PAIR | {"id": "j", "source": "math"}),
@@ -84,6 +85,7 @@ READ: list[tuple[str, dict, dict]] = [
     ("AlpacaFarm", {"instruction": "Name a fruit.", "input": "Red.", "output_1": YES, "output_2": NO, "preference": 1.0}, pair(["u: Name a fruit.\nRed."], YES, NO)),
     ("HelpSteer3", {"domain": "general", "context": USER, "response1": YES, "response2": NO, "overall_preference": -2}, PAIR | {"subset": "general"}),
     ("HelpSteer2 preference", {"prompt": ASK, "response_1": NO, "response_2": YES, "preference_strength": 3}, PAIR),
+    ("HelpSteer2 preference, more turns", {"prompt": f"Hi.\n<extra_id_1>Assistant\nHello!\n<extra_id_1>User\n{ASK}", "response_1": NO, "response_2": YES, "preference_strength": 1}, LONGER),
     ("SHP", {"history": ASK, "human_ref_A": NO, "human_ref_B": YES, "labels": 0, "score_A": 3, "score_B": 9}, PAIR),
     ("WebGPT comparisons", {"question": {"dataset": "eli5", "id": "z", "full_text": ASK}, "answer_0": NO, "answer_1": YES, "score_0": -0.5, "score_1": 0.5}, PAIR),
     ("summarize-from-feedback", {"info": {"subreddit": "tea", "title": "Cold", "post": "My tea is cold."}, "summaries": [{"text": " Bad."}, {"text": " Cold tea."}], "choice": 1}, pair(["u: SUBREDDIT: r/tea\n\nTITLE: Cold\n\nPOST: My tea is cold.\n\nTL;DR:"], "Cold tea.", "Bad.")),
@@ -105,6 +107,11 @@ def pairs_in(rows: list[dict], options: Options = NO_OPTIONS) -> list:
 @pytest.mark.parametrize(("row", "expected"), [case[1:] for case in READ], ids=[case[0] for case in READ])
 def test_layout_is_read_whole(row: dict, expected: dict) -> None:
     assert pairs_in([row]) == [expected]
+
+
+def test_a_later_row_that_would_lose_something_is_no_pair() -> None:
+    *pairs, lost = pairs_in([*[TALKS] * 100, TALKS | {"context": "Say it in French."}])
+    assert pairs == [PAIR] * 100 and isinstance(lost, RowError) and lost.reason == "unused field"
 
 
 def test_ties_and_margins_of_numbers() -> None:

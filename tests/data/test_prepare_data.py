@@ -63,6 +63,7 @@ MALFORMED = [
     ("messages", MESSAGES | {"rejected": None}, "missing field", "no 'rejected'"),
     ("messages", MESSAGES | {"chosen": []}, "empty", "chosen is empty"),
     ("messages", MESSAGES | {"chosen": "Because."}, "not messages", "chosen is a str"),
+    ("messages", MESSAGES | {"chosen": 7, "system": "Be kind."}, "not messages", "chosen is a int"),
     ("messages", MESSAGES | {"chosen": 7}, "not messages", "chosen is a int"),
     ("messages", MESSAGES | {"rejected": ["No idea."]}, "not messages", "rejected, message 1 is not"),
     ("messages", MESSAGES | {"chosen": [{"content": "Why?"}]}, "not messages", "chosen, message 1 is not"),
@@ -137,6 +138,8 @@ MALFORMED = [
     ),
     ("scored", {"prompt": "Why?", "responses": ["a", "b"], "scores": [1]}, "missing field", "2 answers, but 1 scores"),
     ("scored", {"prompt": "Why?", "responses": ["a", "b"], "scores": [1, "N/A"]}, "score", "'N/A' is no number"),
+    ("scored", {"prompt": "Why?", "responses": ["a", "b"], "scores": [1, float("nan")]}, "score", "'nan' is no number"),
+    ("scored", {"prompt": "Why?", "responses": ["a", "b"], "scores": [1, 10**400]}, "score", "is no number"),
     ("scored", {"prompt": "Why?", "responses": ["a", "b"], "scores": [2, 2]}, "tie", "no two answers differ"),
     ("lists", {"prompt": "Why?", "chosen": ["a"], "rejected": []}, "empty", "at least one answer"),
 ]
@@ -390,7 +393,7 @@ def test_stopped_run_leaves_nothing_under_the_final_name(how: signal.Signals, tm
     source.write_text("".join(line.replace("%d", str(number)) + "\n" for number in range(200_000)))
     command = [sys.executable, str(ROOT / "prepare_data.py"), str(source), "--output", str(tmp_path / "pairs.jsonl")]
     process = subprocess.Popen([*command, "--num_proc", "2"], stderr=subprocess.PIPE, text=True, start_new_session=True)
-    while not list(tmp_path.glob(".preparing-*/0")):
+    while not any(file.stat().st_size for file in tmp_path.glob(".preparing-*/0")):
         time.sleep(0.02)
         assert process.poll() is None
     os.killpg(process.pid, how)  # as Ctrl-C does: all of its processes

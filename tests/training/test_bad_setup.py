@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 import train as train_script
 from reward_model import InputError
 from reward_model.model.checkpoint import check_reward_model, check_tokenizer
-from reward_model.training.checks import check_tokens
+from reward_model.training.arguments import DataArguments, parse_arguments
+from reward_model.training.checks import check_tokens, read_pairs
 
 PAIRS = demo_pairs()[:8]
 # Arguments behind good ones -> what must be said.
@@ -226,6 +227,23 @@ def test_all_mistakes_are_told_at_once(base_model: Path, tmp_path: Path) -> None
     for number, said in enumerate(("--learning_rate", "--max_length", "--output_dir", "model.safetensors", "no.jsonl")):
         assert said in told[number]
     assert len(told) == 5
+
+
+def test_held_out_pairs_beside_the_training_file_are_used(base_model: Path, tmp_path: Path, capsys) -> None:
+    pairs = lines(tmp_path, "pairs.jsonl", PAIRS)
+    lines(tmp_path, "pairs.eval.jsonl", demo_pairs()[20:23])
+    arguments = DataArguments(dataset_name=str(pairs))
+    assert len(read_pairs(arguments, tell=True)[1]) == 3
+    assert "pairs.eval.jsonl, beside the training file; --eval_size 0 leaves it." in capsys.readouterr().out
+    arguments.eval_size = 0
+    assert read_pairs(arguments, tell=True)[1] is None
+
+
+def test_help_begins_with_what_most_runs_set(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        parse_arguments(["--help"], Path("none"))
+    first = capsys.readouterr().out.split("all others, of trl")[0]
+    assert 20 < first.count("\n  --") < 40 and "--dataset_name" in first and "--dry_run" in first
 
 
 # What is done to a reward model -> what infer_vllm.sh says.

@@ -152,7 +152,7 @@ def test_sigterm_saves_and_stops_with_a_status_of_its_own(
     assert run_.wait_for(lambda: newest_complete(run_.output_dir, tell=False))
     os.kill(run_.pid, signal.SIGTERM)
     status, said = run_.ends(), run_.log.read_text()
-    assert status == (STOPPED if kind == "plain" else 1), said[-3000:]  # torchrun has one status for all its workers'
+    assert status == STOPPED and "FutureWarning" not in said, said[-3000:]
     assert "which is saved. The same command with --resume_from_checkpoint auto goes on." in said
     assert Run(kind, base_model, pairs, run_.output_dir).ends() == 0
     assert "Going on from" in run_.log.read_text() and (run_.output_dir / "model.safetensors").exists()

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import demo_pairs, jsonl
+from conftest import CHATML, demo_pairs, jsonl
 from safetensors.torch import load_file
 
 import train as train_script
@@ -92,6 +92,21 @@ def test_a_run_says_what_it_was_started_with(base_model: Path, few_pairs: Path, 
         start(base_model, few_pairs, tmp_path / "a", f"{resumed} True")
 
 
+def test_a_folder_may_be_written_over_and_a_date_is_stored(base_model: Path, few_pairs: Path, tmp_path: Path) -> None:
+    dated = tmp_path / "dated.jinja"
+    dated.write_text("{% set day = strftime_now('%d %b %Y') %}<|im_start|>system\n{{ day }}<|im_end|>\n" + CHATML)
+    more = f"--max_steps 1 --chat_template_path {dated}"
+    with pytest.raises(InputError, match="prints today's date"):
+        start(base_model, few_pairs, tmp_path / "out", more)
+    for overwrite in (False, True):
+        pinned = f"{more} --template_date 2024-07-26 --overwrite_output_dir {overwrite}"
+        start(base_model, few_pairs, tmp_path / "out", pinned)
+    stored = (tmp_path / "out" / "chat_template.jinja").read_text()
+    assert 'set day = "26 Jul 2024"' in stored and "strftime_now" not in stored
+    with pytest.raises(InputError, match="write over it"):
+        start(base_model, few_pairs, tmp_path / "out")
+
+
 def test_resuming_without_the_optimizer_says_so(base_model: Path, few_pairs: Path, tmp_path: Path, capsys) -> None:
     start(base_model, few_pairs, tmp_path / "out", "--save_strategy steps --save_steps 1 --save_only_model True")
     checkpoint = tmp_path / "out" / "checkpoint-1"
@@ -112,6 +127,6 @@ def test_dry_run_tells_memory_and_time_and_keeps_nothing(more: str, base_model, 
     assert trainer.state.global_step == 2
     said = capsys.readouterr().out
     assert re.search(
-        r"Dry run: the longest step takes \d+\.\d\d s and \d+\.\d GB of main memory .* about \S+ hours", said
+        r"Dry run: the longest step takes \d+\.\d\d s and \d+\.\d GB of main memory .* about \S+ minutes", said
     )
     assert not list((tmp_path / "out").glob("**/*.safetensors")) and not (tmp_path / "out" / "run.json").exists()
