@@ -231,7 +231,7 @@ class RewardClient:
             try:
                 status, text = server.request(path, content, self.timeout)
                 if status == 200:
-                    server.down = False
+                    server.down = server.down and len(self.servers) > 1  # of several, /health says it
                     return url, text
                 # Of one conversation; of the key, the name of the model or the address: no other would fare better.
                 kind = Refused if status in (400, 413, 422, 429) or status >= 500 else ServerError
@@ -277,10 +277,11 @@ class RewardClient:
             return server
 
     def _take_out(self, server: Server, why: str) -> None:
-        if not server.down:
+        with self.lock:
+            was_down, server.down, server.look_again = server.down, True, time.monotonic() + 1
+            server.idle.clear()
+        if not was_down:
             log.warning("%s %s; trying again.", server.url, why)
-        server.down, server.look_again = True, time.monotonic() + 1
-        server.idle.clear()
 
     def _value(self, url: str, text: bytes) -> float:
         try:

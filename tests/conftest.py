@@ -191,6 +191,17 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
+def is_gone(group: int) -> bool:
+    """Whether no process of the group is left, within ten seconds: vLLM's own children end a little after it."""
+    for _ in range(100):
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.1)
+    return False
+
+
 class Server:
     """A real vLLM server, started by infer_vllm.sh on a free port."""
 

@@ -123,6 +123,9 @@ class Local(ThreadingHTTPServer):
     def __exit__(self, *error: object) -> None:
         self.die()
 
+    def handle_error(self, *request: object) -> None:
+        """Clients hang up on it."""
+
 
 @pytest.fixture
 def server() -> Iterator[Local]:

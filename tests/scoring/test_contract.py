@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CHATML, ENDS_WITH_EOS, PAIRS, ROOT, VARIANTS, Server, free_port, jsonl, run
+from conftest import CHATML, ENDS_WITH_EOS, PAIRS, ROOT, VARIANTS, Server, free_port, is_gone, jsonl, run
 from safetensors.torch import load_file, save_file
 
 import client
@@ -195,17 +195,6 @@ def test_ctrl_c_stops_the_server_and_leaves_nothing(runs, tmp_path: Path) -> Non
     os.killpg(ready.process.pid, signal.SIGINT)
     assert ready.process.wait(timeout=60) == 130 and is_gone(ready.process.pid)
     assert ready.log.read_text().endswith("Stopping.\n"), "vLLM's own end is not shown"
-
-
-def is_gone(group: int) -> bool:
-    """Whether no process of the group is left, within ten seconds: vLLM's own children end a little after it."""
-    for _ in range(100):
-        try:
-            os.killpg(group, 0)
-        except ProcessLookupError:
-            return True
-        time.sleep(0.1)
-    return False
 
 
 def test_checkpoints_have_a_contract(few_pairs, base_model, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import PAIRS, ROOT, Server, jsonl, run
+from conftest import PAIRS, ROOT, Server, is_gone, jsonl, run
 
 
 @pytest.mark.slow
@@ -33,6 +33,8 @@ def test_rows_survive_servers_and_clients(serve, runs, tmp_path: Path) -> None:
     asking = subprocess.Popen(command, cwd=ROOT)
     until(300)
     os.killpg(first.process.pid, signal.SIGKILL)
+    first.process.wait()
+    assert is_gone(first.process.pid)
     again = Server(model, tmp_path / "again.log", int(first.url.rsplit(":", 1)[1]))
     until(900)
     asking.kill()
