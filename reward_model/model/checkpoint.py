@@ -8,13 +8,14 @@ import json
 import re
 import sys
 from hashlib import sha256
+from datetime import datetime
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from reward_model import InputError
 from reward_model.data.files import check_hub
-from reward_model.model.template import prove_template
+from reward_model.model.template import pin_date, prove_template
 
 MARKED = 2**20  # bytes of each file, three times
 LAYER = re.compile(r"\.(?:layers|h|blocks|block)\.(\d+)\.")
@@ -237,15 +238,25 @@ def set_pad_token(model: Any, tokenizer: Any) -> None:
 
 
 def check_tokenizer(folder: str) -> None:
-    """Refuse a folder whose tokenizer or chat template cannot be trusted, without what `AutoTokenizer` imports."""
-    if not (Path(folder) / "tokenizer.json").is_file():
+    """Refuse a folder whose tokenizer or chat template cannot be trusted, without what `AutoTokenizer` imports; a
+    template of others that prints today's date is only warned of, as nothing else renders what they trained with."""
+    if (Path(folder) / "tokenizer.json").is_file():
+        from transformers import PreTrainedTokenizerFast
+
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    else:
         from reward_model.model.tokenization import load_tokenizer
 
-        prove_template(load_tokenizer(folder))
-        return
-    from transformers import PreTrainedTokenizerFast
-
-    prove_template(PreTrainedTokenizerFast.from_pretrained(folder))
+        tokenizer = load_tokenizer(folder)
+    template = str(tokenizer.chat_template or "")
+    if template != (pinned := pin_date(template, datetime.now().date().isoformat())):
+        tokenizer.chat_template = pinned
+        print(
+            f"warning: the chat template of {folder} prints today's date, so scores change from day to day. To hold "
+            "them, write a date in the place of strftime_now(…) in its chat_template.jinja.",
+            file=sys.stderr,
+        )
+    prove_template(tokenizer)
 
 
 if __name__ == "__main__":

@@ -268,5 +268,13 @@ def test_what_cannot_be_trusted_is_not_served(broken: str, tiny_reward_model: Pa
         check_tokenizer(str(model))
 
 
+def test_a_date_in_a_template_of_others_is_warned_of(tiny_reward_model: Path, tmp_path: Path, capsys) -> None:
+    model = shutil.copytree(tiny_reward_model, tmp_path / "model")
+    template = model / "chat_template.jinja"
+    template.write_text("{{ strftime_now('%d %b %Y') }}" + template.read_text())
+    check_tokenizer(str(model))
+    assert "prints today's date, so scores change from day to day" in capsys.readouterr().err
+
+
 def test_the_check_before_serving_prints_the_dtype(tiny_reward_model: Path) -> None:
     assert run(sys.executable, "-m", "reward_model.model.checkpoint", tiny_reward_model).stdout == "float32\n"
