@@ -7,8 +7,8 @@ for anything else it says what that is and exits with 1. It imports neither torc
 import json
 import re
 import sys
-from hashlib import sha256
 from datetime import datetime
+from hashlib import sha256
 from math import prod
 from pathlib import Path
 from typing import Any
