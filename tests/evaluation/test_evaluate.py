@@ -91,7 +91,7 @@ def test_parity_names_the_broken_rule(runs, tmp_path: Path) -> None:
     template = (one.model / "chat_template.jinja").read_text()
     changed = {
         # what the trained model's template had, and the server's has not -> what must be said
-        template + "{{ 'The end' }}": "the server leaves out 'The end'",
+        template + "{{ '<|endoftext|>' }}": "the server leaves out '<|endoftext|>'",
         "{{ 'You are a judge.' }}" + template: "the server leaves out 'You are a judge.'",
         template.replace("<|im_start|>", "<|im_end|>"): "the server renders with another chat template: at character 6",
     }

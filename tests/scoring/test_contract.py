@@ -79,7 +79,7 @@ FAULTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
         change_weights(lambda _, it: it.bfloat16().float()),
         "as bfloat16 would make it",
     ),
-    "weights in 8 bits": (USUAL, change_weights(in_steps), "a coarse rounding"),
+    "weights in 8 bits": (USUAL, change_weights(in_steps), "are rounded|a coarse rounding"),
     "other checkpoint": (USUAL, change_weights(lambda _, weight: weight.roll(1, 0)), "same tokens but other weights"),
     "other adapter": ("LoRA, merged", change_weights(noise), "same tokens but other weights"),
     "other tokenizer": (USUAL, another_tokenizer, "the same text has other tokens"),

@@ -33,13 +33,13 @@ def test_rows_survive_servers_and_clients(serve, runs, tmp_path: Path) -> None:
     asking = subprocess.Popen(command, cwd=ROOT)
     until(300)
     os.killpg(first.process.pid, signal.SIGKILL)
-    first.process.wait()
-    assert is_gone(first.process.pid)
-    again = Server(model, tmp_path / "again.log", int(first.url.rsplit(":", 1)[1]))
-    until(900)
+    until(900)  # which the other server gives
     asking.kill()
     asking.wait()
     assert 900 <= lines() < 2000, "the client was to be killed before its end"
+    first.process.wait()
+    assert is_gone(first.process.pid)
+    again = Server(model, tmp_path / "again.log", int(first.url.rsplit(":", 1)[1]))
     again.wait()
     try:
         run(*command)
