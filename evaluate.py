@@ -59,7 +59,8 @@ def served_scores(args: argparse.Namespace, items: list["Item"]) -> list[list[fl
 
     each = [(messages, item.tools) for item in items for messages in item.conversations]
     asked = RewardClient(args.url, args.served_model_name, concurrency=args.concurrency).scores(each)
-    values = iter(list(tqdm(asked, desc="Asking", total=len(each), unit="conversation", disable=None)))
+    often = 0.1 if sys.stderr.isatty() else 5  # seconds: a log keeps every state of the bar
+    values = iter(list(tqdm(asked, desc="Asking", total=len(each), unit="conversation", mininterval=often)))
     return [[next(values) for _ in item.conversations] for item in items]
 
 

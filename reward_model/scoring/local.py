@@ -1,5 +1,6 @@
 """Scores of conversations with Transformers: what training computed, on packed rows where the model takes them."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,8 @@ def score(
     each = zip(groups, tools or [None] * len(groups), strict=True)
     tokens = [encode(group, model, tokenizer, its_tools) for group, its_tools in each]
     scores: list[list[float]] = [[] for _ in groups]
-    progress = tqdm(total=sum(map(len, groups)), desc="Scoring", unit="conversation", disable=None)
+    often = 0.1 if sys.stderr.isatty() else 5  # seconds: a log keeps every state of the bar
+    progress = tqdm(total=sum(map(len, groups)), desc="Scoring", unit="conversation", mininterval=often)
     sizes = [positions(laid_out(group, model)) for group in tokens]
     for numbers in _batches(sizes, tokens_per_batch):
         batch = score_batch(model, tokenizer, [tokens[number] for number in numbers])
