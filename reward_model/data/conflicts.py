@@ -5,11 +5,8 @@ import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from reward_model.data.features import DOUBTS
+from reward_model.data.features import DOUBTS, GOOD, REASONS
 
-# Index of a reason against a pair; 0 is none.
-REASONS = ("", "duplicate", "both orders", "contradiction", "cut off")
-GOOD = 0
 SHORTEST_CUT = 200  # characters (64 tokens): below, many answers have one length by chance
 FEWEST_CUT = 5
 

@@ -15,6 +15,9 @@ from reward_model.data.pair import SIDES, Messages, Pair, prompt_key, shared_mes
 
 # What is counted and kept unless --drop names it: what conflicts.py finds, and the doubts about a text (pair.doubt).
 DOUBTS = ("duplicate", "cut off", "different prompts", "control characters", "broken encoding", "control tokens")
+# Index of a reason that conflicts.py has against a pair; 0 is none.
+REASONS = ("", "duplicate", "both orders", "contradiction", "cut off")
+GOOD = 0
 
 SCRIPTS = ("Latin", "Cyrillic", "Greek", "Arabic", "Hebrew", "Devanagari", "Thai", "Hangul", "Kana", "Han", "other")
 # The first word of a letter's Unicode name, where it is not the script's own name.
