@@ -26,7 +26,8 @@ def check_reward_model(folder: str) -> dict[str, Any]:
     path = Path(folder)
     if (path / "adapter_config.json").is_file():
         raise InputError(
-            f"{folder} is a LoRA adapter; merge it into its base model first: python merge_lora.py {folder} OUTPUT_DIR"
+            f"{folder} is a LoRA adapter; merge it into its base model first: .venv/bin/python merge_lora.py {folder} "
+            "OUTPUT_DIR"
         )
     if not (path / "config.json").is_file():
         found = "has no config.json" if path.is_dir() else "is no folder"
@@ -36,7 +37,7 @@ def check_reward_model(folder: str) -> dict[str, Any]:
     if not architecture.endswith("ForSequenceClassification"):
         raise InputError(
             f"{folder} holds {architecture}, which has no reward head: it is not a trained reward model. "
-            f"Train one: python train.py --model_name_or_path {folder} …"
+            f"Train one: .venv/bin/python train.py --model_name_or_path {folder} …"
         )
     check_one_label(config, folder)
     check_weights(path, config)
@@ -151,7 +152,7 @@ def check_base_model(name: str, argument: str = "--model_name_or_path") -> None:
             raise InputError(f"{argument} {name}: no such folder, and no hub id (owner/name).")
         return
     if (path / "adapter_config.json").is_file():
-        raise InputError(f"{name} is a LoRA adapter; merge it first: python merge_lora.py {name} OUTPUT_DIR")
+        raise InputError(f"{name} is a LoRA adapter; merge it first: .venv/bin/python merge_lora.py {name} OUTPUT_DIR")
     if not (path / "config.json").is_file():
         raise InputError(f"{argument} {name}: no config.json there; give a model folder or a hub id.")
     config = read_config(path)

@@ -197,7 +197,7 @@ def parse_arguments(argv: list[str], default_file: Path) -> tuple[DataArguments,
     known = {option for action in parser._actions for option in action.option_strings}
     unknown = [word for word in argv if word.startswith("--") and word.split("=")[0] not in known]
     if unknown:
-        raise InputError(f"{where}: unknown argument {unknown[0]}; python train.py --help lists all of them.")
+        raise InputError(f"{where}: unknown argument {unknown[0]}; .venv/bin/python train.py --help lists all of them.")
     given = parser.parse_args(argv)
     small = (stored_parameters(given.model_name_or_path) or SMALL) < SMALL
     mode = "LoRA" if given.use_peft else "small" if small else "large"

@@ -84,7 +84,8 @@ def check_setup(data_args: DataArguments, training_args: TrainingArguments, mode
     """Read all but the weights; raises one InputError with everything that is wrong."""
     name, data, tell = model_args.model_name_or_path, data_args.dataset_name, training_args.process_index == 0
     if data is None or name is None:
-        raise InputError("--model_name_or_path and --dataset_name are needed; python train.py --help says more.")
+        needed = "--model_name_or_path and --dataset_name are needed"
+        raise InputError(f"{needed}; .venv/bin/python train.py --help says more.")
     problems = check_numbers(data_args, training_args, model_args) + check_words(data_args, training_args, model_args)
     read: dict[str, Any] = {}
     asked = training_args.resume_from_checkpoint
@@ -275,7 +276,7 @@ def read_pairs(data_args: DataArguments, tell: bool) -> tuple[Dataset, Dataset |
         if (same := sum(pair in seen for pair in both)) > len(test_pairs) / 2:
             raise InputError(
                 f"{name}: {same} of {len(test_pairs)} test pairs are training pairs too, so a test would say nothing; "
-                "python prepare_data.py --exclude_prompts takes them out."
+                ".venv/bin/python prepare_data.py --exclude_prompts takes them out."
             )
         if same and tell:
             print(f"{same} of {len(test_pairs)} test pairs are training pairs too.")
