@@ -9,7 +9,7 @@ from pathlib import Path
 from shlex import quote
 
 from reward_model import InputError
-from reward_model.model.checkpoint import check_adapter, merge_adapter
+from reward_model.model.adapter import check_adapter, merge_adapter
 from reward_model.training.saving import full_disk_told
 
 
@@ -30,7 +30,7 @@ def main() -> None:
         raise InputError(f"{args.output_dir}: nothing can be written there ({error.strerror}).") from None
     print(f"Merging {args.adapter} into {base}.")
     with full_disk_told(args.output_dir):
-        merge_adapter(args.adapter, args.output_dir, args.base_model, args.dtype, args.force)
+        merge_adapter(args.adapter, base, args.output_dir, args.dtype)
     print(f"Reward model: {args.output_dir}   Serve it: sh infer_vllm.sh {quote(str(args.output_dir))}")
 
 

@@ -24,14 +24,16 @@ from trl.trainer.reward_trainer import suppress_seqcls_warning
 
 from reward_model import InputError
 from reward_model.data.dataset import split_by_prompt
+from reward_model.model.adapter import check_adapter, merge_adapter
 from reward_model.model.attention import install
-from reward_model.model.checkpoint import merge_adapter, set_pad_token
+from reward_model.model.checkpoint import set_pad_token
 from reward_model.model.contract import write_contract
 from reward_model.model.tokenization import set_unused_pad_token, tokenize_pairs
 from reward_model.training.arguments import parse_arguments, schedule_line
-from reward_model.training.checks import check_setup, check_tokens
+from reward_model.training.checks import check_setup
 from reward_model.training.collator import PairCollator
 from reward_model.training.dry_run import only_longest, whole_run_line
+from reward_model.training.pairs import check_tokens
 from reward_model.training.preflight import SharedPrefixGuard, padded_line
 from reward_model.training.record import write_record
 from reward_model.training.saving import STOPPED, StopAndSave, stop
@@ -141,7 +143,7 @@ def main(argv: list[str]) -> ExactRewardTrainer:
     if adapter_dir and trainer.is_world_process_zero():
         print(f"Merging the adapter into {model_args.model_name_or_path}.")
         unset_hf_deepspeed_config()  # or the merged model would be split over the ranks again
-        merge_adapter(adapter_dir, output_dir, dtype=str(model.dtype).removeprefix("torch."))
+        merge_adapter(adapter_dir, check_adapter(adapter_dir), output_dir, str(model.dtype).removeprefix("torch."))
         if model_args.load_in_4bit or model_args.load_in_8bit:
             print("Trained on quantised weights, merged into the whole ones: scores differ a little from training's.")
     trainer.accelerator.wait_for_everyone()

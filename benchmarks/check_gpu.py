@@ -21,7 +21,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForSequenceClassification, LlamaConfig, PreTrainedTokenizerFast
 
 import train as train_script
-from benchmarks.training_speed import ROOT, WORDS
+from benchmarks.generated import WORDS
+from benchmarks.training_speed import ROOT
 from reward_model.model import attention
 from reward_model.model.attention import install, sequence_attention
 from reward_model.model.packing import pack

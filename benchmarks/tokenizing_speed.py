@@ -16,7 +16,7 @@ import numpy as np
 from datasets import Dataset
 from trl import RewardConfig, RewardTrainer
 
-from benchmarks.training_speed import dialogues
+from benchmarks.generated import dialogues
 from reward_model.data.dataset import load_pairs
 from reward_model.model.tokenization import load_tokenizer, tokenize_pairs
 

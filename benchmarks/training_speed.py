@@ -20,7 +20,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +37,7 @@ from transformers import (
 )
 from trl import RewardConfig, RewardTrainer
 
+from benchmarks.generated import dialogues, lists
 from reward_model.data.dataset import load_pairs
 from reward_model.model.attention import install
 from reward_model.model.checkpoint import set_pad_token
@@ -53,7 +53,6 @@ RANDOM = {
     "random": {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8},
     "tiny": {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4, "num_attention_heads": 4},
 }
-WORDS = "the of to and a in is it you that he was for on are with as his they at be this from have or".split()
 
 
 def now() -> float:
@@ -77,41 +76,6 @@ class StepTimes(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.seconds = now() - self.begin
-
-
-def dialogues(number: int) -> list[dict]:
-    """Pairs that share a few turns and differ in the last answer; lengths vary as those of real dialogues do."""
-    random = np.random.default_rng(0)
-
-    def text(tokens: float) -> str:
-        return " ".join(random.choice(WORDS, max(1, int(tokens))))
-
-    pairs = []
-    for _ in range(number):
-        turns = 1 + 2 * random.geometric(0.35)
-        history = [
-            {"role": ("user", "assistant")[turn % 2], "content": text(random.lognormal(2.3, 1.1))}
-            for turn in range(turns)
-        ]
-        answers = [{"role": "assistant", "content": text(random.lognormal(3.4, 1.0))} for _ in range(2)]
-        pairs.append({"chosen": [*history, answers[0]], "rejected": [*history, answers[1]]})
-    return pairs
-
-
-def lists(number: int, answers: int) -> list[dict]:
-    """All pairs of each prompt's answers, prompt by prompt; lengths spread around UltraFeedback's means."""
-    random = np.random.default_rng(0)
-
-    def message(role: str, mean: float, spread: float) -> dict:
-        tokens = random.lognormal(np.log(mean) - spread**2 / 2, spread)
-        return {"role": role, "content": " ".join(random.choice(WORDS, max(1, int(tokens))))}
-
-    pairs: list[dict] = []
-    while len(pairs) < number:
-        prompt = message("user", 185, 1.0)
-        all_answers = [message("assistant", 305, 0.6) for _ in range(answers)]
-        pairs += [{"chosen": [prompt, a], "rejected": [prompt, b]} for a, b in combinations(all_answers, 2)]
-    return pairs[:number]
 
 
 def make_rows(args: argparse.Namespace, folder: str) -> tuple[PreTrainedTokenizerBase, Dataset, Dataset]:

@@ -27,14 +27,14 @@ def find_conflicts(facts: np.ndarray, drop: tuple[str, ...]) -> tuple[np.ndarray
 
 def duplicates(facts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Indices of pairs that stood earlier already, and where."""
-    again = np.flatnonzero(_frame(facts).duplicated())
-    return again, _first(facts, _frame(facts[again]))
+    keys = _keys(facts)
+    again = np.flatnonzero(pd.Index(keys).duplicated())
+    return again, _first(keys, keys[again])
 
 
 def both_orders(facts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Indices of pairs whose two answers also stand the other way round, and where: nobody knows which is right."""
-    back = _frame(facts).rename(columns={"chosen_hash": "rejected_hash", "rejected_hash": "chosen_hash"})
-    other = _first(facts, back)
+    other = _first(_keys(facts), _keys(facts, chosen="rejected_hash", rejected="chosen_hash"))
     found = np.flatnonzero(other >= 0)
     return found, other[found]
 
@@ -68,13 +68,15 @@ def cut_off(facts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return indices, indices
 
 
-def _frame(facts: np.ndarray) -> pd.DataFrame:
-    return pd.DataFrame({name: facts[name] for name in ("prompt_hash", "chosen_hash", "rejected_hash")})
+def _keys(facts: np.ndarray, chosen: str = "chosen_hash", rejected: str = "rejected_hash") -> np.ndarray:
+    """64 bits for each pair, of its prompt and its answers in this order."""
+    return pd.util.hash_pandas_object(
+        pd.DataFrame({name: facts[name] for name in ("prompt_hash", chosen, rejected)}), index=False
+    ).to_numpy()
 
 
-def _first(facts: np.ndarray, wanted: pd.DataFrame) -> np.ndarray:
-    """Index of the first pair that is equal to each wanted one; -1 where there is none."""
-    first = _frame(facts).drop_duplicates()
-    names = list(first)
-    found = pd.MultiIndex.from_frame(first).get_indexer(pd.MultiIndex.from_frame(wanted[names]))
-    return np.where(found < 0, -1, first.index.to_numpy()[found])
+def _first(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Index of the first of `keys` that is equal to each wanted one; -1 where there is none."""
+    first = np.flatnonzero(~pd.Index(keys).duplicated())
+    found = pd.Index(keys[first]).get_indexer(wanted)
+    return np.where(found < 0, -1, first[found])

@@ -1,4 +1,4 @@
-"""What a folder holds (a reward model, an adapter, a causal LM), and how an adapter becomes a reward model.
+"""What a folder holds (a reward model, an adapter, a causal LM), and whether all of it is there.
 
 `python -m reward_model.model.checkpoint FOLDER` prints the dtype of a full reward model, in which it must be served;
 for anything else it says what that is and exits with 1. It imports neither torch nor weights, and takes a second.
@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from reward_model import InputError
-from reward_model.data.files import check_hub
 from reward_model.model.template import pin_date, prove_template
 
 MARKED = 2**20  # bytes of each file, three times
@@ -168,69 +167,6 @@ def check_base_model(name: str, argument: str = "--model_name_or_path") -> None:
         )
 
 
-def check_adapter(adapter: Path, base: str | None = None, force: bool = False) -> str:
-    """The base model of an adapter that can be merged; refuses `base` where the adapter was trained on another one."""
-    if not (adapter / "adapter_config.json").is_file():
-        raise InputError(f"{adapter}: no adapter_config.json there; give a checkpoint of train.py --use_peft.")
-    weights = stored_tensors(adapter, "adapter_model")
-    if weights is None:
-        raise InputError(f"{adapter} has no adapter_model.safetensors; copy it, or take another checkpoint.")
-    if not any(name.endswith("score.weight") for name in weights):
-        raise InputError(
-            f"{adapter} has no trained reward head (score.weight), so its scores would be random. It was trained "
-            "with another task type than SEQ_CLS; train again without --lora_task_type."
-        )
-    own = read_config(adapter, "adapter_config.json").get("base_model_name_or_path")
-    used = base or own
-    if not used or (not Path(used).is_dir() and used.startswith((".", "/"))):
-        raise InputError(f"The base model {used} of {adapter} is not there; name it: --base_model FOLDER_OR_HUB_ID")
-    check_base_model(used, "--base_model")
-    if not Path(used).is_dir():
-        check_hub(used, "model")
-    if not (adapter / "tokenizer_config.json").is_file():
-        raise InputError(f"{adapter} has no tokenizer; copy its tokenizer files from the run.")
-    run = read_config(adapter.parent, "run.json") if (adapter.parent / "run.json").is_file() else {}
-    recorded = run.get("weights")
-    same = weights_mark(used) == recorded if recorded else Path(used).name == Path(own or used).name
-    if not (same or force):
-        raise InputError(
-            f"{adapter} was trained on {own}, and {used} has other weights: the sum would be no model that was ever "
-            "trained. --force merges all the same."
-        )
-    return used
-
-
-def merge_adapter(
-    adapter: Path, output_dir: Path, base: str | None = None, dtype: str = "auto", force: bool = False
-) -> None:
-    """Write the reward model that `adapter` (with a trained `score`) and its base model make to `output_dir`.
-
-    The sum is taken in fp32 and stored in `dtype`; "auto" is the base model's.
-    """
-    base = check_adapter(adapter, base, force)
-    import torch
-    from peft import PeftModel
-    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
-    from trl.trainer.reward_trainer import suppress_seqcls_warning
-
-    from reward_model.model.contract import write_contract
-
-    dtype = AutoConfig.from_pretrained(base).dtype if dtype == "auto" else getattr(torch, dtype)
-    tokenizer = AutoTokenizer.from_pretrained(adapter)
-    with suppress_seqcls_warning():  # the base model has no score.weight; the adapter brings it
-        model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, dtype=torch.float32)
-    set_pad_token(model, tokenizer)
-    try:
-        model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
-    except RuntimeError as error:  # tensors of other shapes
-        raise InputError(f"{adapter} does not fit {base}: {' '.join(str(error).split())[:300]}") from None
-    if not all(parameter.isfinite().all() for parameter in model.parameters()):
-        raise InputError(f"{adapter} and {base} make weights that are not finite (nan or infinity); nothing is saved.")
-    model.to(dtype or torch.float32).save_pretrained(output_dir)
-    tokenizer.save_pretrained(output_dir)
-    write_contract(model.float(), tokenizer, output_dir)
-
-
 def set_pad_token(model: Any, tokenizer: Any) -> None:
     """Let the model know the tokenizer's pad token, with a row of the embedding for it where it is a new one."""
     model.config.get_text_config().pad_token_id = model.config.pad_token_id = tokenizer.pad_token_id
@@ -238,32 +174,37 @@ def set_pad_token(model: Any, tokenizer: Any) -> None:
         model.resize_token_embeddings(tokenizer.pad_token_id + 1, mean_resizing=False)
 
 
-def check_tokenizer(folder: str) -> None:
-    """Refuse a folder whose tokenizer or chat template cannot be trusted, without what `AutoTokenizer` imports; a
-    template of others that prints today's date is only warned of, as nothing else renders what they trained with."""
+def light_tokenizer(folder: str) -> Any:
+    """The tokenizer of a folder, where that is possible without what `AutoTokenizer` imports."""
     if (Path(folder) / "tokenizer.json").is_file():
         from transformers import PreTrainedTokenizerFast
 
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    else:
-        from reward_model.model.tokenization import load_tokenizer
+        return PreTrainedTokenizerFast.from_pretrained(folder)
+    from reward_model.model.tokenization import load_tokenizer
 
-        tokenizer = load_tokenizer(folder)
-    template = str(tokenizer.chat_template or "")
-    if template != (pinned := pin_date(template, datetime.now().date().isoformat())):
-        tokenizer.chat_template = pinned
+    return load_tokenizer(folder)
+
+
+def check_template(tokenizer: Any, folder: str) -> None:
+    """Refuse a chat template that cannot be trusted. One of others that prints today's date is only warned of, as
+    nothing else renders what they trained with."""
+    template = tokenizer.chat_template
+    pinned = pin_date(str(template or ""), datetime.now().date().isoformat())
+    if template and template != pinned:
         print(
             f"warning: the chat template of {folder} prints today's date, so scores change from day to day. To hold "
             "them, write a date in the place of strftime_now(…) in its chat_template.jinja.",
             file=sys.stderr,
         )
+    tokenizer.chat_template = pinned
     prove_template(tokenizer)
+    tokenizer.chat_template = template
 
 
 if __name__ == "__main__":
     try:
         config = check_reward_model(sys.argv[1])
-        check_tokenizer(sys.argv[1])
+        check_template(light_tokenizer(sys.argv[1]), sys.argv[1])
         print(config.get("dtype") or config.get("torch_dtype") or "auto")
     except InputError as error:
         sys.exit(f"error: {error}")

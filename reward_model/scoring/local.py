@@ -13,7 +13,7 @@ from trl.trainer.reward_trainer import suppress_seqcls_warning
 
 from reward_model import InputError
 from reward_model.model.attention import install
-from reward_model.model.checkpoint import check_base_model, check_reward_model, check_tokenizer, set_pad_token
+from reward_model.model.checkpoint import check_base_model, check_reward_model, check_template, set_pad_token
 from reward_model.model.contract import normalisation
 from reward_model.model.packing import Group, pack, positions, tree
 from reward_model.model.tokenization import load_tokenizer, render, token_ids
@@ -25,12 +25,12 @@ SEED = 42  # the default of train.py's --seed
 def load_reward_model(folder: str, dtype: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model, in `dtype` or its own on an accelerator and in fp32 on CPU, and its tokenizer; ready for `score`."""
     check_reward_model(folder)
-    check_tokenizer(folder)
+    check_template(tokenizer := load_tokenizer(folder), folder)
     device = _device()
     dtype = dtype or ("float32" if device.type == "cpu" else "auto")
     model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype)
     model.packs, model.normalisation = install(model) is None, normalisation(Path(folder))
-    return model.eval().to(device), load_tokenizer(folder)
+    return model.eval().to(device), tokenizer
 
 
 def load_untrained(base_model: str, folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

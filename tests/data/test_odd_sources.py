@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import demo_pairs, jsonl
+from conftest import contents, demo_pairs, jsonl, lay_out
 
 import prepare_data
 from reward_model import InputError
@@ -102,10 +102,6 @@ ODD: dict[str, tuple[dict[str, object], str, str]] = {
 }  # fmt: skip
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(file): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
-
-
 def exit_of(argv: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> tuple[object, str]:
     """The exit status of prepare_data.py and what it said."""
     monkeypatch.setattr(sys, "argv", ["prepare_data.py", *argv])
@@ -121,13 +117,7 @@ def exit_of(argv: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 @pytest.mark.parametrize("name", ODD)
 def test_odd_input(name: str, tmp_path: Path, monkeypatch, capsys) -> None:
     files, arguments, expected = ODD[name]
-    for file, content in files.items():
-        path = tmp_path / file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(content, list):
-            jsonl(path, content)
-        else:
-            path.write_bytes(content if isinstance(content, bytes) else str(content).encode())
+    lay_out(tmp_path, files)
     monkeypatch.chdir(tmp_path)
     before = contents(tmp_path)
     status, said = exit_of(arguments.split(), monkeypatch, capsys)

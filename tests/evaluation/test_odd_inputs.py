@@ -4,8 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
-from conftest import CHATML, PAIRS, jsonl, tiny_config
+from conftest import PAIRS, contents, jsonl, lay_out
 
 import evaluate
 
@@ -56,21 +55,6 @@ ODD: dict[str, tuple[dict[str, object], str, str]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def reward_model(tmp_path_factory, make_tokenizer) -> Path:
-    from transformers import AutoModelForSequenceClassification
-
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    torch.manual_seed(0)
-    AutoModelForSequenceClassification.from_config(tiny_config("qwen2", num_labels=1)).save_pretrained(folder)
-    make_tokenizer(CHATML).save_pretrained(folder)
-    return folder
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(file): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
-
-
 def exit_of(argv: list[str], capsys) -> tuple[object, str]:
     """The exit status of evaluate.py and what it said."""
     try:
@@ -82,16 +66,10 @@ def exit_of(argv: list[str], capsys) -> tuple[object, str]:
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_odd_input(name: str, reward_model: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+def test_odd_input(name: str, tiny_reward_model: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     files, arguments, expected = ODD[name]
-    for file, content in files.items():
-        path = tmp_path / file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(content, list):
-            jsonl(path, content)
-        else:
-            path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    (tmp_path / "M").symlink_to(reward_model)
+    lay_out(tmp_path, files)
+    (tmp_path / "M").symlink_to(tiny_reward_model)
     monkeypatch.chdir(tmp_path)
     before = contents(tmp_path)
     status, said = exit_of(arguments.split(), capsys)
@@ -99,8 +77,8 @@ def test_odd_input(name: str, reward_model: Path, tmp_path: Path, monkeypatch, c
     assert contents(tmp_path) == before
 
 
-def test_an_earlier_evaluation_may_be_replaced(reward_model: Path, tmp_path: Path) -> None:
+def test_an_earlier_evaluation_may_be_replaced(tiny_reward_model: Path, tmp_path: Path) -> None:
     data = jsonl(tmp_path / "d.jsonl", PAIRS[:2])
     for _ in range(2):
-        evaluate.main(["--model", str(reward_model), str(data), "--output", str(tmp_path / "out")])
+        evaluate.main(["--model", str(tiny_reward_model), str(data), "--output", str(tmp_path / "out")])
     assert json.loads((tmp_path / "out/metrics.json").read_text())["all"]["items"] == 2

@@ -10,7 +10,8 @@ from conftest import ROOT, conversation, run, train
 import client
 import train as train_script
 from reward_model import InputError
-from reward_model.model.checkpoint import check_reward_model, merge_adapter
+from reward_model.model.adapter import check_adapter
+from reward_model.model.checkpoint import check_reward_model
 
 GOOD = {"chosen": conversation("What is 2 + 2?", "Four."), "rejected": conversation("What is 2 + 2?", "Five.")}
 OTHER = {"chosen": conversation("Hello?", "Hi."), "rejected": conversation("Hello?", "No.")}
@@ -147,7 +148,7 @@ def test_adapter_without_a_trained_head_is_not_merged(base_model: Path, tmp_path
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(base_model), LoraConfig(target_modules=["q_proj"]))
     model.save_pretrained(tmp_path / "adapter")
     with pytest.raises(InputError, match="no trained reward head"):
-        merge_adapter(tmp_path / "adapter", tmp_path / "out")
+        check_adapter(tmp_path / "adapter")
 
 
 def test_client_without_a_server() -> None:

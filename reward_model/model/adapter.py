@@ -1,0 +1,67 @@
+"""A LoRA adapter: whether it can be merged into its base model, and merging it."""
+
+from pathlib import Path
+
+from reward_model import InputError
+from reward_model.data.files import check_hub
+from reward_model.model.checkpoint import check_base_model, read_config, set_pad_token, stored_tensors, weights_mark
+
+
+def check_adapter(adapter: Path, base: str | None = None, force: bool = False) -> str:
+    """The base model of an adapter that can be merged; refuses `base` where the adapter was trained on another one."""
+    if not (adapter / "adapter_config.json").is_file():
+        raise InputError(f"{adapter}: no adapter_config.json there; give a checkpoint of train.py --use_peft.")
+    weights = stored_tensors(adapter, "adapter_model")
+    if weights is None:
+        raise InputError(f"{adapter} has no adapter_model.safetensors; copy it, or take another checkpoint.")
+    if not any(name.endswith("score.weight") for name in weights):
+        raise InputError(
+            f"{adapter} has no trained reward head (score.weight), so its scores would be random. It was trained "
+            "with another task type than SEQ_CLS; train again without --lora_task_type."
+        )
+    own = read_config(adapter, "adapter_config.json").get("base_model_name_or_path")
+    used = base or own
+    if not used or (not Path(used).is_dir() and used.startswith((".", "/"))):
+        raise InputError(f"The base model {used} of {adapter} is not there; name it: --base_model FOLDER_OR_HUB_ID")
+    check_base_model(used, "--base_model")
+    if not Path(used).is_dir():
+        check_hub(used, "model")
+    if not (adapter / "tokenizer_config.json").is_file():
+        raise InputError(f"{adapter} has no tokenizer; copy its tokenizer files from the run.")
+    run = read_config(adapter.parent, "run.json") if (adapter.parent / "run.json").is_file() else {}
+    recorded = run.get("weights")
+    same = weights_mark(used) == recorded if recorded else Path(used).name == Path(own or used).name
+    if not (same or force):
+        raise InputError(
+            f"{adapter} was trained on {own}, and {used} has other weights: the sum would be no model that was ever "
+            "trained. --force merges all the same."
+        )
+    return used
+
+
+def merge_adapter(adapter: Path, base: str, output_dir: Path, dtype: str = "auto") -> None:
+    """Write the reward model that `adapter` and its base model (of `check_adapter`) make to `output_dir`.
+
+    The sum is taken in fp32 and stored in `dtype`; "auto" is the base model's.
+    """
+    import torch
+    from peft import PeftModel
+    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+    from trl.trainer.reward_trainer import suppress_seqcls_warning
+
+    from reward_model.model.contract import write_contract
+
+    dtype = AutoConfig.from_pretrained(base).dtype if dtype == "auto" else getattr(torch, dtype)
+    tokenizer = AutoTokenizer.from_pretrained(adapter)
+    with suppress_seqcls_warning():  # the base model has no score.weight; the adapter brings it
+        model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, dtype=torch.float32)
+    set_pad_token(model, tokenizer)
+    try:
+        model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    except RuntimeError as error:  # tensors of other shapes
+        raise InputError(f"{adapter} does not fit {base}: {' '.join(str(error).split())[:300]}") from None
+    if not all(parameter.isfinite().all() for parameter in model.parameters()):
+        raise InputError(f"{adapter} and {base} make weights that are not finite (nan or infinity); nothing is saved.")
+    model.to(dtype or torch.float32).save_pretrained(output_dir)
+    tokenizer.save_pretrained(output_dir)
+    write_contract(model.float(), tokenizer, output_dir)
