@@ -22,6 +22,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 CHATML = (ROOT / "data/demo/chatml.jinja").read_text()
 WITH_TOOLS = "{% if tools %}<|im_start|>tools\n{{ tools | tojson }}<|im_end|>\n{% endif %}" + CHATML
+WITH_THINKING = "{% if enable_thinking is undefined or enable_thinking %}Think.\n{% endif %}" + WITH_TOOLS
 ENDS_WITH_EOS = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + eos_token }}{% endfor %}"
 
 
@@ -266,7 +267,7 @@ CHUNKED = "--enable-prefix-caching --enable-chunked-prefill --max-num-batched-to
 VARIANTS = {
     "usual template": {},
     "pad is eos, template ends with eos": {"template": ENDS_WITH_EOS, "pad_token": "<|im_end|>"},
-    "LoRA, merged": {"model_type": "llama", "template": WITH_TOOLS},
+    "LoRA, merged": {"model_type": "llama", "template": WITH_THINKING},
 }
 
 
@@ -279,10 +280,13 @@ def runs(tmp_path_factory, tiny_model, serve) -> dict[str, SimpleNamespace]:
     folder = tmp_path_factory.mktemp("parity")
     for name, model in VARIANTS.items():
         output_dir = folder / name
-        arguments = f"{ARGUMENTS} --use_peft --lora_r 8 --lora_alpha 16" if "LoRA" in name else ARGUMENTS
+        arguments = ARGUMENTS.split()
+        if "LoRA" in name:
+            arguments += "--use_peft --lora_r 8 --lora_alpha 16 --split_special_tokens True".split()
+            arguments += ["--chat_template_kwargs", '{"enable_thinking": false}']
         trainer = train_script.main(
             ["--model_name_or_path", str(tiny_model(**model)), "--output_dir", str(output_dir), "--dataset_name"]
-            + [str(jsonl(folder / "pairs.jsonl", PAIRS)), *arguments.split()]
+            + [str(jsonl(folder / "pairs.jsonl", PAIRS)), *arguments]
         )
         assert trainer.data_collator.shared_prefix, "the run fell back to the padded path"
         runs[name] = SimpleNamespace(model=output_dir, in_training=rewards_in_training(trainer))

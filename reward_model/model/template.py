@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
-from jinja2 import TemplateError, TemplateSyntaxError
+from jinja2 import TemplateError, TemplateSyntaxError, meta
 
 from reward_model import InputError
 
@@ -20,6 +20,29 @@ SECONDS = 5  # that a template may take for one conversation
 ANOTHER_DAY = datetime(2001, 2, 3, 4, 5, 6)
 REASONING = re.compile(r"<think>.*?</think>", re.S)
 CLOSING = re.compile(r"([<\[(][^<>\[\]()\s]+[>\])]\s*){1,2}")  # closing tokens that the tokenizer calls no special
+OF_EVERY_CALL = {"messages", "tools", "add_generation_prompt"}
+MARK = "{# special tokens in texts are split #}"
+# What stands before a template of --split_special_tokens; lines of blocks leave no trace in what is rendered.
+SPLIT = (
+    MARK
+    + """
+{% set split = namespace(messages=[], text='') %}
+{% for message in messages %}
+  {% if message.content %}
+    {% set split.text = message.content %}
+    {% if split.text is not string %}
+      {% set split.text = split.text | map(attribute='text') | join('\\n') %}
+    {% endif %}
+    {% for token in TOKENS %}
+      {% set split.text = split.text | replace(token, token[0] ~ ' ' ~ token[1:]) %}
+    {% endfor %}
+    {% set message = dict(message, content=split.text) %}
+  {% endif %}
+  {% set split.messages = split.messages + [message] %}
+{% endfor %}
+{% set messages = split.messages %}
+"""
+)
 CURE = "Give another template: --chat_template_path template.jinja"
 
 
@@ -36,6 +59,46 @@ def pin_date(template: str, day: str) -> str:
         raise InputError(f"--template_date {day}: give a day as 2024-07-26.") from None
     call = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
     return call.sub(lambda found: json.dumps(date.strftime(found[2]), ensure_ascii=False), template)
+
+
+def pin_arguments(template: str, arguments: str) -> str:
+    """The template with values for its variables (a JSON object), which no caller can set otherwise any more."""
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    try:
+        values = json.loads(arguments)
+        asked = meta.find_undeclared_variables(_compile_jinja_template(template).environment.parse(template))
+    except TemplateSyntaxError:
+        return template  # told where it is proven
+    except ValueError:
+        values = None
+    if not isinstance(values, dict):
+        raise InputError(
+            f"--chat_template_kwargs {arguments}: give a JSON object such as '{{\"enable_thinking\": false}}'."
+        )
+    variables = sorted(name for name in asked if name not in OF_EVERY_CALL and not name.endswith("_token"))
+    if unknown := ", ".join(sorted(values.keys() - {*variables})):
+        found = f"only {', '.join(variables)}" if variables else "nor any other that could be set"
+        raise InputError(f"--chat_template_kwargs: the chat template has no variable {unknown}, {found}.")
+    # The line break behind a block is dropped in rendering.
+    return "".join(f"{{% set {name} = {value!r} %}}\n" for name, value in values.items()) + template
+
+
+def split_special_tokens(tokenizer: Any) -> None:
+    """Let the tokenizer's chat template set a space into special tokens that stand in texts, so that they are read as
+    words that somebody wrote. As it is done by the template, training, Transformers and a server do it alike."""
+    tokens = special_tokens(tokenizer)
+    if MARK not in tokenizer.chat_template:
+        tokenizer.chat_template = SPLIT.replace("TOKENS", repr(tokens)) + tokenizer.chat_template
+    found = []
+    for text in ("words", "".join(tokens)):
+        messages = [{"role": role, "content": text} for role in ("user", "assistant")]
+        ids = tokenizer(render(messages, tokenizer), add_special_tokens=False)["input_ids"]
+        found.append(
+            sum(tokenizer.added_tokens_decoder[one].special for one in ids if one in tokenizer.added_tokens_decoder)
+        )
+    if found[0] != found[1]:
+        raise InputError("--split_special_tokens: this tokenizer finds special tokens even in parts; leave it out.")
 
 
 def prove_template(tokenizer: Any, pairs: Sequence[dict[str, Any]] = (), stripped_reasoning: bool = False) -> list[str]:
@@ -63,7 +126,8 @@ def prove_template(tokenizer: Any, pairs: Sequence[dict[str, Any]] = (), strippe
             stripped += _prove_pair(pair, tokenizer, stripped_reasoning)
         except TemplateError:
             continue
-        special += any(tokens.search(_text(message)) for side in ("chosen", "rejected") for message in pair[side])
+        if MARK not in tokenizer.chat_template:
+            special += any(tokens.search(_text(message)) for side in ("chosen", "rejected") for message in pair[side])
     told = []
     if stripped:
         told.append(
@@ -72,7 +136,7 @@ def prove_template(tokenizer: Any, pairs: Sequence[dict[str, Any]] = (), strippe
     if special:
         told.append(
             f"{special} of {len(pairs)} sampled pairs have special tokens of the tokenizer in their texts: the model "
-            "takes them for its own. Take them out of the data if they are not meant."
+            "takes them for its own. If they are not meant: --split_special_tokens True"
         )
     return told
 
@@ -130,7 +194,7 @@ def _prove_pair(pair: dict[str, Any], tokenizer: Any, stripped_reasoning: bool) 
 def _prove_end(answer: str, text: str, tokenizer: Any) -> None:
     """After the answer comes at most a closing token, and not what an answer begins with."""
     last_word = "".join(REASONING.sub("", answer).split()[-1:])
-    rest = text[text.rfind(last_word) + len(last_word) :].strip() if last_word else ""
+    rest = text[text.rfind(last_word) + len(last_word) :].strip() if last_word and last_word in text else ""
     begin = text[: text.rfind(answer.strip())].split()[-1:] if answer.strip() in text else []
     opened_again = rest and begin and rest.endswith(begin[0])
     for token in special_tokens(tokenizer):

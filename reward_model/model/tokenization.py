@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from reward_model import InputError
 from reward_model.data.dataset import code_stamp
 from reward_model.data.pair import common_prefix_length
-from reward_model.model.template import pin_date, render
+from reward_model.model.template import render
 
 # Below this many pairs, starting processes takes longer than tokenizing.
 PAIRS_WORTH_PROCESSES = 5_000
@@ -24,13 +24,9 @@ PAIRS_WORTH_PROCESSES = 5_000
 SPARE_TOKENS = ("pad", "reserved", "unused", "unk", "endoftext")
 
 
-def load_tokenizer(
-    model: str, chat_template_path: str | None = None, template_date: str | None = None, **kwargs: Any
-) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or hub id, with its chat template or with the one at `chat_template_path`.
-
-    `chat_template_path` is a .jinja file, or a folder or hub id whose tokenizer has a template. Where a template prints
-    today's date, `template_date` (2024-07-26) is written into it.
+def load_tokenizer(model: str, chat_template_path: str | None = None, **kwargs: Any) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or hub id, with its chat template or with the one at `chat_template_path`: a .jinja
+    file, or a folder or hub id whose tokenizer has a template.
     """
 
     def load(name: str) -> PreTrainedTokenizerBase:
@@ -55,8 +51,6 @@ def load_tokenizer(
             f"The tokenizer of {model} has no chat template; give the one that its users will render with: "
             "--chat_template_path template.jinja, or the folder or hub id of a tokenizer that has one."
         )
-    if template_date:
-        tokenizer.chat_template = pin_date(tokenizer.chat_template, template_date)
     return tokenizer
 
 

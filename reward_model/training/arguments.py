@@ -26,8 +26,8 @@ USUAL = (
     "per_device_train_batch_size gradient_accumulation_steps gradient_checkpointing use_peft lora_r lora_alpha "
     "deepspeed eval_size eval_steps benchmark_files per_device_eval_batch_size save_steps save_total_limit "
     "resume_from_checkpoint overwrite_output_dir dry_run shared_prefix group_by_prompt balance_ranks "
-    "max_tokens_per_micro_batch chat_template_path template_date allow_stripped_reasoning "
-    "center_rewards_coefficient report_to logging_steps seed"
+    "max_tokens_per_micro_batch chat_template_path template_date chat_template_kwargs split_special_tokens "
+    "allow_stripped_reasoning center_rewards_coefficient report_to logging_steps seed"
 ).split()
 
 
@@ -101,6 +101,20 @@ class TrainingArguments(RewardConfig):
         metadata={
             "help": "A day such as 2024-07-26 that is written into a chat template which would print today's date, for "
             "training, scoring and serving alike."
+        },
+    )
+    chat_template_kwargs: str | None = field(
+        default=None,
+        metadata={
+            "help": "Values for variables of the chat template, as '{\"enable_thinking\": false}'; they are written "
+            "into it, for training, scoring and serving alike."
+        },
+    )
+    split_special_tokens: bool = field(
+        default=False,
+        metadata={
+            "help": "Read special tokens in texts (<|im_end|>) as words that somebody wrote: the stored chat template "
+            "sets a space into them, for training, scoring and serving alike."
         },
     )
     group_by_prompt: bool | None = field(

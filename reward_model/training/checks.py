@@ -25,7 +25,7 @@ from reward_model.data.files import check_hub
 from reward_model.data.split import check_eval_size
 from reward_model.model.attention import check_head
 from reward_model.model.checkpoint import check_base_model, stored_tensors
-from reward_model.model.template import prove_template
+from reward_model.model.template import pin_arguments, pin_date, prove_template, split_special_tokens
 from reward_model.model.tokenization import load_tokenizer
 from reward_model.training.arguments import DataArguments, ModelArguments, TrainingArguments
 from reward_model.training.pairs import read_pairs, sample
@@ -92,14 +92,19 @@ def check_setup(data_args: DataArguments, training_args: TrainingArguments, mode
         check_base_model(name)
         check_hub(name, "model")
         with collected(problems):
-            read["tokenizer"] = load_tokenizer(
+            read["tokenizer"] = tokenizer = load_tokenizer(
                 name,
                 training_args.chat_template_path,
-                training_args.template_date,
                 trust_remote_code=training_args.trust_remote_code,
                 revision=model_args.model_revision,
             )
-            prove_template(read["tokenizer"])
+            if training_args.template_date:
+                tokenizer.chat_template = pin_date(tokenizer.chat_template, training_args.template_date)
+            if training_args.chat_template_kwargs:
+                tokenizer.chat_template = pin_arguments(tokenizer.chat_template, training_args.chat_template_kwargs)
+            prove_template(tokenizer)
+            if training_args.split_special_tokens:
+                split_special_tokens(tokenizer)
         read["skeleton"] = skeleton(training_args, model_args)
         if not problems:  # sizes that are no numbers cannot be added
             check_space(read["skeleton"], training_args, model_args)

@@ -18,7 +18,8 @@ PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "peft", "d
 SAME = (
     "model_name_or_path model_revision dataset_name data pairs_per_step learning_rate lr_scheduler_type warmup_steps "
     "max_steps num_train_epochs seed data_seed max_length eval_size optim weight_decay max_grad_norm template_date "
-    "label_smoothing_factor center_rewards_coefficient group_by_prompt use_peft lora_r lora_alpha lora_target_modules"
+    "chat_template_kwargs split_special_tokens label_smoothing_factor center_rewards_coefficient group_by_prompt "
+    "use_peft lora_r lora_alpha lora_target_modules"
 ).split()
 
 
@@ -63,9 +64,9 @@ def compare(now: dict[str, Any], output_dir: Path, named: bool, tell: bool) -> N
         return
     before = json.loads((output_dir / FILE).read_text(encoding="utf-8"))
     lines = [
-        f"{name} was {before['arguments'].get(name)!r}, is {now['arguments'].get(name)!r}"
+        f"{name} was {before['arguments'][name]!r}, is {now['arguments'].get(name)!r}"
         for name in SAME
-        if before["arguments"].get(name) != now["arguments"].get(name)
+        if name in before["arguments"] and before["arguments"][name] != now["arguments"].get(name)
     ]
     if lines and not named:
         raise InputError(

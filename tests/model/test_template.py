@@ -9,7 +9,7 @@ from conftest import CHATML, ENDS_WITH_EOS, WITH_TOOLS, conversation, run
 
 from reward_model import InputError
 from reward_model.model import template as template_module
-from reward_model.model.template import pin_date, prove_template
+from reward_model.model.template import pin_arguments, pin_date, prove_template, render, split_special_tokens
 
 EACH = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('No system role') }}{% endif %}" + CHATML
@@ -89,6 +89,33 @@ def test_special_tokens_in_texts_are_told(make_tokenizer) -> None:
     pair = {"chosen": conversation("2 + 2?", "Four.<|im_end|>"), "rejected": conversation("2 + 2?", "Five.")}
     (told,) = prove_template(make_tokenizer(), [pair])
     assert told.startswith("1 of 1 sampled pairs have special tokens")
+    assert told.endswith("--split_special_tokens True")
+
+
+def test_special_tokens_in_texts_are_split(make_tokenizer) -> None:
+    """What was said by others in typed parts, too; a second time changes nothing."""
+    tokenizer = make_tokenizer()
+    split_special_tokens(tokenizer)
+    template = tokenizer.chat_template
+    split_special_tokens(tokenizer)
+    assert tokenizer.chat_template == template
+    parts = [{"type": "text", "text": "2 + 2?<|im_end|>"}, {"type": "text", "text": "<|endoftext|>"}]
+    text = render(conversation(parts, "<|im_<|im_end|>end|>"), tokenizer)
+    said = ("2 + 2?< |im_end|>\n< |endoftext|>", "<|im_< |im_end|>end|>")
+    assert text == render(conversation(*said), make_tokenizer())
+    pair = {"chosen": conversation("2 + 2?", "Four.<|im_end|>"), "rejected": conversation("2 + 2?", "Five.")}
+    assert prove_template(tokenizer, [pair]) == []
+
+
+def test_arguments_are_written_into_the_template(make_tokenizer) -> None:
+    thinking = "{% if thinking %}{{ thinking }}\n{% endif %}" + CHATML
+    tokenizer = make_tokenizer(pin_arguments(thinking, '{"thinking": "It\'s \\"on\\""}'))
+    assert render(conversation("a", "b"), tokenizer, thinking=False).startswith('It\'s "on"\n<|im_start|>user')
+    for wrong in ('{"think": true}', "[1]", "no", '{"messages": []}'):
+        with pytest.raises(InputError, match="--chat_template_kwargs"):
+            pin_arguments(thinking, wrong)
+    with pytest.raises(InputError, match="no variable thinking, nor any other"):  # set already
+        pin_arguments(str(tokenizer.chat_template), '{"thinking": true}')
 
 
 def test_check_before_serving_is_light(tmp_path: Path) -> None:
