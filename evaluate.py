@@ -12,6 +12,7 @@ With --output: metrics.json, scores.jsonl and report.html, a page to look at.
 
 import argparse
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -201,10 +202,8 @@ def main(argv: list[str]) -> None:
         args.run(args)
     except (InputError, ServerError, OSError) as error:
         sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print("\nStopped; nothing was written.", file=sys.stderr)
-        sys.exit(130)
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is written before the end; among imports, a traceback less
     main(sys.argv[1:])

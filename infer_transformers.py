@@ -14,6 +14,7 @@ is written batch by batch. If it is there already, in part, it is continued.
 
 import argparse
 import math
+import signal
 import sys
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -91,6 +92,7 @@ def score_input(args: argparse.Namespace) -> int:
     rows = ((place_of(args.input, number), row) for number, row in read_rows(args.input))
     output = look_at(args.output, rows)
     model, tokenizer = load_reward_model(args.model, args.dtype)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # from here on there is something to say
     dtype = str(model.dtype).removeprefix("torch.")
     tolerance = TOLERANCE[dtype]
     if dtype != "float32" and (found := drift(model, tokenizer, Path(args.model))) > tolerance:
@@ -121,6 +123,7 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C among imports would be a traceback
     try:
         main(sys.argv[1:])
     except (InputError, FileError, OSError) as error:

@@ -4,13 +4,14 @@ python merge_lora.py save/my-run/checkpoint-100 save/my-merged-model
 """
 
 import argparse
+import shutil
+import signal
 import sys
 from pathlib import Path
 from shlex import quote
 
 from reward_model import InputError
 from reward_model.model.adapter import check_adapter, merge_adapter
-from reward_model.training.saving import full_disk_told
 
 
 def main() -> None:
@@ -24,17 +25,26 @@ def main() -> None:
     if args.output_dir.exists():
         raise InputError(f"{args.output_dir} exists already; name a new folder.")
     base = check_adapter(args.adapter, args.base_model, args.force)
+    from reward_model.training.saving import full_disk_told  # seconds, so only now
+
     try:
         args.output_dir.mkdir(parents=True)
     except OSError as error:
         raise InputError(f"{args.output_dir}: nothing can be written there ({error.strerror}).") from None
     print(f"Merging {args.adapter} into {base}.")
-    with full_disk_told(args.output_dir):
-        merge_adapter(args.adapter, base, args.output_dir, args.dtype)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with full_disk_told(args.output_dir):
+            merge_adapter(args.adapter, base, args.output_dir, args.dtype)
+    except KeyboardInterrupt:
+        shutil.rmtree(args.output_dir)
+        print("\nStopped; nothing was kept.", file=sys.stderr)
+        sys.exit(130)
     print(f"Reward model: {args.output_dir}   Serve it: sh infer_vllm.sh {quote(str(args.output_dir))}")
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C among imports would be a traceback
     try:
         main()
     except InputError as error:

@@ -11,7 +11,12 @@ All arguments: python train.py --help. They are those of trl's ScriptArguments, 
 ours is in reward_model/training/arguments.py.
 """
 
+import signal
 import sys
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C among the imports, which take seconds, would be a traceback
+
 import warnings
 from pathlib import Path
 from shlex import quote
@@ -135,6 +140,7 @@ def main(argv: list[str]) -> ExactRewardTrainer:
     output_dir = Path(training_args.output_dir)
     adapter_dir = output_dir / "adapter" if model_args.use_peft else None
     trainer.save_model(str(adapter_dir or output_dir))
+    trainer.accelerator.print("Saved; scoring the conversations of its score contract.")
     write_contract(trainer.model, tokenizer, output_dir)
     if eval_datasets:
         metrics = trainer.evaluate()
@@ -153,6 +159,7 @@ def main(argv: list[str]) -> ExactRewardTrainer:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)  # one for each call: thousands of lines
     try:
         main(sys.argv[1:])

@@ -28,6 +28,7 @@ gpus=$(nvidia-smi -L 2>/dev/null | grep -c . || true)
 : "${MASTER_PORT:=29500}"
 
 cd "$calling_dir"
+echo "Starting $NPROC_PER_NODE process(es) on this node; importing takes some seconds."
 PYTHONPATH=$here${PYTHONPATH:+:$PYTHONPATH} exec "$python" -m reward_model.training.launch \
   --nnodes "$NNODES" --node_rank "$NODE_RANK" --nproc_per_node "$NPROC_PER_NODE" \
   --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT" \

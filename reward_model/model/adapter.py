@@ -64,4 +64,5 @@ def merge_adapter(adapter: Path, base: str, output_dir: Path, dtype: str = "auto
         raise InputError(f"{adapter} and {base} make weights that are not finite (nan or infinity); nothing is saved.")
     model.to(dtype or torch.float32).save_pretrained(output_dir)
     tokenizer.save_pretrained(output_dir)
+    print("Merged; scoring the conversations of its score contract.", flush=True)
     write_contract(model.float(), tokenizer, output_dir)

@@ -54,29 +54,41 @@ def contract_scores(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
     long = SENTENCE * (LONG // len(token_ids([SENTENCE], tokenizer)[0]))
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or LONG
     longest = [(None, [f"Summarise this: {long}", "It is about a bridge."], None)] if context > LONG + 200 else []
-    body, found = getattr(model, model.base_model_prefix), []
+    each, encoded = [], []
     for system, turns, tools in [*CONVERSATIONS, *longest]:
         messages = [{"role": "system", "content": system}] if system else []
         messages += [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(turns)]
         try:
-            (ids,) = token_ids([render(messages, tokenizer, tools)], tokenizer)
+            encoded += token_ids([render(messages, tokenizer, tools)], tokenizer)
         except TemplateError:
             continue
-        inputs = torch.tensor([ids], device=model.device)
-        hidden = body(input_ids=inputs, attention_mask=torch.ones_like(inputs), use_cache=False).last_hidden_state
-        mean, sigma = getattr(model, "normalisation", (0.0, 1.0))
-        scores = (model.score(hidden).float().flatten() - mean) / sigma
-        found.append(
-            {
-                "messages": messages,
-                "tools": tools,
-                "text": tokenizer.decode(ids),
-                "tokens": sha256(json.dumps(ids).encode()).hexdigest(),
-                "score": scores[-1].item(),
-                "mean_score": scores.mean().item(),
-            }
-        )
-    return found
+        each.append((messages, tools))
+    # Few forwards, as each gathers all weights under ZeRO-3; the long one alone, or all would be padded to it.
+    short = [ids for ids in encoded if len(ids) < LONG // 2]
+    scores = [*_scores_of_tokens(model, short), *(_scores_of_tokens(model, [ids])[0] for ids in encoded[len(short) :])]
+    return [
+        {
+            "messages": messages,
+            "tools": tools,
+            "text": tokenizer.decode(ids),
+            "tokens": sha256(json.dumps(ids).encode()).hexdigest(),
+            "score": values[-1].item(),
+            "mean_score": values.mean().item(),
+        }
+        for (messages, tools), ids, values in zip(each, encoded, scores, strict=True)
+    ]
+
+
+def _scores_of_tokens(model: PreTrainedModel, encoded: list[list[int]]) -> list[torch.Tensor]:
+    """For each conversation what the head makes of each of its tokens, padded to one batch."""
+    rows = [torch.tensor(ids) for ids in encoded]
+    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(model.device)
+    mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(model.device)
+    body = getattr(model, model.base_model_prefix)
+    hidden = body(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+    mean, sigma = getattr(model, "normalisation", (0.0, 1.0))
+    scores = (model.score(hidden).float().squeeze(-1) - mean) / sigma
+    return [row[: len(ids)] for row, ids in zip(scores, encoded, strict=True)]
 
 
 def write_contract(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

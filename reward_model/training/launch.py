@@ -3,6 +3,11 @@
 python -m reward_model.training.launch --nproc_per_node 8 train.py …          (arguments of torchrun, then a script)
 """
 
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C among the imports would be a traceback
+
 import logging
 import sys
 
@@ -13,6 +18,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from reward_model.training.saving import STOPPED
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     logging.disable(logging.ERROR)  # of this process, which has nothing to say that the run does not
     try:
         run.main()

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from tqdm import tqdm
 from transformers import TrainerCallback
 
 from reward_model import InputError
@@ -30,7 +31,10 @@ def packing_differs(model: nn.Module, pairs: list[dict[str, Any]], pad_token_id:
     model.eval()
     calls, states = counts.attention_calls, []
     hook = reward_model.score.register_forward_pre_hook(lambda module, inputs: states.append(inputs[0].float()))
-    for pair, shared_prefix in product(pairs, (False, True)):
+    probes = list(product(pairs, (False, True)))
+    quiet = torch.distributed.is_initialized() and torch.distributed.get_rank() > 0
+    # A second on a GPU; the bar is for what takes longer.
+    for pair, shared_prefix in tqdm(probes, "Comparing packed with padded rows", leave=False, delay=2, disable=quiet):
         batch = PairCollator(pad_token_id=pad_token_id, shared_prefix=shared_prefix)([pair])
         batch = {k: v.to(reward_model.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
         model(**batch, use_cache=False)

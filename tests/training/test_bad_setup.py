@@ -54,6 +54,8 @@ ARGUMENTS = {
     "--deepspeed no.json": r"--deepspeed no\.json: no such file",
     "--deepspeed train.py": r"--deepspeed train\.py:1: not valid JSON",
     "--template_date tomorrow": r"--template_date tomorrow: give a day as 2024-07-26",
+    "--chat_template_kwargs no": r"--chat_template_kwargs no: give a JSON object",
+    '--chat_template_kwargs {"thinking":true}': r"the chat template has no variable thinking",
     "--chat_template_path no.jinja": r"--chat_template_path no\.jinja: no such file",
 }
 
