@@ -47,10 +47,10 @@ types: setup  ## mypy
 
 # One thread: the models are tiny, and on a busy machine threads spend minutes waiting for each other.
 check: lint types  ## lint, types and every test that needs neither server nor training; under two minutes
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m pytest -m "not server and not slow"
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 8 -m "not server and not slow"
 
-test: lint types  ## lint, types and every test; needs no network after setup
-	HF_HUB_OFFLINE=1 $(PY) -m pytest
+test: check  ## lint, types and every test; needs no network after setup
+	HF_HUB_OFFLINE=1 $(PY) -m pytest -m "server or slow"
 
 notebook: setup model  ## open the walk-through in Jupyter, which is installed for it
 	$(PY) -m pip install -q jupyterlab==4.6.6

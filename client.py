@@ -631,6 +631,8 @@ def main(argv: list[str]) -> None:
     if command == "check":
         print(check(args.model_dir, client, args.dtype))
     elif args.input and args.output and not args.question_and_answers:
+        if args.system is not None:
+            raise FileError("--system is for a question; rows have their own system messages.")
         if args.input.suffix != ".jsonl":
             raise FileError(f"{args.input}: a .jsonl file is needed.")
         if args.output.exists() and args.output.samefile(args.input):
@@ -644,7 +646,7 @@ def main(argv: list[str]) -> None:
         if command == "rank" and args.pairs_out:
             write_pairs(args.output, args.pairs_out)
         sys.exit(1 if failed else 0)
-    elif len(args.question_and_answers) > 1 and not args.input:
+    elif len(args.question_and_answers) > 1 and not (command or args.input or args.output):
         question, *answers = args.question_and_answers
         system = [{"role": "system", "content": args.system}] if args.system is not None else []
         prompt = system + prompt_messages(question)

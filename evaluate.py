@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from client import TOLERANCE, RewardClient, ServerError, broken_rule, difference
+from client import MODEL, TOLERANCE, RewardClient, ServerError, broken_rule, difference
 from reward_model import InputError
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def served_scores(args: argparse.Namespace, items: list["Item"]) -> list[list[fl
     from tqdm import tqdm
 
     each = [(messages, item.tools) for item in items for messages in item.conversations]
-    asked = RewardClient(args.url, args.served_model_name, concurrency=args.concurrency).scores(each)
+    asked = RewardClient(args.url, args.served_model_name or MODEL, concurrency=args.concurrency or 8).scores(each)
     often = 0.1 if sys.stderr.isatty() else 5  # seconds: a log keeps every state of the bar
     values = iter(list(tqdm(asked, desc="Asking", total=len(each), unit="conversation", mininterval=often)))
     return [[next(values) for _ in item.conversations] for item in items]
@@ -113,7 +113,7 @@ def parity(args: argparse.Namespace) -> None:
     )
     print(f"worst: {here[worst]:+.6f} here, {served[worst]:+.6f} served: {text_of(messages[-1])[:80]!r}")
     if differences[worst] > tolerance:
-        received = RewardClient(args.url, args.served_model_name).tokens(messages, tools)
+        received = RewardClient(args.url, args.served_model_name or MODEL).tokens(messages, tools)
         expected = token_ids([render(messages, tokenizer, tools)], tokenizer)[0]
         others = received and received[0] != expected
         cause = (
@@ -169,8 +169,8 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     for one in (sub["accuracy"], sub["parity"]):
         text = "a server started by infer_vllm.sh; an API key is read from VLLM_API_KEY"
         one.add_argument("--url", required=one is sub["parity"], help=text)
-        one.add_argument("--served_model_name", default="base_reward")
-        one.add_argument("--concurrency", type=at_least_one, default=8, help="requests at a time")
+        one.add_argument("--served_model_name", help="default: base_reward")
+        one.add_argument("--concurrency", type=at_least_one, help="requests at a time, default: 8")
     one = sub["accuracy"]
     one.add_argument("--model", help="folder of a reward model, scored with Transformers")
     one.add_argument("--base_model", help="measure this model, with a head that was not trained, as well")
@@ -191,6 +191,8 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     args = parser.parse_args(argv if named else ["accuracy", *argv])
     if args.run is accuracy and bool(args.model) == bool(args.url):
         sub["accuracy"].error("give --model DIR or --url URL.")
+    if args.run is accuracy and args.model and (args.served_model_name or args.concurrency):
+        sub["accuracy"].error("--served_model_name and --concurrency are for a server: --url URL.")
     if args.run is accuracy and args.base_model and not args.model:
         sub["accuracy"].error("--base_model needs --model, whose chat template it is rendered with.")
     return args

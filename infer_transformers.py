@@ -28,11 +28,12 @@ from reward_model.data.pair import Messages, check_conversation
 
 
 def infer_transformers(
-    model: str, conversations: list[Messages], tools: list[dict[str, Any]] | None = None
+    model: str, conversations: list[Messages], tools: list[dict[str, Any]] | None = None, dtype: str | None = None
 ) -> list[float]:
     """Raw scores of conversations; neighbours that begin alike (n answers to one prompt) share that computation.
 
-    `tools` are those that the assistant had in all of them.
+    `tools` are those that the assistant had in all of them; `dtype` is by default float32 on a CPU, elsewhere the
+    model's.
     """
     from reward_model.scoring.local import load_reward_model, score
 
@@ -43,7 +44,7 @@ def infer_transformers(
             groups[-1].append(messages)
         else:
             groups.append([messages])
-    scores = score(*load_reward_model(model), groups, tools=[tools] * len(groups))
+    scores = score(*load_reward_model(model, dtype), groups, tools=[tools] * len(groups))
     return [value for group in scores for value in group]
 
 
@@ -113,9 +114,10 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     if args.input and args.output and not args.question:
         sys.exit(1 if score_input(args) else 0)
-    elif args.question and args.answers and not args.input:
+    elif args.question and args.answers and not (args.input or args.output):
         prompt = prompt_messages(args.question)
-        scores = infer_transformers(args.model, [prompt + answer_messages(answer) for answer in args.answers])
+        conversations = [prompt + answer_messages(answer) for answer in args.answers]
+        scores = infer_transformers(args.model, conversations, dtype=args.dtype)
         for value, answer in sorted(zip(scores, args.answers, strict=True), reverse=True):
             print(f"{value:+.4f}  {answer}")
     else:

@@ -64,8 +64,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--eval_size", type=float, default=0, help=held)
     exclude = "files whose prompts must not be trained on (benchmarks): pairs with such a prompt are set aside"
     parser.add_argument("--exclude_prompts", nargs="+", default=[], metavar="FILE", help=exclude)
-    similarity = "from this Jaccard similarity on, two prompts are one (default: %(default)s)"
-    parser.add_argument("--exclude_similarity", type=float, default=0.8, metavar="SHARE", help=similarity)
+    similarity = "from this Jaccard similarity on, two prompts are one (default: 0.8)"
+    parser.add_argument("--exclude_similarity", type=float, metavar="SHARE", help=similarity)
     tokenizer = "folder or hub id: lengths in tokens, its template is tried, control tokens in texts are counted"
     parser.add_argument("--tokenizer", metavar="MODEL", help=tokenizer)
     parser.add_argument("--max_length", type=int, help="set aside pairs with a longer side, in tokens (--tokenizer)")
@@ -108,8 +108,14 @@ def parse_arguments() -> argparse.Namespace:
         "--input FIELD is put behind the prompt: give --prompt FIELD.": args.context and not args.prompt,
         "--format fields needs --chosen and --rejected, or --candidates.": args.format == "fields" and not by_fields,
         "--max_length counts tokens: name the tokenizer, --tokenizer MODEL.": args.max_length and not args.tokenizer,
-        f"--exclude_similarity {args.exclude_similarity:g}: give a share above 0, at most 1.": (
-            not 0 < args.exclude_similarity <= 1
+        "--exclude_similarity compares with the prompts of --exclude_prompts FILE; name one.": (
+            args.exclude_similarity is not None and not args.exclude_prompts
+        ),
+        f"--exclude_similarity {args.exclude_similarity}: give a share above 0, at most 1.": (
+            args.exclude_similarity is not None and not 0 < args.exclude_similarity <= 1
+        ),
+        "--drop 'control tokens': name the tokenizer whose tokens they are, --tokenizer MODEL.": (
+            "control tokens" in args.drop and not args.tokenizer
         ),
         f"--min_gap {args.min_gap:g}: give a number, 0 or more.": not 0 <= args.min_gap < math.inf,
         "--seed must be 0 or more.": args.seed < 0,
@@ -134,6 +140,8 @@ def main() -> None:
     sources = [parse_source(source, args.format) for source in args.sources]
     if any(source.format == "fields" for source in sources) and not (args.chosen or args.candidates):
         raise InputError("format=fields needs --chosen and --rejected, or --candidates.")
+    if len(sources) == 1 and sources[0].weight:
+        raise InputError(f"{args.sources[0]}: a weight is a share of a mix, and there is one source. Leave it out.")
     check_output(args.output, [*(source.name for source in sources), *args.exclude_prompts], args.overwrite)
     given: dict[str, Any] = {name: getattr(args, name) for name in Options.__dataclass_fields__}
     given |= {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
@@ -147,7 +155,7 @@ def main() -> None:
     if args.exclude_prompts:
         from reward_model.data.contamination import Contamination
 
-        contamination = Contamination(args.exclude_prompts, args.exclude_similarity)
+        contamination = Contamination(args.exclude_prompts, args.exclude_similarity or 0.8)
         work = work._replace(check_prompt=contamination.check)
     how = {name: getattr(args, name) for name in ("eval_size", "ties", "strict", "seed", "num_proc")}
     prepared = prepare(sources, args.output, work, **how)

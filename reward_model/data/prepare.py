@@ -20,6 +20,7 @@ from tqdm import tqdm
 from reward_model import InputError
 from reward_model.data.features import FACTS, GOOD, REASONS, Work
 from reward_model.data.files import data_files, place_of
+from reward_model.data.formats import NO_OPTIONS, Options
 from reward_model.data.split import check_eval_size, held_out
 from reward_model.data.workers import Bad, Source, converted
 
@@ -145,10 +146,12 @@ def _convert_all(
     arrays, rows = [np.zeros(0, FACTS)], 0
     files: dict[str, int] = {}
     labels: dict[str, int] = {}
+    formats: set[str] = set()
     for part, source in enumerate(sources):
         with open(folder / str(part), "wb") as lines:
             for file, done in converted(source, work, num_proc):
                 rows += done.rows
+                formats.add(done.format)
                 lines.writelines(done.lines)
                 facts = np.array(done.facts, dtype=FACTS)
                 facts["part"] = part
@@ -159,7 +162,24 @@ def _convert_all(
                     rejected.add(bad)
                 for bad in done.doubts:
                     rejected.add(bad, kept=True)
+    _check_use(work.options, formats)
     return np.concatenate(arrays), list(files), list(labels), rows
+
+
+def _check_use(options: Options, formats: set[str]) -> None:
+    """Refuse what was asked of answers with a score where there are none."""
+    unused = []
+    if "scored" not in formats:
+        unused += [
+            f"--{name}" for name in ("pairing", "min_gap") if getattr(options, name) != getattr(NO_OPTIONS, name)
+        ]
+    if not formats & {"scored", "verdict"} and options.margin_from_gap:
+        unused.append("--margin_from_gap")
+    if unused:
+        found = ", ".join(sorted(formats))
+        raise InputError(
+            f"{', '.join(unused)}: no source has answers with a score each (found: {found}). Leave it out."
+        )
 
 
 def _tell_of_same_files(facts: np.ndarray, files: list[str], others: np.ndarray, is_again: np.ndarray) -> None:

@@ -79,7 +79,7 @@ def terminal(figures: dict[str, Any]) -> str:
         "shared-prefix training computes fewer positions than padding, by: "
         + ", ".join(f"{ratio:.1f}x at batch size {size}" for size, ratio in savings)
     ]
-    if figures["pairs"] + figures["eval_pairs"] > figures["prompts"]:
+    if figures["trees_save"] >= 1.05:
         lines += [f"and with all pairs of a prompt in one batch, as a tree: {figures['trees_save']:.1f}x fewer again"]
     return "\n".join(lines)
 

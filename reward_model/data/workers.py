@@ -58,6 +58,7 @@ class Converted:
     bad: list[Bad] = field(default_factory=list)
     doubts: list[Bad] = field(default_factory=list)
     rows: int = 0
+    format: str = ""
 
 
 Task = tuple[list[NumberedRow], str, str, str]  # rows, their file or hub id, the source of pairs that name none, format
@@ -66,7 +67,7 @@ Task = tuple[list[NumberedRow], str, str, str]  # rows, their file or hub id, th
 def convert_chunk(task: Task, work: Work) -> Converted:
     """Convert and check some rows."""
     chunk, file, label, format_ = task
-    done = Converted(rows=len(chunk))
+    done = Converted(rows=len(chunk), format=format_)
     for reading in readings(chunk, file, work.options, format_):
         for pair in reading.pairs:
             try:

@@ -170,6 +170,13 @@ def check_words(data_args: DataArguments, training_args: TrainingArguments, mode
             f"--lora_task_type {model_args.lora_task_type}: only SEQ_CLS trains the reward head and saves it. Leave it "
             "out."
         )
+    if not model_args.use_peft:
+        given = [item for item in fields(model_args) if item.name.startswith(("lora_", "use_rslora", "use_dora"))]
+        problems += [
+            f"--{item.name} does nothing without --use_peft; add that, or leave it out."
+            for item in given
+            if getattr(model_args, item.name) != item.default
+        ]
     for name in {*(training_args.report_to or [])} - {*get_available_reporting_integrations()}:
         problems.append(f"--report_to {name}: not installed, or not known to Transformers; pip install it, or none.")
     for mismatch in training_args.hf_deepspeed_config.mismatches if training_args.deepspeed else []:

@@ -3,6 +3,7 @@
 # ruff: noqa: E501
 import gzip
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -80,8 +81,15 @@ ODD: dict[str, tuple[dict[str, object], str, str]] = {
     "eval_size NaN": (D, f"{GO} --eval_size nan", "--eval_size nan: give a share of the pairs below 1"),
     "eval_size below 0": (D, f"{GO} --eval_size -1", "--eval_size -1: give a share of the pairs below 1"),
     "eval_size of all": (D, f"{GO} --eval_size 8", "--eval_size 8 of 8 pairs: at least half must stay for training"),
-    "similarity NaN": (D, f"{GO} --exclude_similarity nan", "--exclude_similarity nan: give a share above 0, at most 1."),
-    "similarity 0": (D, f"{GO} --exclude_similarity 0", "--exclude_similarity 0: give a share above 0, at most 1."),
+    # Arguments that would do nothing.
+    "similarity to nothing": (D, f"{GO} --exclude_similarity 0.5", "--exclude_similarity compares with the prompts of --exclude_prompts"),
+    "weight of one source": (D, "d.jsonl@weight=2 --output p.jsonl", "a weight is a share of a mix, and there is one source"),
+    "control tokens of no tokenizer": (D, f"{GO} --drop 'control tokens'", "name the tokenizer whose tokens they are"),
+    "pairing without scores": (D, f"{GO} --pairing all", "--pairing: no source has answers with a score each (found: text)"),
+    "gap without scores": (D, f"{GO} --min_gap 1 --margin_from_gap", "--min_gap, --margin_from_gap: no source has answers"),
+    # Numbers.
+    "similarity NaN": (D, f"{GO} --exclude_prompts d.jsonl --exclude_similarity nan", "--exclude_similarity nan: give a share above 0, at most 1."),
+    "similarity 0": (D, f"{GO} --exclude_prompts d.jsonl --exclude_similarity 0", "--exclude_similarity 0.0: give a share above 0, at most 1."),
     "gap NaN": (D, f"{GO} --min_gap nan", "--min_gap nan: give a number, 0 or more."),
     "seed below 0": (D, f"{GO} --seed -1", "--seed must be 0 or more."),
     "no process": (D, f"{GO} --num_proc 0", "--num_proc must be above 0."),
@@ -120,7 +128,7 @@ def test_odd_input(name: str, tmp_path: Path, monkeypatch, capsys) -> None:
     lay_out(tmp_path, files)
     monkeypatch.chdir(tmp_path)
     before = contents(tmp_path)
-    status, said = exit_of(arguments.split(), monkeypatch, capsys)
+    status, said = exit_of(shlex.split(arguments), monkeypatch, capsys)
     assert status not in (0, None) and expected in said, (status, said)
     assert contents(tmp_path) == before
 

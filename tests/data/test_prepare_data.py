@@ -366,6 +366,7 @@ def test_nothing_of_the_users_is_overwritten(tmp_path: Path, monkeypatch: pytest
     assert "or say --overwrite" in command(output)
 
 
+@pytest.mark.slow
 def test_command_prints_a_summary_and_writes_the_report(base_model: Path, tmp_path: Path) -> None:
     source = jsonl(tmp_path / "some source.jsonl", [*demo_pairs(), {"chosen": []}])
     output = tmp_path / "some pairs.jsonl"

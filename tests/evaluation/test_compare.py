@@ -88,6 +88,7 @@ def test_the_same_item_with_its_keys_in_another_order() -> None:
     assert one.key != Item("here:0", "all", "pairs", one.chosen, one.rejected, tools=[{"type": "function"}]).key
 
 
+@pytest.mark.slow
 def test_the_commands_of_evaluate(tmp_path: Path) -> None:
     shown = run(sys.executable, "evaluate.py", "--help").stdout
     assert all(f"\n    {command} " in shown for command in ("accuracy", "compare", "parity"))

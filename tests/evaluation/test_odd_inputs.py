@@ -28,6 +28,7 @@ ODD: dict[str, tuple[dict[str, object], str, str]] = {
     "neither": ({"d.jsonl": [PAIR]}, "d.jsonl", "give --model DIR or --url URL"),
     "both": ({"d.jsonl": [PAIR]}, "--model M --url http://127.0.0.1:9 d.jsonl", "give --model DIR or --url URL"),
     "base without model": ({}, "--url http://127.0.0.1:9 --base_model M d.jsonl", "--base_model needs --model"),
+    "concurrency of no server": ({}, "--model M --concurrency 4 d.jsonl", "--concurrency are for a server"),
     "concurrency 0": ({}, "--url http://127.0.0.1:9 --concurrency 0 d.jsonl", "invalid at_least_one value: '0'"),
     "concurrency of words": ({}, "--url http://127.0.0.1:9 --concurrency x d.jsonl", "invalid at_least_one value"),
     "no model": ({"d.jsonl": [PAIR]}, "--model nowhere d.jsonl", "nowhere is no folder"),

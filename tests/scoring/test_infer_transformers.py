@@ -41,6 +41,7 @@ def command(model: Path, source: Path, output: Path) -> list[str]:
     return [sys.executable, "infer_transformers.py", *map(str, (model, "--input", source, "--output", output))]
 
 
+@pytest.mark.slow
 def test_bad_rows_are_written_with_an_error_and_the_rest_goes_on(models, tmp_path: Path) -> None:
     good = [{"messages": conversation("Hi?", f"Hello {number}.")} for number in range(4)]
     rows = [
@@ -106,6 +107,7 @@ def test_drift_from_the_contract_is_told(models, tmp_path: Path, capsys) -> None
         assert ("warning: in bfloat16 scores drift by up to" in capsys.readouterr().err) == bool(shift)
 
 
+@pytest.mark.slow
 def test_a_stop_keeps_what_was_scored(models, tmp_path: Path) -> None:
     rows = [{"messages": conversation("Hi? " * 100, f"Hello {number}.")} for number in range(150)]
     source, output = jsonl(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"

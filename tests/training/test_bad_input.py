@@ -114,6 +114,7 @@ def test_arguments(base_model: Path, few_pairs: Path, tmp_path: Path) -> None:
         start(tmp_path / "no model", few_pairs, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_script_shows_one_sentence(base_model: Path, tmp_path: Path) -> None:
     shown = train(
         "--model_name_or_path",

@@ -38,6 +38,7 @@ ARGUMENTS = {
     "--dtype float16": r"--fp16 and --dtype float16 need a GPU",
     "--fp16 True --bf16 True --use_cpu True": r"At most one of fp16 and bf16",
     "--report_to nobody": r"--report_to nobody: not installed, or not known",
+    "--lora_r 8": r"--lora_r does nothing without --use_peft",
     "--use_peft --lora_r -1": r"--lora_r -1: it must be 1 or more",
     "--use_peft --lora_target_modules nothing": r"LoRA: No modules were targeted",
     "--use_peft --lora_task_type CAUSAL_LM": r"only SEQ_CLS trains the reward head",
@@ -218,6 +219,7 @@ def test_pairs_that_are_equal_in_tokens(base_model: Path, capsys: pytest.Capture
         check_tokens({"training": Dataset.from_list([equal])}, model, tell=True)
 
 
+@pytest.mark.slow
 def test_all_mistakes_are_told_at_once(base_model: Path, tmp_path: Path) -> None:
     """By the script itself: one line each, no traceback, a status."""
     model = shutil.copytree(base_model, tmp_path / "model")

@@ -41,6 +41,7 @@ def test_figures_are_those_of_all_held_out_pairs_once(base_model: Path, data: Pa
     assert np.average(accuracies, weights=counts) == pytest.approx(logged["eval_held_out_accuracy"], abs=1e-9)
 
 
+@pytest.mark.slow
 def test_two_ranks_without_deepspeed_train_one_model(base_model: Path, data: Path, tmp_path: Path) -> None:
     train_script.main(words(base_model, data, tmp_path / "one", "--per_device_train_batch_size 4"))
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29512"]
