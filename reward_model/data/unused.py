@@ -12,8 +12,9 @@ from reward_model.data.pair import SIDES, Pair
 # Fields that are likely to be part of a conversation.
 PARTS = frozenset(
     "system system_prompt system_message history context input instruction question query prompt messages conversation "
-    "conversations dialog dialogue trajectory previous_turns passage document initial_reason_steps".split()
+    "conversations dialog dialogue trajectory previous_turns passage document documents initial_reason_steps".split()
 )
+OF_A_TEMPLATE = "chat_template_kwargs"  # of one row, which trl honours; here a model has one template for all
 DEEPEST = 8  # levels of lists and objects
 # Keys of an object under which its text stands; the rest of it is about the text.
 TEXTS = ("content", "value", "text", "full_text", "input", "output")
@@ -24,6 +25,8 @@ class UnusedField(RowError):
 
     def __init__(self, names: list[str]) -> None:
         cure = f"map it (--prompt, --input, --chosen, --rejected) or leave it out (--ignore {' '.join(names)})"
+        if OF_A_TEMPLATE in names:
+            cure += "; train.py --chat_template_kwargs sets it for all rows"
         super().__init__("unused field", f"{', '.join(names)} may be part of the conversation and is not used; {cure}.")
         self.names = names
 
@@ -31,13 +34,14 @@ class UnusedField(RowError):
 def unused_parts(row: Row, pair: Pair) -> list[str]:
     """Fields of PARTS whose text stands nowhere in the pair, as a message or as whole lines of one."""
     names = PARTS.intersection(row)
-    if not names or not all(isinstance(pair[side], list) for side in SIDES):
+    if not (names or row.get(OF_A_TEMPLATE)) or not all(isinstance(pair[side], list) for side in SIDES):
         return []
     said = [message.get("content") for side in SIDES for message in pair[side] if isinstance(message, dict)]
     wholes = [*said, *(pair[side] for side in SIDES)]
     left = [name for name in names if row[name] not in wholes]  # most are a message or a side, and that is seen fast
     texts = [text for text in said if isinstance(text, str)] if left else []
-    return sorted(name for name in left if not _is_used(row[name], texts))
+    unused = [name for name in left if not _is_used(row[name], texts)]
+    return sorted(unused + [OF_A_TEMPLATE] * bool(row.get(OF_A_TEMPLATE)))
 
 
 def _is_used(value: Any, said: list[str]) -> bool:

@@ -14,7 +14,8 @@ class TokenLengths:
     """Tokens of the shared prefix and of each side's rest, rendered as in training; `control_tokens` are the texts that
     the tokenizer takes for tokens of its own.
 
-    Raises RowError for a pair with a side longer than `max_length`, or that the chat template refuses.
+    Raises RowError for a pair with a side longer than `max_length`, whose sides become the same tokens, or that the
+    chat template refuses.
     """
 
     def __init__(self, model: str, max_length: int | None) -> None:
@@ -28,6 +29,8 @@ class TokenLengths:
         except TemplateError as error:
             raise RowError("template", f"refused by the tokenizer's chat template: {error}.") from None
         (chosen,), (rejected,) = encode_pairs(both[:1], both[1:], self.tokenizer, self.cutters)
+        if chosen == rejected:
+            raise RowError("equal tokens", "both sides become the same tokens.")
         longest = max(len(chosen), len(rejected))
         if self.max_length and longest > self.max_length:
             raise RowError(

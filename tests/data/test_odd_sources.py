@@ -53,6 +53,7 @@ ODD: dict[str, tuple[dict[str, object], str, str]] = {
     "an object over lines": ({"d.jsonl": json.dumps(PAIR, indent=1)}, GO, "d.jsonl:1: not valid JSON (Expecting property"),
     "numbers": ({"d.jsonl": "1\n2\n"}, GO, "d.jsonl: no JSON object in the first rows"),
     "an unclosed quote": ({"d.csv": 'prompt,chosen,rejected\n"Why?,So.,No.\nHow?,So.,No.\n'}, "d.csv --output p.jsonl", "d.csv: row 1: line 2: a quote that opens there is never closed."),
+    "a template for each row": ({"d.jsonl": [PAIR | {"chat_template_kwargs": {"thinking": True}}]}, GO, "(--ignore chat_template_kwargs); train.py --chat_template_kwargs sets it for all rows"),
     "not JSON": ({"d.jsonl": "chosen: yes\n"}, GO, "d.jsonl:1: not valid JSON (Expecting value, column 1)."),
     "only ties": ({"d.jsonl": [{"question": "?", "response_A": "a", "response_B": "b", "label": "A=B"}]}, GO, "No pair is left of 1 rows. tie: 1"),
     "only equal answers": ({"d.jsonl": [PAIR | {"rejected": PAIR["chosen"]}] * 2}, GO, "No pair is left of 2 rows. identical answers: 2"),
@@ -154,6 +155,18 @@ def test_what_is_taken_and_told(base_model: Path, tmp_path: Path, monkeypatch, c
         in said
     )
     assert "different prompts: 1 kept" in said and "duplicate: 6 kept" in said
+
+
+def test_sides_that_become_equal_tokens_are_set_aside(make_tokenizer, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_tokenizer("{% for m in messages %}{{ m.content.split('</think>')[-1] }}{% endfor %}").save_pretrained("t")
+    thought = {"prompt": "2 + 2?", "chosen": "<think>Add.</think>4", "rejected": "<think>Guess.</think>4"}
+    jsonl(Path("d.jsonl"), [thought, *MORE])
+    status, said = exit_of(f"{GO} --tokenizer t".split(), monkeypatch, capsys)
+    assert status == 0 and "equal tokens: 1 set aside, first d.jsonl:1: both sides become the same tokens." in said
+    jsonl(Path("d.jsonl"), [thought] * 2)
+    status, said = exit_of(f"{GO} --tokenizer t".split(), monkeypatch, capsys)
+    assert status == 1 and "No pair is left of 2 rows. equal tokens: 2" in said
 
 
 def test_help_has_every_argument_and_its_default(monkeypatch, capsys) -> None:

@@ -1,6 +1,8 @@
 """Every mistake stops before a model is loaded, with a sentence that names the place and the cure."""
 
 import json
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -112,6 +114,18 @@ def test_arguments(base_model: Path, few_pairs: Path, tmp_path: Path) -> None:
         start(adapter, few_pairs, tmp_path / "out")
     with pytest.raises(InputError, match=r"no such folder, and no hub id"):
         start(tmp_path / "no model", few_pairs, tmp_path / "out")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["train.py x.json", "infer_transformers.py M q a", "evaluate.py --model M D"])
+def test_ctrl_c_among_imports_is_no_traceback(command: str, base_model: Path) -> None:
+    paths = {"M": str(base_model), "D": "data/demo/eval.jsonl"}
+    words = [paths.get(word, word) for word in command.split()]
+    process = subprocess.Popen([sys.executable, *words], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(1)
+    process.send_signal(signal.SIGINT)
+    assert (process.communicate(timeout=20)[1], process.returncode) == ("", -signal.SIGINT)
 
 
 @pytest.mark.slow

@@ -71,6 +71,17 @@ def test_an_output_that_cannot_be_written(merging: Callable) -> None:
         merging(lambda adapter: None, "", Path("/proc/out"))
 
 
+def test_a_stop_leaves_nothing_behind(merging: Callable, tmp_path: Path, monkeypatch, capsys) -> None:
+    def stopped(adapter: Path, base: str, output_dir: Path, dtype: str) -> None:
+        (output_dir / "config.json").write_text("{}")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(merge_lora, "merge_adapter", stopped)
+    with pytest.raises(SystemExit, match="130"):
+        merging(lambda adapter: None, "", tmp_path / "merged")
+    assert capsys.readouterr().err == "\nStopped; nothing was kept.\n" and not (tmp_path / "merged").exists()
+
+
 def test_its_own_base_is_known_under_another_name(merging: Callable, base_model: Path, tmp_path: Path, capsys) -> None:
     moved = shutil.copytree(base_model, tmp_path / "moved")
     merging(lambda adapter: entry(adapter, "/no/base"), f"--base_model {moved}", tmp_path / "a model")
