@@ -95,6 +95,7 @@ class Server:
         if time.monotonic() - used > IDLE:
             connection.close()
         watch(os.getpid())
+        connected = False
         try:
             if connection.sock is None:
                 connection.timeout = min(timeout, CONNECT)
@@ -102,6 +103,7 @@ class Server:
                     connection.connect()
                 except TimeoutError:
                     raise ConnectionError("no connection in time") from None
+            connected = True
             connection.sock.settimeout(timeout)
             # A socket's timeout is one for each of its bytes; so that it is one for the answer, see watch.
             number = next(NUMBERS)
@@ -116,8 +118,8 @@ class Server:
                 raise TimeoutError
         except (OSError, http.client.HTTPException) as error:
             connection.close()
-            late = time.monotonic() >= deadline and not isinstance(error, ConnectionError)
-            raise TimeoutError if late else error from None
+            # A connection that was hung up looks like one that the server closed.
+            raise TimeoutError if connected and time.monotonic() >= deadline else error from None
         self.idle.append((connection, time.monotonic()))
         return answer
 

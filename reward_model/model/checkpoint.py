@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from reward_model import InputError
-from reward_model.model.template import pin_date, prove_template
+from reward_model.model.template import pin_date
+from reward_model.model.template_proof import prove_template
 
 MARKED = 2**20  # bytes of each file, three times
 LAYER = re.compile(r"\.(?:layers|h|blocks|block)\.(\d+)\.")

@@ -25,7 +25,8 @@ from reward_model.data.files import check_hub
 from reward_model.data.split import check_eval_size
 from reward_model.model.attention import check_head
 from reward_model.model.checkpoint import check_base_model, stored_tensors
-from reward_model.model.template import pin_arguments, pin_date, prove_template, split_special_tokens
+from reward_model.model.template import pin_arguments, pin_date, split_special_tokens
+from reward_model.model.template_proof import prove_template
 from reward_model.model.tokenization import load_tokenizer
 from reward_model.training.arguments import DataArguments, ModelArguments, TrainingArguments
 from reward_model.training.pairs import read_pairs, sample

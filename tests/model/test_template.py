@@ -8,8 +8,9 @@ import trl
 from conftest import CHATML, ENDS_WITH_EOS, WITH_TOOLS, conversation, run
 
 from reward_model import InputError
-from reward_model.model import template as template_module
-from reward_model.model.template import pin_arguments, pin_date, prove_template, render, split_special_tokens
+from reward_model.model import template_proof
+from reward_model.model.template import pin_arguments, pin_date, render, split_special_tokens
+from reward_model.model.template_proof import prove_template
 
 EACH = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('No system role') }}{% endif %}" + CHATML
@@ -55,7 +56,7 @@ def test_good_templates_pass(name: str, make_tokenizer) -> None:
 
 @pytest.mark.parametrize("template", BAD, ids=range(len(BAD)))
 def test_bad_templates_are_refused(template: str, make_tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(template_module, "SECONDS", 0.5)
+    monkeypatch.setattr(template_proof, "SECONDS", 0.5)
     with pytest.raises(InputError, match=BAD[template]):
         prove_template(make_tokenizer(template))
 
