@@ -541,6 +541,8 @@ def check(folder: Path, client: RewardClient, dtype: str | None = None) -> str:
             f"{folder} has no score_contract.json, so its scores are not checked: python evaluate.py contract {folder}"
         )
     contract = json.loads((folder / "score_contract.json").read_text(encoding="utf-8"))
+    if not all(math.isfinite(one["score"]) for one in contract["conversations"]):
+        raise ServerError(f"{folder}/score_contract.json has scores that are not finite: the model is broken.")
     template = folder / "chat_template.jinja"
     if template.is_file() and contract["template"] != hashlib.sha256(template.read_bytes()).hexdigest():
         raise ServerError(f"{template} is not the template that the scores of {folder} were made with.")

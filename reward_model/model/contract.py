@@ -7,6 +7,7 @@ does, without torch. Scores are computed from body and head themselves, so no au
 import json
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from jinja2 import TemplateError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from reward_model import InputError
 from reward_model.model.tokenization import render, token_ids
 
 FILE = "score_contract.json"
@@ -98,6 +100,10 @@ def write_contract(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path)
     training = model.training
     conversations = contract_scores(model.eval(), tokenizer)
     model.train(training)
+    if not all(isfinite(one["score"]) for one in conversations):
+        raise InputError(
+            f"The scores of the model in {folder} are not finite (nan or infinity): its weights are broken."
+        )
     if torch.distributed.is_initialized() and torch.distributed.get_rank() > 0:
         return
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))

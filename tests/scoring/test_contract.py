@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 import client
 import evaluate
 from infer_transformers import infer_transformers
+from reward_model import InputError
 from reward_model.model.contract import FILE
 
 MEAN = '{"pooling_type": "MEAN", "use_activation": false}'
@@ -41,7 +42,7 @@ def template(text: str) -> Callable[[Path], object]:
 
 def in_steps(name: str, tensor: torch.Tensor) -> torch.Tensor:
     """As eight bits with one scale for each row would keep it."""
-    step = tensor.abs().amax(-1, keepdim=True) / 127
+    step = (tensor.abs().amax(-1, keepdim=True) / 127).clamp(min=1e-9)  # the row of a pad token may be zero
     return (tensor / step).round() * step if tensor.dim() == 2 else tensor
 
 
@@ -106,6 +107,21 @@ def test_a_clean_server_passes(runs) -> None:
         assert log.startswith("Starting ") and "serving" not in log.splitlines()[0]
     shown = run(sys.executable, "client.py", "check", "--model_dir", one.model, "--base_url", one.url).stdout
     assert shown.startswith("12 scores are those")
+
+
+def test_scores_that_are_not_finite_are_no_contract(base_model: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    model = AutoModelForSequenceClassification.from_pretrained(base_model, num_labels=1)
+    model.score.weight.data[0, 0] = float("nan")
+    model.save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(base_model).save_pretrained(tmp_path / "model")
+    with pytest.raises(InputError, match="not finite"):
+        evaluate.contract(evaluate.parse_arguments(["contract", str(tmp_path / "model")]))
+    conversations = [{"messages": [], "tools": None, "score": float("nan")}]
+    (tmp_path / FILE).write_text(json.dumps({"conversations": conversations}))
+    with pytest.raises(client.ServerError, match="not finite"):
+        client.check(tmp_path, client.RewardClient())
 
 
 def test_what_was_changed_in_the_folder_is_told(runs, tmp_path: Path) -> None:
