@@ -178,7 +178,7 @@ def test_a_server_with_other_scores_is_stopped(runs, tmp_path: Path) -> None:
         log = open(tmp_path / f"{name}.log", "w")  # noqa: SIM115
         started[name] = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log, start_new_session=True)
     for name, (_, said) in STARTS.items():
-        assert started[name].wait(timeout=240) == 1
+        assert started[name].wait(timeout=480) == 1
         text = (tmp_path / f"{name}.log").read_text()
         assert "error: " in text and said in text and "Ready." not in text, text[-3000:]
         assert is_gone(started[name].pid)
