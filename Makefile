@@ -32,7 +32,7 @@ $(STAMP): $(REQUIREMENTS)
 
 model: $(DEMO_MODEL)/config.json  ## the demo's base model (SmolLM2-135M-Instruct, Apache-2.0), under models/
 
-$(DEMO_MODEL)/config.json: data/demo/fetch_model.py | $(STAMP)
+$(DEMO_MODEL)/config.json: | $(STAMP)
 	$(PY) data/demo/fetch_model.py $(DEMO_MODEL)
 
 demo: setup $(if $(filter $(DEMO_MODEL),$(MODEL)),model)  ## train on the demo pairs, serve with vLLM, score two answers
