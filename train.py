@@ -22,24 +22,24 @@ from pathlib import Path
 from shlex import quote
 
 import numpy as np
-from transformers import AutoModelForSequenceClassification, set_seed
+from transformers import set_seed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from trl import get_peft_config, get_quantization_config
-from trl.trainer.reward_trainer import suppress_seqcls_warning
 
 from reward_model import InputError
 from reward_model.data.dataset import split_by_prompt
 from reward_model.model.adapter import check_adapter, merge_adapter
-from reward_model.model.attention import install
+from reward_model.model.attention import install, rope_switch
 from reward_model.model.checkpoint import set_pad_token
 from reward_model.model.contract import write_contract
+from reward_model.model.loading import load_model
 from reward_model.model.tokenization import set_unused_pad_token, tokenize_pairs
 from reward_model.training.arguments import parse_arguments, schedule_line
 from reward_model.training.checks import check_setup
 from reward_model.training.collator import PairCollator
 from reward_model.training.dry_run import only_longest, whole_run_line
 from reward_model.training.pairs import check_tokens
-from reward_model.training.preflight import SharedPrefixGuard, padded_line
+from reward_model.training.preflight import AttentionChooser
 from reward_model.training.record import write_record
 from reward_model.training.saving import STOPPED, StopAndSave, stop
 from reward_model.training.trainer import ExactRewardTrainer
@@ -74,25 +74,26 @@ def main(argv: list[str]) -> ExactRewardTrainer:
 
     # --- Model: any architecture with one score per conversation ---------------------------------------------------
     set_seed(training_args.seed)  # the new reward head is random, the same at every start
-    with suppress_seqcls_warning():  # "score.weight is missing": it is new
-        model = AutoModelForSequenceClassification.from_pretrained(
-            model_args.model_name_or_path,
-            num_labels=1,
-            dtype=model_args.dtype,
-            revision=model_args.model_revision,
-            attn_implementation=model_args.attn_implementation,
-            trust_remote_code=training_args.trust_remote_code,
-            quantization_config=get_quantization_config(model_args),
-            **(training_args.model_init_kwargs or {}),
-        )
+    model = load_model(
+        model_args.model_name_or_path,
+        new_head=True,
+        dtype=model_args.dtype,
+        revision=model_args.model_revision,
+        attn_implementation=model_args.attn_implementation,
+        trust_remote_code=training_args.trust_remote_code,
+        quantization_config=get_quantization_config(model_args),
+        **(training_args.model_init_kwargs or {}),
+    )
     training_args.model_init_kwargs = None
     set_pad_token(model, tokenizer)
-    reason_to_pad = install(model, data_args.shared_prefix, training_args.disable_dropout)
+    install(model, training_args.disable_dropout)
     training_args.disable_dropout = False  # done above; trl would take LoRA's dropout away as well
-    limit = training_args.max_tokens_per_micro_batch
-    collator = PairCollator(tokenizer.pad_token_id, shared_prefix=reason_to_pad is None, max_tokens=limit)
-    if reason_to_pad and training_args.process_index == 0:
-        print(padded_line(reason_to_pad))
+    collator = PairCollator(
+        tokenizer.pad_token_id,
+        shared_prefix=data_args.shared_prefix,
+        max_tokens=training_args.max_tokens_per_micro_batch,
+        rope_switch=rope_switch(model.config),
+    )
     longest = train_dataset.select(np.argsort(train_dataset["length"][:])[-3:])
     if data_args.dry_run:
         train_dataset, steps = only_longest(training_args, train_dataset)
@@ -107,7 +108,7 @@ def main(argv: list[str]) -> ExactRewardTrainer:
         eval_dataset=eval_datasets if data_args.benchmark_files else eval_datasets.get("held_out"),
         processing_class=tokenizer,
         peft_config=get_peft_config(model_args),
-        callbacks=[SharedPrefixGuard(collator, list(longest)), saves := StopAndSave(), watch := Watch(tokenizer)],
+        callbacks=[AttentionChooser(collator, list(longest)), saves := StopAndSave(), watch := Watch(tokenizer)],
     )
     if not trainer.is_deepspeed_enabled:  # which keeps fp32 master weights itself
         for parameter in trainer.model.parameters():

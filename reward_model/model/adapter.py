@@ -46,15 +46,16 @@ def merge_adapter(adapter: Path, base: str, output_dir: Path, dtype: str = "auto
     """
     import torch
     from peft import PeftModel
-    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
-    from trl.trainer.reward_trainer import suppress_seqcls_warning
+    from transformers import AutoConfig
 
+    from reward_model.model.attention_choice import prepare
     from reward_model.model.contract import write_contract
+    from reward_model.model.loading import load_model
+    from reward_model.model.tokenization import load_tokenizer
 
     dtype = AutoConfig.from_pretrained(base).dtype if dtype == "auto" else getattr(torch, dtype)
-    tokenizer = AutoTokenizer.from_pretrained(adapter)
-    with suppress_seqcls_warning():  # the base model has no score.weight; the adapter brings it
-        model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, dtype=torch.float32)
+    tokenizer = load_tokenizer(str(adapter))
+    model = load_model(base, new_head=True, dtype=torch.float32)  # the adapter brings the head
     set_pad_token(model, tokenizer)
     try:
         model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
@@ -65,4 +66,4 @@ def merge_adapter(adapter: Path, base: str, output_dir: Path, dtype: str = "auto
     model.to(dtype or torch.float32).save_pretrained(output_dir)
     tokenizer.save_pretrained(output_dir)
     print("Merged; scoring the conversations of its score contract.", flush=True)
-    write_contract(model.float(), tokenizer, output_dir)
+    write_contract(prepare(model.float(), tokenizer.pad_token_id), tokenizer, output_dir)

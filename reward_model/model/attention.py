@@ -2,10 +2,13 @@
 
 `install` gives a *ForSequenceClassification model both ways: a batch that carries `cu_seq_lens_q` is a packed row and
 yields one reward per branch; any other batch is handled as before. Either way the reward head computes in fp32.
+Whether a model may take packed rows is decided in attention_choice.py.
 The CUDA call (`varlen_attn`) has not been run on a GPU yet; it takes the arguments that the CPU path, which is tested,
 takes.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import MethodType
 from typing import Any
 
@@ -29,20 +32,21 @@ HARMLESS = {"position_ids", "use_cache", "is_causal", "output_attentions", "outp
 
 
 class PathCounts:
-    """What passed through the model: token positions computed, and what they stand for; and why packing cannot be."""
+    """State of one model: token positions computed and what they represent, and what attention was asked to do."""
 
     def __init__(self) -> None:
         self.positions = self.padded_positions = self.real_tokens = self.pairs = 0
         self.attention_calls = 0
-        self.own_attention = ""
         self.unsupported: set[str] = set()
+        self.attention_dropout: list[str] = []  # names in the config, unless dropout is off
+        self.long_tokens: torch.Tensor | None = None  # tokens of conversations beyond `rope_switch`, in a forward
 
 
-def install(model: PreTrainedModel, shared_prefix: bool = True, disable_dropout: bool = True) -> str | None:
-    """Let `model` count what passes and take packed rows; returns why not, and then only padded batches work.
+def install(model: PreTrainedModel, disable_dropout: bool = True) -> None:
+    """Let `model` count its token positions and accept packed rows; rewards come in fp32.
 
-    Either way rewards come in fp32, and no dropout is left unless asked for. Raises InputError for a model whose score
-    is not the one of the last token.
+    Dropout is switched off unless `disable_dropout` is False. `choose_attention` must decide how attention runs before
+    the model is used. Raises InputError for a model whose score is not that of the last token.
     """
     check_head(model)
     model.path_counts = PathCounts()
@@ -50,19 +54,22 @@ def install(model: PreTrainedModel, shared_prefix: bool = True, disable_dropout:
     model.score.forward = MethodType(_score, model.score)
     if disable_dropout:
         zero_dropout(model)
-    if not shared_prefix:
-        return "--shared_prefix is False"
-    config = model.config.get_text_config()
-    if unknown := set(getattr(config, "layer_types", None) or []) - {"full_attention", "sliding_attention"}:
-        return f"layers of the kind {', '.join(sorted(unknown))} carry state from one branch into the next"
-    if not (model._supports_sdpa and model._can_set_attn_implementation()):
-        return f"the attention of {type(model).__name__} does more than SDPA (sinks or the like)"
-    dropout = [name for name, rate in config.to_dict().items() if "att" in name and "drop" in name and rate]
-    if dropout and not disable_dropout:
-        return f"{', '.join(dropout)} is not 0 and --disable_dropout is False"
-    model.path_counts.own_attention = model.config._attn_implementation
-    model.set_attn_implementation(NAME)
-    return None
+    else:
+        rates = model.config.get_text_config().to_dict().items()
+        model.path_counts.attention_dropout = [
+            name for name, rate in rates if "att" in name and "drop" in name and rate
+        ]
+    if rope_switch(model.config):
+        for module in model.modules():
+            if getattr(module, "rope_type", None) == "longrope":
+                module.path_counts = model.path_counts
+                module.forward = MethodType(_rotary, module)
+
+
+def rope_switch(config: Any) -> int | None:
+    """Return the length in tokens beyond which longrope (Phi-3.5, Phi-4-mini) rotates by other factors, or None."""
+    rope = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    return rope["original_max_position_embeddings"] if rope.get("rope_type") == "longrope" else None
 
 
 def check_head(model: PreTrainedModel) -> None:
@@ -98,7 +105,10 @@ def _forward(
     padded_positions: int = 0,
     **kwargs: Any,
 ) -> SequenceClassifierOutputWithPast:
-    """The class's own forward for a padded batch; for a packed row, rewards (branches, 1) at `end_positions`."""
+    """Return rewards, (branches, 1) at `end_positions` of a packed row or (conversations, 1) of a padded batch.
+
+    Of a batch padded on the right, the last token is the last one of the mask, whatever the pad token is.
+    """
     if self.training:
         self.path_counts.positions += input_ids.numel()
         self.path_counts.padded_positions += padded_positions
@@ -106,12 +116,52 @@ def _forward(
         self.path_counts.pairs += (len(input_ids) if end_positions is None else len(end_positions)) // 2
     for not_for_the_body in ("margin", "places"):
         kwargs.pop(not_for_the_body, None)
+    is_long, switch = None, rope_switch(self.config)
     if end_positions is None:
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        return type(self).forward(self, input_ids=input_ids, attention_mask=mask, **kwargs)
+        attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        lengths = attention_mask.sum(1)
+        ends = torch.arange(len(lengths), device=lengths.device), lengths - 1
+        if switch:
+            is_long = (lengths > switch)[:, None]
+    else:
+        attention_mask, ends = None, (torch.zeros_like(end_positions), end_positions)
+        kwargs["path_counts"] = self.path_counts
+        if switch:
+            lengths, keys = kwargs["cu_seq_lens_k"].diff(), kwargs["key_index"]
+            is_long = torch.zeros_like(input_ids, dtype=torch.bool)
+            is_long[0, keys] = (lengths > switch).repeat_interleave(lengths, output_size=len(keys))
     body = getattr(self, self.base_model_prefix)
-    hidden = body(input_ids=input_ids, attention_mask=None, path_counts=self.path_counts, **kwargs).last_hidden_state
-    return SequenceClassifierOutputWithPast(logits=self.score(hidden[0, end_positions]))
+    with rotate_by_length(self, is_long):
+        hidden = body(input_ids=input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state
+    return SequenceClassifierOutputWithPast(logits=self.score(hidden[ends]))
+
+
+@contextmanager
+def rotate_by_length(model: PreTrainedModel, is_long: torch.Tensor | None) -> Iterator[None]:
+    """Let longrope use its long factors for the tokens of `is_long`, (batch, tokens) or (batch, 1), and only for them.
+
+    None leaves the choice to Transformers, which takes one regime for the batch.
+    """
+    model.path_counts.long_tokens = is_long
+    try:
+        yield
+    finally:
+        model.path_counts.long_tokens = None
+
+
+def _rotary(self: nn.Module, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Cosines and sines of longrope, by the length of each token's own conversation.
+
+    Transformers chooses the factors by the longest position in the batch, so a score would depend on the other
+    conversations: https://github.com/huggingface/transformers/blob/main/src/transformers/modeling_rope_utils.py
+    """
+    rotary, is_long = type(self).forward, self.path_counts.long_tokens
+    if is_long is None:
+        return rotary(self, x, position_ids)
+    switch = rope_switch(self.config)
+    short = rotary(self, x, position_ids.clamp(max=switch - 1))
+    long = rotary(self, x, F.pad(position_ids, (0, 1), value=switch))  # one position beyond selects the long factors
+    return tuple(torch.where(is_long[..., None], b[..., :-1, :], a) for a, b in zip(short, long, strict=True))
 
 
 def _mask(*, attention_mask: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor | None:

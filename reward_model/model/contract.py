@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from reward_model import InputError
+from reward_model.model.attention import rope_switch, rotate_by_length
 from reward_model.model.tokenization import render, token_ids
 
 FILE = "score_contract.json"
@@ -62,7 +62,7 @@ def contract_scores(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
         messages += [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(turns)]
         try:
             encoded += token_ids([render(messages, tokenizer, tools)], tokenizer)
-        except TemplateError:
+        except InputError:
             continue
         each.append((messages, tools))
     # Few forwards, as each gathers all weights under ZeRO-3; the long one alone, or all would be padded to it.
@@ -86,8 +86,9 @@ def _scores_of_tokens(model: PreTrainedModel, encoded: list[list[int]]) -> list[
     rows = [torch.tensor(ids) for ids in encoded]
     ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(model.device)
     mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(model.device)
-    body = getattr(model, model.base_model_prefix)
-    hidden = body(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+    body, switch = getattr(model, model.base_model_prefix), rope_switch(model.config)
+    with rotate_by_length(model, mask.sum(1, keepdim=True) > switch if switch else None):
+        hidden = body(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
     mean, sigma = getattr(model, "normalisation", (0.0, 1.0))
     scores = (model.score(hidden).float().squeeze(-1) - mean) / sigma
     return [row[: len(ids)] for row, ids in zip(scores, encoded, strict=True)]
@@ -107,10 +108,11 @@ def write_contract(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path)
     if torch.distributed.is_initialized() and torch.distributed.get_rank() > 0:
         return
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    template = folder / "chat_template.jinja"
     contract = {
         "dtype": config.get("dtype") or "float32",
         "pad_token_id": config.get("pad_token_id"),
-        "template": sha256(str(tokenizer.chat_template).encode()).hexdigest(),
+        "template": sha256(template.read_bytes()).hexdigest() if template.is_file() else None,
         "versions": {name: _version(name) for name in ("torch", "transformers", "trl", "vllm")},
         "conversations": conversations,
     }

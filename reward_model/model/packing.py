@@ -20,9 +20,14 @@ from reward_model.data.pair import common_prefix_length
 Group = tuple[Sequence[int], Sequence[Sequence[int]]]
 
 
-def tree(conversations: Sequence[Sequence[int]]) -> Group:
-    """What the conversations all begin with, and the rest of each; one conversation alone has no prefix."""
-    shared = common_prefix_length(conversations) if len(conversations) > 1 else 0
+def tree(conversations: Sequence[Sequence[int]], switch: int | None = None) -> Group:
+    """What the conversations all begin with, and the rest of each; one conversation alone has no prefix.
+
+    Conversations on both sides of `switch` tokens (`attention.rope_switch`) share nothing: their prefixes are rotated
+    by different factors.
+    """
+    alike = len({len(ids) > switch for ids in conversations}) == 1 if switch else True
+    shared = common_prefix_length(conversations) if len(conversations) > 1 and alike else 0
     return conversations[0][:shared], [ids[shared:] for ids in conversations]
 
 

@@ -8,7 +8,7 @@ import re
 from datetime import datetime
 from typing import Any
 
-from jinja2 import TemplateSyntaxError, meta
+from jinja2 import TemplateError, TemplateSyntaxError, meta
 
 from reward_model import InputError
 
@@ -38,8 +38,32 @@ SPLIT = (
 
 
 def render(messages: list[dict[str, Any]], tokenizer: Any, tools: Any = None, **more: Any) -> str:
-    """The text of a conversation: the tokenizer's template, no generation prompt, no system message of our own."""
-    return tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=False, **more)
+    """Return the text of a conversation by the tokenizer's template, with no generation prompt.
+
+    Raises InputError for a conversation that the template rejects or fails on: a template is code, and anything can go
+    wrong in it.
+    """
+    options = {"tokenize": False, "add_generation_prompt": False, **more}
+    try:
+        return tokenizer.apply_chat_template(messages, tools=tools, **options)
+    except Exception as error:
+        kind = "" if isinstance(error, TemplateError) else f"{type(error).__name__}: "
+        raise InputError(f"the chat template rejects it: {kind}{error}") from error
+
+
+def one_template(named: dict[str, str], source: str) -> str:
+    """Return one template for the named ones of a tokenizer (Command-R, Hermes), chosen as Transformers chooses:
+    `tool_use` where there are tools, otherwise `default`."""
+    if "default" not in named:
+        raise InputError(
+            f"{source} has the chat templates {', '.join(sorted(named))} and no default. Save one of them to a file and "
+            "pass it: --chat_template_path template.jinja"
+        )
+    if "tool_use" not in named:
+        return named["default"]
+    # Jinja drops the last line break of a template, which would stand in the middle here.
+    with_tools, default = (named[name].removesuffix("\n") for name in ("tool_use", "default"))
+    return f"{{% if tools %}}{with_tools}{{% else %}}{default}{{% endif %}}"
 
 
 def pin_date(template: str, day: str) -> str:

@@ -1,57 +1,106 @@
-"""A chat template is proven before it is trusted: it renders all that was said, in the same way every time and day."""
+"""Check a chat template with conversations of our own, and then whether it shows all that a dataset's rows say."""
 
 import json
 import re
-import signal
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Sequence
 from datetime import datetime
+from itertools import takewhile
 from typing import Any
 
-from jinja2 import TemplateError, TemplateSyntaxError
+from jinja2 import TemplateSyntaxError
 
 from reward_model import InputError
 from reward_model.model.template import MARK, render, special_tokens
 
-SECONDS = 5  # that a template may take for one conversation
 ANOTHER_DAY = datetime(2001, 2, 3, 4, 5, 6)
-REASONING = re.compile(r"<think>.*?</think>", re.S)
-CLOSING = re.compile(r"([<\[(][^<>\[\]()\s]+[>\])]\s*){1,2}")  # closing tokens that the tokenizer calls no special
 CURE = "Give another template: --chat_template_path template.jinja"
+TOOL = {"type": "function", "function": {"name": "look_up", "description": "Look up.", "parameters": {}}}
+# A token in brackets, a word, or a sign.
+LEXEME = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]|\w+|\S")
+# Parts of a message besides its text, and what each is called.
+PARTS = {"tool_calls": "tool calls", "reasoning_content": "reasoning", "reasoning": "reasoning"}
 
 
-def prove_template(tokenizer: Any, pairs: Sequence[dict[str, Any]] = (), stripped_reasoning: bool = False) -> list[str]:
-    """Render two conversations of our own and the sides of `pairs` (`chosen`, `rejected`, `tools`).
+def prove_template(tokenizer: Any) -> list[str]:
+    """Render conversations whose texts no template writes itself, and return warnings.
 
-    Returns what should be told; raises InputError where the score of a conversation would not be the score of what was
-    said in it. A pair that the template refuses is passed over: tokenizing names its place.
+    Raises:
+        InputError: The template fails on a question and its answer, leaves out a part of them, renders them differently
+            from one call or day to the next, or appends more than closing tokens to the answer.
     """
     if not tokenizer.chat_template:
         raise InputError(f"The tokenizer has no chat template. {CURE}")
-    for probe in _probes():
+    system, asked, reply, again, answer = (
+        {"role": role, "content": " ".join(f"{word}{number}" for number in range(500))}
+        for role, word in zip(
+            ("system", "user", "assistant", "user", "assistant"),
+            ("rule", "question", "reply", "another", "answer"),
+            strict=True,
+        )
+    )
+    text = ""
+    for messages in ([asked, answer], [asked, reply, again, answer]):
         try:
-            _prove_pair(probe, tokenizer, False)
-        except TemplateSyntaxError as error:
-            raise InputError(
-                f"The chat template is broken at its line {error.lineno}: {error.message}. {CURE}"
-            ) from None
-        except TemplateError as error:
-            if probe["chosen"][0]["role"] != "system":
-                raise InputError(f"The chat template renders no question and answer: {error}. {CURE}") from None
-    stripped = special = 0
+            text = render(messages, tokenizer)
+        except InputError as error:
+            cause = error.__cause__
+            if isinstance(cause, TemplateSyntaxError):
+                raise InputError(
+                    f"The chat template is broken at its line {cause.lineno}: {cause.message}. {CURE}"
+                ) from error
+            raise InputError(f"The chat template cannot render a question and its answer: {error}. {CURE}") from error
+        if render(messages, tokenizer) != text:
+            raise InputError(f"The chat template renders the same conversation differently each time. {CURE}")
+        _prove_undated(messages, None, text, tokenizer)
+        for message in messages:
+            if not _shows(text, message["content"]):
+                raise InputError(_left_out(message))
+    _prove_end(*(text.partition(message["content"]) for message in (again, answer, reply)))
+    told = []
+    for tools in (None, [TOOL]):
+        try:
+            text = render([system, asked, answer], tokenizer, tools)
+        except InputError:
+            continue  # some take no system message or no tools; a row that has them is named when it is tokenized
+        _prove_undated([system, asked, answer], tools, text, tokenizer)
+        if tools is None and not _shows(text, system["content"]):
+            told.append("The chat template ignores system messages; a dataset that has them is refused.")
+    return told
+
+
+def check_rows(pairs: Sequence[dict[str, Any]], tokenizer: Any, allow_stripped_reasoning: bool = False) -> list[str]:
+    """Return what should be said about how the template renders `pairs` (`chosen`, `rejected`, `tools`, `place`).
+
+    A pair that the template rejects is skipped: tokenizing names its place.
+
+    Raises:
+        InputError: The template leaves out text, tools, tool calls or the reasoning of an answer. All but the first is
+            only reported with `allow_stripped_reasoning`.
+    """
+    left_out: Counter[str] = Counter()
+    special = 0
     tokens = re.compile("|".join(map(re.escape, special_tokens(tokenizer))) or "$^")
     for pair in pairs:
         try:
-            stripped += _prove_pair(pair, tokenizer, stripped_reasoning)
-        except TemplateError:
+            left_out.update(
+                {part for side in ("chosen", "rejected") for part in _left_out_parts(pair, side, tokenizer)}
+            )
+        except InputError as error:
+            if error.__cause__ is None:
+                raise
             continue
         if MARK not in tokenizer.chat_template:
             special += any(tokens.search(_text(message)) for side in ("chosen", "rejected") for message in pair[side])
-    told = []
-    if stripped:
-        told.append(
-            f"{stripped} of {len(pairs)} sampled pairs have <think>…</think> that the chat template leaves out."
+    told = [
+        f"The chat template leaves out {part} of {number} of {len(pairs)} sampled pairs."
+        for part, number in left_out.items()
+    ]
+    refused = [line for line, part in zip(told, left_out, strict=True) if not part.startswith("earlier")]
+    if refused and not allow_stripped_reasoning:
+        raise InputError(
+            f"{' '.join(refused)} Give a template that renders it (--chat_template_path template.jinja), or pass "
+            "--allow_stripped_reasoning True if it is not meant to be scored."
         )
     if special:
         told.append(
@@ -61,98 +110,77 @@ def prove_template(tokenizer: Any, pairs: Sequence[dict[str, Any]] = (), strippe
     return told
 
 
-def _probes() -> Iterator[dict[str, Any]]:
-    """Conversations with texts that no template writes itself, each longer than a template may cut."""
+def _left_out_parts(pair: dict[str, Any], side: str, tokenizer: Any) -> set[str]:
+    """Return what the template leaves out of a side besides text; raise InputError, without a cause, for text."""
+    messages, tools = pair[side], pair.get("tools")
+    text = render(messages, tokenizer, tools)
+    found = set()
+    if tools and render(messages, tokenizer) == text:
+        found.add("tools")
+    for part, name in PARTS.items():
+        for is_answer in (True, False):
+            numbers = [number for number, one in enumerate(messages) if one.get(part)]
+            numbers = [number for number in numbers if (number == len(messages) - 1) == is_answer]
+            if numbers and _renders_without(part, numbers, messages, tools, tokenizer) == text:
+                found.add(name if is_answer or name != "reasoning" else "earlier reasoning")
+    for message in messages:
+        content = _text(message)
+        if _shows(text, content):
+            continue
+        if "</think>" not in content or not _shows(text, content.rpartition("</think>")[2]):
+            raise InputError(f"{pair.get('place', side)}: {_left_out(message)}")
+        found.add("reasoning" if message is messages[-1] else "earlier reasoning")
+    return found
 
-    def message(role: str, word: str) -> dict[str, str]:
-        return {"role": role, "content": " ".join(f"{word}{number}" for number in range(500))}
 
-    asked, answer = message("user", "question"), {"chosen": message("assistant", "best")}
-    answer["rejected"] = message("assistant", "worse")
-    first, system = message("assistant", "reply"), message("system", "rule")
-    again = message("user", "another")
-    for history in ([asked], [system, asked], [asked, first, again]):
-        yield {side: [*history, last] for side, last in answer.items()}
+def _renders_without(part: str, numbers: list[int], messages: list[dict[str, Any]], tools: Any, tokenizer: Any) -> str:
+    """Return the text of a conversation without a part of some messages; empty if the template needs it."""
+    less = [
+        {key: value for key, value in one.items() if number not in numbers or key != part}
+        for number, one in enumerate(messages)
+    ]
+    try:
+        return render(less, tokenizer, tools)
+    except InputError:
+        return ""
 
 
-def _prove_pair(pair: dict[str, Any], tokenizer: Any, stripped_reasoning: bool) -> bool:
-    """Whether reasoning is left out of a side; raises InputError for what else is wrong."""
-    tools, rendered, stripped = pair.get("tools"), {}, False
-    for side in ("chosen", "rejected"):
-        messages = pair[side]
-        text = rendered[side] = _in_time(messages, tokenizer, tools)
-        if any(_in_time(messages, tokenizer, tools) != text for _ in range(4)):
-            raise InputError(f"The chat template renders the same conversation differently each time. {CURE}")
-        if _in_time(messages, tokenizer, tools, strftime_now=ANOTHER_DAY.strftime) != text:
-            raise InputError(
-                "The chat template prints today's date, so a score would be another one tomorrow. Train with "
-                "--template_date 2024-07-26, or write a date in the place of strftime_now(…) in chat_template.jinja."
-            )
-        squeezed = _squeeze(text)
-        for message in messages:
-            content = _text(message)
-            as_json = _squeeze(json.dumps(content, ensure_ascii=False)[1:-1])  # tool results may be put so
-            if _squeeze(content) in squeezed or as_json in squeezed:
-                continue
-            if (shorter := REASONING.sub("", content)) == content or _squeeze(shorter) not in squeezed:
-                raise InputError(
-                    f"The chat template leaves out the text of a {message['role']!r} message, or a part of it: "
-                    f"{content[:60]!r} … {CURE}"
-                )
-            stripped = True
-        _prove_end(_text(messages[-1]), text, tokenizer)
-    if stripped and not stripped_reasoning:
+def _prove_undated(messages: list[dict[str, Any]], tools: Any, text: str, tokenizer: Any) -> None:
+    if render(messages, tokenizer, tools, strftime_now=ANOTHER_DAY.strftime) != text:
         raise InputError(
-            "The chat template leaves <think>…</think> out of answers, so it is not scored. If that is meant: "
-            "--allow_stripped_reasoning True"
-        )
-    if rendered["chosen"] == rendered["rejected"] and not stripped:
-        raise InputError(f"The chat template renders both sides of a pair alike. {CURE}")
-    return stripped
-
-
-def _prove_end(answer: str, text: str, tokenizer: Any) -> None:
-    """After the answer comes at most a closing token, and not what an answer begins with."""
-    last_word = "".join(REASONING.sub("", answer).split()[-1:])
-    rest = text[text.rfind(last_word) + len(last_word) :].strip() if last_word and last_word in text else ""
-    begin = text[: text.rfind(answer.strip())].split()[-1:] if answer.strip() in text else []
-    opened_again = rest and begin and rest.endswith(begin[0])
-    for token in special_tokens(tokenizer):
-        rest = rest.replace(token, "").strip()
-    if opened_again or (rest and not CLOSING.fullmatch(rest)):
-        raise InputError(
-            f"The chat template does not end with the answer and a closing token, but with {text[-40:]!r}: the score "
-            f"is read there. A generation prompt has no place in it. {CURE}"
+            "The chat template prints today's date, so a score would be another one tomorrow. Train with "
+            "--template_date 2024-07-26, or write a date in the place of strftime_now(…) in chat_template.jinja."
         )
 
 
-def _in_time(messages: list[dict[str, Any]], tokenizer: Any, tools: Any, **more: Any) -> str:
-    try:
-        with _given_up_after(SECONDS):
-            return render(messages, tokenizer, tools, **more)
-    except (InputError, TemplateError):
-        raise
-    except Exception as error:  # a template is code: anything can go wrong in it
-        raise InputError(f"The chat template fails: {type(error).__name__}: {error}. {CURE}") from None
+def _prove_end(again: tuple[str, str, str], answer: tuple[str, str, str], reply: tuple[str, str, str]) -> None:
+    """Each is (text before, content, text after) of a message. What follows the last answer must begin as what follows
+    an earlier one, and then add at most closing tokens: no words, and not what opens an answer."""
+    ending = LEXEME.findall(answer[2])
+    opening = LEXEME.findall(answer[0][len(again[0]) + len(again[1]) :])
+    following = LEXEME.findall(reply[2][: len(again[0]) - len(reply[0]) - len(reply[1])])
+    alike = takewhile(lambda both: both[0] == both[1], zip(ending, following, strict=False))
+    more = ending[len(list(alike)) :]
+    if any(re.fullmatch(r"\w+", lexeme) for lexeme in more) or (more and opening[-len(more) :] == more):
+        raise InputError(
+            f"The chat template does not end with the answer and a closing token, but with {answer[2][-40:]!r}: the "
+            f"score is read there. A generation prompt has no place in it. {CURE}"
+        )
 
 
-@contextmanager
-def _given_up_after(seconds: float) -> Iterator[None]:
-    """InputError in the middle of a template that does not end; only a main thread can be called back."""
+def _left_out(message: dict[str, Any]) -> str:
+    return (
+        f"The chat template leaves out the text of a {message['role']!r} message, or a part of it: "
+        f"{_text(message)[:60]!r} … {CURE}"
+    )
 
-    def stop(number: int, frame: Any) -> None:
-        raise InputError(f"The chat template took more than {seconds:g} s for one conversation. {CURE}")
 
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+def _shows(text: str, content: str) -> bool:
+    """Whether a rendered text has a content, as it is or as a JSON string, apart from white space, which templates trim
+    and set anew."""
+    squeezed = _squeeze(text)
+    forms = (content, json.dumps(content, ensure_ascii=False)[1:-1], json.dumps(content)[1:-1])
+    return any(_squeeze(form) in squeezed for form in forms)
 
 
 def _text(message: dict[str, Any]) -> str:
@@ -162,5 +190,4 @@ def _text(message: dict[str, Any]) -> str:
 
 
 def _squeeze(text: str) -> str:
-    """Without white space, which templates trim and reasoning parsers set anew."""
     return "".join(text.split())

@@ -10,7 +10,6 @@ import numpy as np
 from accelerate import PartialState
 from datasets import Dataset
 from datasets.fingerprint import Hasher
-from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from reward_model import InputError
@@ -29,28 +28,32 @@ def load_tokenizer(model: str, chat_template_path: str | None = None, **kwargs: 
     file, or a folder or hub id whose tokenizer has a template.
     """
 
-    def load(name: str) -> PreTrainedTokenizerBase:
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(name, **kwargs)
-        except Exception as error:  # a missing file, a broken one: each class of tokenizers has its own errors
-            words = " ".join(str(error).split())[:300]
-            raise InputError(f"{name}: no tokenizer could be loaded from there: {words}") from None
-        if not tokenizer.encode("text", add_special_tokens=False):  # some classes make one without any file
-            raise InputError(f"{name}: no tokenizer could be loaded from there: its files are missing.")
-        return tokenizer
-
-    tokenizer = load(model)
+    tokenizer = _load(model, **kwargs)
     if chat_template_path and chat_template_path.endswith((".jinja", ".j2")):
         if not Path(chat_template_path).is_file():
             raise InputError(f"--chat_template_path {chat_template_path}: no such file.")
         tokenizer.chat_template = Path(chat_template_path).read_text(encoding="utf-8")
     elif chat_template_path:
-        tokenizer.chat_template = load(chat_template_path).chat_template
+        tokenizer.chat_template = _load(chat_template_path).chat_template
+    if isinstance(tokenizer.chat_template, dict):
+        tokenizer.chat_template = one_template(tokenizer.chat_template, model)
     if not tokenizer.chat_template:
         raise InputError(
             f"The tokenizer of {model} has no chat template; give the one that its users will render with: "
             "--chat_template_path template.jinja, or the folder or hub id of a tokenizer that has one."
         )
+    return tokenizer
+
+
+def _load(name: str, **kwargs: Any) -> PreTrainedTokenizerBase:
+    try:
+        # A tekken.json beside the tokenizer is left alone: its tokenizer has no chat template.
+        tokenizer = AutoTokenizer.from_pretrained(name, mistral_format=False, **kwargs)
+    except Exception as error:  # a missing file, a broken one: each class of tokenizers has its own errors
+        words = " ".join(str(error).split())[:300]
+        raise InputError(f"{name}: no tokenizer could be loaded from there: {words}") from error
+    if not tokenizer.encode("text", add_special_tokens=False):  # some classes make one without any file
+        raise InputError(f"{name}: no tokenizer could be loaded from there: its files are missing.")
     return tokenizer
 
 
@@ -191,8 +194,8 @@ def _tokenize_batch(
         for conversation, tools, place in zip(batch[side], batch["tools"], batch["place"], strict=True):
             try:
                 texts.append(render(json.loads(conversation), tokenizer, json.loads(tools) if tools else None))
-            except TemplateError as error:
-                raise InputError(f"{place}: {side} is refused by the tokenizer's chat template: {error}") from None
+            except InputError as error:
+                raise InputError(f"{place}: {side}: {error}") from error
         rendered[side] = texts
     columns: dict[str, list[Any]] = {}
     columns["chosen_ids"], columns["rejected_ids"] = encode_pairs(

@@ -1,20 +1,20 @@
 """Scores of conversations with Transformers: what training computed, on packed rows where the model takes them."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from tqdm import tqdm
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase, set_seed
-from trl.trainer.reward_trainer import suppress_seqcls_warning
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from reward_model import InputError
-from reward_model.model.attention import install
+from reward_model.model.attention import rope_switch
+from reward_model.model.attention_choice import padded, prepare
 from reward_model.model.checkpoint import check_base_model, check_reward_model, check_template, set_pad_token
 from reward_model.model.contract import normalisation
+from reward_model.model.loading import load_model
 from reward_model.model.packing import Group, pack, positions, tree
 from reward_model.model.tokenization import load_tokenizer, render, token_ids
 
@@ -28,9 +28,9 @@ def load_reward_model(folder: str, dtype: str | None = None) -> tuple[PreTrained
     check_template(tokenizer := load_tokenizer(folder), folder)
     device = _device()
     dtype = dtype or ("float32" if device.type == "cpu" else "auto")
-    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype)
-    model.packs, model.normalisation = install(model) is None, normalisation(Path(folder))
-    return model.eval().to(device), tokenizer
+    model = prepare(load_model(folder, dtype=dtype).to(device), tokenizer.pad_token_id)
+    model.normalisation = normalisation(Path(folder))
+    return model, tokenizer
 
 
 def load_untrained(base_model: str, folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -39,11 +39,9 @@ def load_untrained(base_model: str, folder: str) -> tuple[PreTrainedModel, PreTr
     check_base_model(base_model)
     tokenizer = load_tokenizer(folder)
     set_seed(SEED)
-    with suppress_seqcls_warning():
-        model = AutoModelForSequenceClassification.from_pretrained(base_model, num_labels=1, dtype=torch.float32)
+    model = load_model(base_model, new_head=True, dtype=torch.float32)
     set_pad_token(model, tokenizer)
-    model.packs = install(model) is None
-    return model.eval().to(_device()), tokenizer
+    return prepare(model.to(_device()), tokenizer.pad_token_id), tokenizer
 
 
 def score(
@@ -77,10 +75,7 @@ def encode(
     group: list[Conversation], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tools: Any = None
 ) -> list[list[int]]:
     """Token ids of conversations; raises InputError where the template refuses one, and for more than the context."""
-    try:
-        tokens = token_ids([render(messages, tokenizer, tools) for messages in group], tokenizer)
-    except TemplateError as error:
-        raise InputError(f"the tokenizer's chat template refuses it: {error}") from None
+    tokens = token_ids([render(messages, tokenizer, tools) for messages in group], tokenizer)
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if limit and len(longest := max(tokens, key=len)) > limit:
         begin = tokenizer.decode(longest[:60])
@@ -93,9 +88,10 @@ def score_batch(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, groups: list[list[list[int]]]
 ) -> list[list[float]]:
     """Scores of groups of token ids, in one forward pass."""
-    inputs = (
-        pack([laid_out(group, model) for group in groups]) if model.packs else _padded(groups, tokenizer.pad_token_id)
-    )
+    if model.packs:
+        inputs = pack([laid_out(group, model) for group in groups])
+    else:
+        inputs = padded([ids for group in groups for ids in group], tokenizer.pad_token_id)
     inputs = {name: v.to(model.device) if isinstance(v, torch.Tensor) else v for name, v in inputs.items()}
     mean, sigma = getattr(model, "normalisation", (0.0, 1.0))
     values = iter(((model(**inputs, use_cache=False).logits.flatten() - mean) / sigma).tolist())
@@ -104,7 +100,7 @@ def score_batch(
 
 def laid_out(group: list[list[int]], model: PreTrainedModel) -> Group:
     """The group as a packed row has it, where the model takes one: what its conversations share once."""
-    return tree(group) if model.packs else ([], group)
+    return tree(group, rope_switch(model.config)) if model.packs else ([], group)
 
 
 def _device() -> torch.device:
@@ -123,10 +119,3 @@ def _batches(sizes: list[int], budget: int) -> Iterator[list[int]]:
         filled += sizes[number]
     if batch:
         yield batch
-
-
-def _padded(groups: Sequence[Sequence[Sequence[int]]], pad_token_id: int) -> dict[str, torch.Tensor]:
-    flat = [torch.tensor(ids) for group in groups for ids in group]
-    ids = torch.nn.utils.rnn.pad_sequence(flat, batch_first=True, padding_value=pad_token_id)
-    mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(ids) for ids in flat], batch_first=True)
-    return {"input_ids": ids, "attention_mask": mask}

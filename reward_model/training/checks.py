@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import get_peft_model
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations import get_available_reporting_integrations
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 from trl import get_peft_config
@@ -24,9 +24,10 @@ from reward_model.data.dataset import by_subset
 from reward_model.data.files import check_hub
 from reward_model.data.split import check_eval_size
 from reward_model.model.attention import check_head
-from reward_model.model.checkpoint import check_base_model, stored_tensors
+from reward_model.model.checkpoint import check_base_model
+from reward_model.model.loading import load_model
 from reward_model.model.template import pin_arguments, pin_date, split_special_tokens
-from reward_model.model.template_proof import prove_template
+from reward_model.model.template_proof import check_rows, prove_template
 from reward_model.model.tokenization import load_tokenizer
 from reward_model.training.arguments import DataArguments, ModelArguments, TrainingArguments
 from reward_model.training.pairs import read_pairs, sample
@@ -103,7 +104,7 @@ def check_setup(data_args: DataArguments, training_args: TrainingArguments, mode
                 tokenizer.chat_template = pin_date(tokenizer.chat_template, training_args.template_date)
             if training_args.chat_template_kwargs:
                 tokenizer.chat_template = pin_arguments(tokenizer.chat_template, training_args.chat_template_kwargs)
-            prove_template(tokenizer)
+            warnings = prove_template(tokenizer)
             if training_args.split_special_tokens:
                 split_special_tokens(tokenizer)
         read["skeleton"] = skeleton(training_args, model_args)
@@ -122,8 +123,8 @@ def check_setup(data_args: DataArguments, training_args: TrainingArguments, mode
         with collected(problems):
             files = [read["train_pairs"], read["eval_pairs"], *read["benchmarks"].values()]
             pairs = [pair for file in files if file for pair in sample(file)]
-            told = prove_template(read["tokenizer"], pairs, data_args.allow_stripped_reasoning)
-            print("\n".join(told if tell else []), end="\n" if told and tell else "")
+            warnings += check_rows(pairs, read["tokenizer"], data_args.allow_stripped_reasoning)
+            print(*(f"{line}\n" for line in warnings if tell), sep="", end="")
     if problems:
         raise InputError("\nerror: ".join(problems))
     return Inputs(**read)
@@ -217,28 +218,25 @@ def check_output(output_dir: Path, training_args: TrainingArguments, overwrite: 
 
 
 def skeleton(training_args: TrainingArguments, model_args: ModelArguments) -> PreTrainedModel:
-    """The model on torch's meta device: shapes only. Raises InputError for a config of which no reward model can be
-    made, for weights of other shapes, and for LoRA that finds nothing to adapt."""
-    name, remote = model_args.model_name_or_path, training_args.trust_remote_code
+    """Return the model on torch's meta device, where no weight is read.
+
+    Raises InputError for a config without a reward model, for weights that do not fit it, and for LoRA that finds no
+    module to adapt.
+    """
     unset_hf_deepspeed_config()  # or the shapes would be split over the ranks
     try:
-        config = AutoConfig.from_pretrained(
-            name, num_labels=1, revision=model_args.model_revision, trust_remote_code=remote
+        model = load_model(
+            model_args.model_name_or_path,
+            new_head=True,
+            device_map="meta",
+            dtype=model_args.dtype,
+            revision=model_args.model_revision,
+            trust_remote_code=training_args.trust_remote_code,
         )
-        with torch.device("meta"):
-            model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=remote)
-    except Exception as error:  # whatever the class of the model raises
-        raise InputError(f"{name}: no model can be made of its config.json: {' '.join(str(error).split())}") from None
-    if training_args.deepspeed:
-        set_hf_deepspeed_config(training_args.hf_deepspeed_config)
+    finally:
+        if training_args.deepspeed:
+            set_hf_deepspeed_config(training_args.hf_deepspeed_config)
     check_head(model)
-    stored = None if getattr(config, "quantization_config", None) else stored_tensors(Path(name))
-    for weight, shape in ((key, list(value.shape)) for key, value in model.state_dict().items()):
-        if stored and stored.get(weight, shape) != shape:
-            raise InputError(
-                f"{name}: {weight} has the shape {stored[weight]} in its weights and {shape} by its config.json; copy "
-                "the two that belong together."
-            )
     if model_args.use_peft and model_args.lora_r > 0 and model_args.lora_task_type == "SEQ_CLS":
         try:
             with torch.device("meta"):

@@ -19,17 +19,19 @@ class PairCollator(DataCollatorForPreference):
     Examples have `chosen_ids`, `rejected_ids` and optionally `prompt` (a key; pairs of one prompt share a tree) and
     `margin`. Beside the model's inputs the batch tells `real_tokens` (those of both sides) and `padded_positions`
     (those the padded batch has) and, if there is a limit of `max_tokens`, has its `examples`, for `split`.
+    `rope_switch` is that of the model (`reward_model.model.attention.rope_switch`).
     """
 
     shared_prefix: bool = True
     max_tokens: int | None = None
+    rope_switch: int | None = None
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         lengths = [len(example[side]) for example in examples for side in SIDES]
         if not self.shared_prefix:
             batch = super().torch_call(examples)
         else:
-            groups, branches = trees(examples)
+            groups, branches = trees(examples, self.rope_switch)
             batch = pack(groups)
             batch["end_positions"] = batch["end_positions"][branches]
             batch["attention_mask"] = torch.ones_like(batch["input_ids"])  # trl counts tokens with it
@@ -52,11 +54,11 @@ class PairCollator(DataCollatorForPreference):
 
     def _positions(self, examples: list[dict[str, Any]]) -> int:
         if self.shared_prefix:
-            return sum(map(positions, trees(examples)[0]))
+            return sum(map(positions, trees(examples, self.rope_switch)[0]))
         return 2 * len(examples) * max(len(example[side]) for example in examples for side in SIDES)
 
 
-def trees(examples: list[dict[str, Any]]) -> tuple[list[Group], list[int]]:
+def trees(examples: list[dict[str, Any]], switch: int | None = None) -> tuple[list[Group], list[int]]:
     """Trees of the pairs, and the branches, numbered through all of them, that are [chosen…, rejected…].
 
     Pairs of one prompt share a tree that has each distinct answer once, unless the sides of each have so much more in
@@ -69,7 +71,7 @@ def trees(examples: list[dict[str, Any]]) -> tuple[list[Group], list[int]]:
     branches, begun = np.zeros((2, len(examples)), dtype=int), 0
     for numbers in prompts.values():
         layouts = [
-            [(part, *_tree([examples[number] for number in part])) for part in parts]
+            [(part, *_tree([examples[number] for number in part], switch)) for part in parts]
             for parts in ([numbers], [[number] for number in numbers])
         ]
         for part, group, sides in min(layouts, key=lambda layout: sum(positions(group) for _, group, _ in layout)):
@@ -79,8 +81,8 @@ def trees(examples: list[dict[str, Any]]) -> tuple[list[Group], list[int]]:
     return groups, branches.ravel().tolist()
 
 
-def _tree(pairs: list[dict[str, Any]]) -> tuple[Group, list[list[int]]]:
+def _tree(pairs: list[dict[str, Any]], switch: int | None) -> tuple[Group, list[list[int]]]:
     """The tree of all answers of some pairs, and which of its branches the chosen and the rejected ones are."""
     distinct: dict[tuple[int, ...], int] = {}
     sides = [[distinct.setdefault(tuple(pair[side]), len(distinct)) for pair in pairs] for side in SIDES]
-    return tree(list(distinct)), sides
+    return tree(list(distinct), switch), sides

@@ -53,9 +53,12 @@ def in_both(train_pairs: Dataset, test_pairs: Dataset) -> int:
 
 
 def sample(pairs: Dataset) -> list[dict[str, Any]]:
-    """Some pairs, evenly spread, with conversations and tools as objects."""
+    """Return some pairs, evenly spread, with conversations and tools as objects, and their place."""
     rows = pairs.select(np.linspace(0, len(pairs) - 1, min(len(pairs), SAMPLED), dtype=int)).to_list()
-    return [{name: json.loads(row[name] or "null") for name in ("chosen", "rejected", "tools")} for row in rows]
+    return [
+        {name: json.loads(row[name] or "null") for name in ("chosen", "rejected", "tools")} | {"place": row["place"]}
+        for row in rows
+    ]
 
 
 def check_tokens(tokenized: dict[str, Dataset], model: PreTrainedModel, tell: bool) -> None:

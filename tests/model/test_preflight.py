@@ -1,8 +1,6 @@
-"""The guard lets right packing pass and stops a leak, in fp32 and bf16; the head's product is fp32, dropout is off."""
+"""Correct packing is chosen and a leak is not, in fp32 and bf16; the head's product is fp32, dropout is off."""
 
 import random
-from collections.abc import Callable
-from contextlib import nullcontext
 
 import pytest
 import torch
@@ -11,35 +9,46 @@ from peft import LoraConfig, get_peft_model
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForSequenceClassification
 
-from reward_model import InputError
-from reward_model.model import attention
+from reward_model.model import attention, attention_choice
 from reward_model.model.attention import install
-from reward_model.training import preflight
+from reward_model.model.attention_choice import choose_attention
+from reward_model.model.packing import pack
 from reward_model.training.collator import PairCollator
-from reward_model.training.preflight import IN_FP32, IN_HALF, packing_differs
 
 GENERATOR = random.Random(0)
 PREFIX, CHOSEN, REJECTED = ([GENERATOR.randrange(3, 640) for _ in range(length)] for length in (20, 15, 18))
 PAIR = {"chosen_ids": PREFIX + CHOSEN, "rejected_ids": PREFIX + REJECTED}
+IDS = (PAIR["chosen_ids"], PAIR["rejected_ids"])
 
 
-def sees_chosen(row: dict) -> None:
-    """The rejected branch sees the chosen one."""
-    row["key_index"] = torch.cat([torch.arange(35), torch.arange(53)])
-    row["cu_seq_lens_k"] = torch.tensor([0, 35, 88], dtype=torch.int32)
+def sees_chosen(row: dict, lengths: list[tuple[int, ...]]) -> None:
+    """The rejected branch sees the chosen one, or only its first `seen` tokens."""
+    sees_more(row, lengths, seen=None)
 
 
-def sees_one_more(row: dict) -> None:
+def sees_one_more(row: dict, lengths: list[tuple[int, ...]]) -> None:
     """The rejected branch sees the first token of the chosen one."""
-    row["key_index"] = torch.cat([torch.arange(35), torch.arange(21), torch.arange(35, 53)])
-    row["cu_seq_lens_k"] = torch.tensor([0, 35, 74], dtype=torch.int32)
+    sees_more(row, lengths, seen=1)
 
 
-def positions_go_on(row: dict) -> None:
-    row["position_ids"] = torch.arange(53)[None]
+def sees_more(row: dict, lengths: list[tuple[int, ...]], seen: int | None) -> None:
+    keys, cuts, start = [], [0], 0
+    for prefix, chosen, rejected in lengths:
+        first, second = start + prefix, start + prefix + chosen
+        own = [torch.arange(second, second + rejected)]
+        more = torch.arange(first, second if seen is None else first + seen)
+        for part in ([torch.arange(start, second)], [torch.arange(start, first), more, *own]):
+            keys += part
+            cuts.append(cuts[-1] + sum(map(len, part)))
+        start = second + rejected
+    row["key_index"], row["cu_seq_lens_k"] = torch.cat(keys), torch.tensor(cuts, dtype=torch.int32)
 
 
-def window_ignored(row: dict) -> None:
+def positions_go_on(row: dict, lengths: list[tuple[int, ...]]) -> None:
+    row["position_ids"] = torch.cat([torch.arange(sum(each)) for each in lengths])[None]
+
+
+def window_ignored(row: dict, lengths: list[tuple[int, ...]]) -> None:
     """Nothing of the row; the test takes the window away from attention."""
 
 
@@ -63,21 +72,16 @@ def tiny_model(model_type: str, dtype: torch.dtype = torch.float32, **changes: o
     return AutoModelForSequenceClassification.from_config(config, attn_implementation="sdpa").to(dtype)
 
 
-class LeakingCollator(PairCollator):
-    leak: Callable[[dict], None] | None = None
-
-    def torch_call(self, examples: list[dict]) -> dict:
-        batch = super().torch_call(examples)
-        if self.shared_prefix and type(self).leak:
-            type(self).leak(batch)
-        return batch
-
-
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "autocast"])
 @pytest.mark.parametrize("leak", [None, *LEAKS])
-def test_guard_stops_leaks_and_nothing_else(leak, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(LeakingCollator, "leak", leak and staticmethod(leak))
-    monkeypatch.setattr(preflight, "PairCollator", LeakingCollator)
+def test_leaks_are_a_reason_to_pad_and_nothing_else_is(leak, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def leaking(groups: list) -> dict:
+        row = pack(groups)
+        if leak:
+            leak(row, [(len(prefix), *map(len, branches)) for prefix, branches in groups])
+        return row
+
+    monkeypatch.setattr(attention_choice, "pack", leaking)
     windowed = leak is window_ignored
     if windowed:
         right = attention.sequence_attention
@@ -87,20 +91,19 @@ def test_guard_stops_leaks_and_nothing_else(leak, precision: str, monkeypatch: p
     model = tiny_model("mistral" if windowed else "qwen2", sliding_window=8 if windowed else None)
     model.to(torch.bfloat16 if precision == "bf16" else torch.float32)
     install(model)
-    autocast = torch.autocast("cpu", torch.bfloat16) if precision == "autocast" else nullcontext()
-    with autocast, pytest.raises(InputError, match="of their norm") if leak else nullcontext():
-        assert packing_differs(model, [PAIR], 0, IN_FP32 if precision == "fp32" else IN_HALF) is None
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):
+        reason = choose_attention(model, 0, [IDS], half=precision == "autocast")
+    assert (reason is None) if leak is None else ("packed rows change the hidden states" in reason)
 
 
 def test_noise_of_a_large_head_is_no_leak() -> None:
     """With a trained head's norm the rewards of this pair differ by 12 % in bf16, the hidden states by 1.4 %."""
     tokens = random.Random(1)
     prefix, chosen, rejected = ([tokens.randrange(3, 640) for _ in range(length)] for length in (100, 37, 200))
-    pair = {"chosen_ids": prefix + chosen, "rejected_ids": prefix + rejected}
     model = tiny_model("qwen2", torch.bfloat16, num_hidden_layers=16)
     model.score.weight.data *= 1000
     install(model)
-    assert packing_differs(model, [pair], 0, IN_HALF) is None
+    assert choose_attention(model, 0, [(prefix + chosen, prefix + rejected)]) is None
 
 
 @pytest.mark.parametrize("shared_prefix", [True, False])
@@ -112,10 +115,7 @@ def test_rewards_closer_than_bf16_can_tell_are_told_apart(shared_prefix: bool) -
     model.score.register_forward_pre_hook(lambda module, inputs: hidden.append(inputs[0]))
     logits = model(**rows, use_cache=False).logits.flatten()
     assert logits.dtype == torch.float32 and not torch.equal(logits, logits.bfloat16().float())
-    ends = (
-        hidden[0] if shared_prefix else hidden[0][[0, 1], [len(PAIR["chosen_ids"]) - 1, len(PAIR["rejected_ids"]) - 1]]
-    )
-    expected = ends.double() @ model.score.weight[0].double()
+    expected = hidden[0].double() @ model.score.weight[0].double()
     torch.testing.assert_close(logits.double(), expected, atol=1e-6, rtol=1e-6)
     (logits[0] - logits[1]).backward()
     assert model.score.weight.grad.abs().sum() > 0 and model.model.embed_tokens.weight.grad.abs().sum() > 0
@@ -156,6 +156,7 @@ def test_kernel_is_taken_in_every_mode_of_training(mode: str, monkeypatch: pytes
     monkeypatch.setattr(attention, "varlen_attn", kernel)
     model = tiny_model("llama", dtype)
     install(model)
+    model.set_attn_implementation(attention.NAME)
     if lora:
         model = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", target_modules="all-linear", r=4))
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
@@ -182,13 +183,16 @@ def test_torchs_kernel_accepts_our_call() -> None:
 
 def test_dropout_of_every_kind_is_off_unless_asked_for() -> None:
     model = tiny_model("llama", attention_dropout=0.5).train()
-    assert install(model) is None
+    install(model)
+    assert choose_attention(model, 0) is None
     row = PairCollator(pad_token_id=0)([PAIR])
     first, second = (model(**row, use_cache=False).logits for _ in range(2))
     torch.testing.assert_close(first, second)
-    assert not model.path_counts.unsupported and model.config.attention_dropout == 0.5
+    assert model.config.attention_dropout == 0.5
     opt = tiny_model("opt", ffn_dim=96, word_embed_proj_dim=64, dropout=0.5).train()
-    assert install(opt) is None
+    install(opt)
     torch.testing.assert_close(opt(**row, use_cache=False).logits, opt(**row, use_cache=False).logits)
-    assert "attention_dropout" in install(tiny_model("llama", attention_dropout=0.5), disable_dropout=False)
-    assert install(tiny_model("llama"), disable_dropout=False) is None
+    for rate in (0.5, 0.0):
+        model = tiny_model("llama", attention_dropout=rate)
+        install(model, disable_dropout=False)
+        assert ("attention_dropout is not 0" in (choose_attention(model, 0) or "")) == bool(rate)

@@ -1,0 +1,106 @@
+"""Load a model with one score per conversation, and accept only the weights that its config describes.
+
+Transformers initializes weights that it does not find at random, and ignores those that it does not know. Its own
+loading report lists both.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+from transformers.utils import logging
+
+from reward_model import InputError
+
+HEAD = "score.weight"
+
+
+def load_model(name: str, new_head: bool = False, **options: Any) -> PreTrainedModel:
+    """Return the sequence classifier with one label of a directory or Hub id.
+
+    Args:
+        name: Directory or Hub id.
+        new_head: Accept weights without a reward head, as at the start of training. Quantized weights are refused then.
+        options: Arguments of `from_pretrained`.
+
+    Raises:
+        InputError: The model cannot be loaded, or its weights are not those that its config describes.
+    """
+    shared = {key: options[key] for key in ("revision", "trust_remote_code") if key in options}
+    try:
+        config = AutoConfig.from_pretrained(name, num_labels=1, **shared)
+    except Exception as error:  # each class of configs has its own
+        raise InputError(f"{name}: no model can be made of its config.json: {_words(error)}") from error
+    quantized = getattr(config, "quantization_config", None)
+    if new_head and quantized:
+        method = quantized.get("quant_method", "an unknown method") if isinstance(quantized, dict) else quantized
+        raise InputError(
+            f"{name} is quantized ({method}), and quantized weights cannot be trained or merged. Start from the "
+            "original model; --load_in_4bit --use_peft quantizes it for training."
+        )
+    options |= {"config": config, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    try:
+        with _quiet():
+            model, report = AutoModelForSequenceClassification.from_pretrained(name, **options)
+            # Falcon, whose sdpa computes other alibi biases than eager, chooses its attention when it is built.
+            if model.config._attn_implementation == "sdpa" and not model._can_set_attn_implementation():
+                options["attn_implementation"] = "eager"
+                model, report = AutoModelForSequenceClassification.from_pretrained(name, **options)
+    except Exception as error:  # a missing package, a broken file, an unsupported architecture
+        raise InputError(f"{name}: the model cannot be loaded: {_words(error)}") from error
+    check_report(name, model, report, new_head)
+    return model
+
+
+def check_report(name: str, model: PreTrainedModel, report: dict[str, Any], new_head: bool) -> None:
+    """Raise InputError if the loading report of `model` lists weights that do not fit its config."""
+    missing = set(report["missing_keys"]) - ({HEAD} if new_head else set())
+    if missing:
+        raise InputError(
+            f"{name}: {_names(missing)} of its config.json are missing from the weights and would be random"
+            + (f"; the weights have {_names(report['unexpected_keys'])} instead" if report["unexpected_keys"] else "")
+            + ". Save the unwrapped model again, or copy the weights that belong to the config."
+        )
+    if report["mismatched_keys"]:
+        key, stored, wanted = min(report["mismatched_keys"])
+        raise InputError(
+            f"{name}: {key} has the shape {list(stored)} in the weights and {list(wanted)} by config.json. Copy the "
+            "two that belong together."
+        )
+    if unknown := _ignored(model, report["unexpected_keys"]):
+        raise InputError(
+            f"{name}: the weights have {_names(unknown)}, which config.json does not describe and which would be "
+            "ignored. Copy the config.json that belongs to the weights."
+        )
+
+
+def _ignored(model: PreTrainedModel, unexpected: Any) -> set[str]:
+    """Return the unexpected weights of further layers and of modules that the model has, such as a bias.
+
+    Heads of other tasks, vision towers and the like are nowhere in the model and do not matter.
+    """
+    known = {re.sub(r"\.\d+\.", ".*.", key) for key in model.state_dict()}
+    modules = {name for name, module in model.named_modules() if not any(module.children())}
+    return {key for key in unexpected if re.sub(r"\.\d+\.", ".*.", key) in known or key.rpartition(".")[0] in modules}
+
+
+def _names(keys: Any) -> str:
+    names = sorted(keys)
+    return f"{', '.join(names[:3])}" + (f" and {len(names) - 3} more weights" if len(names) > 3 else "")
+
+
+def _words(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Transformers' table of missing weights out of the log: `check_report` says what matters."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)

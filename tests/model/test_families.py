@@ -1,0 +1,89 @@
+"""Every architecture gives one score: in training, from infer_transformers.py, in reference scores and after merging.
+
+The reference is Transformers in eager attention, one conversation at a time.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from architectures import ARCHITECTURES, PADDED, TWO_REGIMES
+from conftest import conversation, demo_pairs, tiny_config
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from infer_transformers import infer_transformers
+from reward_model.model.adapter import check_adapter, merge_adapter
+from reward_model.model.attention import install, rope_switch
+from reward_model.model.attention_choice import choose_attention
+from reward_model.model.checkpoint import set_pad_token
+from reward_model.model.contract import FILE, write_contract
+from reward_model.model.loading import load_model
+from reward_model.model.tokenization import load_tokenizer, render, token_ids
+from reward_model.training.collator import PairCollator
+
+ALL = {**ARCHITECTURES, **TWO_REGIMES, **{name: changes for name, (changes, _) in PADDED.items()}}
+# Answers of different lengths, so that a padded batch has padding and a packed row has prefixes of its own.
+CONVERSATIONS = [pair[side] for pair in demo_pairs()[:2] for side in ("chosen", "rejected")]
+CONVERSATIONS += [conversation("2 + 2?", "4."), conversation("2 + 2?", "It is five, I think.")]
+
+
+def eager_scores(folder: Path, conversations: list[list[dict]], tools: list, tokenizer) -> list[float]:
+    model = AutoModelForSequenceClassification.from_pretrained(folder, attn_implementation="eager").eval()
+    with torch.no_grad():
+        texts = [render(messages, tokenizer, its) for messages, its in zip(conversations, tools, strict=True)]
+        return [model(torch.tensor([ids])).logits.item() for ids in token_ids(texts, tokenizer)]
+
+
+def check_reference_scores(folder: Path, tokenizer) -> None:
+    reference = json.loads((folder / FILE).read_text())["conversations"]
+    conversations, tools = ([one[key] for one in reference] for key in ("messages", "tools"))
+    expected = eager_scores(folder, conversations, tools, tokenizer)
+    assert [one["score"] for one in reference] == pytest.approx(expected, abs=1e-4)
+
+
+# One of each kind in `make check`: packed, soft-capped, two regimes, no dispatch, alibi, another head dimension.
+QUICK = {"qwen2", "gemma2 soft-capped", "phi3 longrope", "stablelm", "falcon alibi", "deepseek_v3"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in ALL])
+def test_every_path_gives_the_score_of_eager_transformers(name: str, make_tokenizer, tmp_path: Path) -> None:
+    base, trained, adapter, merged = (tmp_path / part for part in ("base", "trained", "adapter", "merged"))
+    torch.manual_seed(0)
+    config = tiny_config(name.split()[0], initializer_range=0.2, **ALL[name])
+    # Mistral 4 is only the text half of a multimodal model.
+    auto_class = AutoModel if name == "mistral4" else AutoModelForCausalLM
+    auto_class.from_config(config).save_pretrained(base)
+    make_tokenizer().save_pretrained(base)
+    tokenizer = load_tokenizer(str(base))
+
+    # Training
+    model = load_model(str(base), new_head=True, dtype=torch.float32)
+    torch.nn.init.normal_(model.score.weight, std=0.2)
+    set_pad_token(model, tokenizer)
+    install(model)
+    packs = choose_attention(model, tokenizer.pad_token_id) is None
+    assert packs == (name not in PADDED)
+    collator = PairCollator(tokenizer.pad_token_id, shared_prefix=packs, rope_switch=rope_switch(model.config))
+    ids = token_ids([render(messages, tokenizer) for messages in CONVERSATIONS], tokenizer)
+    pairs = [{"chosen_ids": one, "rejected_ids": other} for one, other in zip(ids[::2], ids[1::2], strict=True)]
+    with torch.no_grad():
+        rewards = model.eval()(**collator(pairs), use_cache=False).logits.view(2, -1).T.flatten()
+    model.save_pretrained(trained)
+    tokenizer.save_pretrained(trained)
+    write_contract(model, tokenizer, trained)
+
+    expected = eager_scores(trained, CONVERSATIONS, [None] * len(CONVERSATIONS), tokenizer)
+    assert max(expected) - min(expected) > 0.1, "scores that hardly differ prove nothing"
+    assert rewards.tolist() == pytest.approx(expected, abs=1e-4)
+    assert infer_transformers(str(trained), CONVERSATIONS) == pytest.approx(expected, abs=1e-4)
+    check_reference_scores(trained, tokenizer)
+
+    # LoRA
+    lora = LoraConfig(task_type="SEQ_CLS", r=4, target_modules="all-linear", init_lora_weights=False)
+    wrapped = get_peft_model(load_model(str(base), new_head=True, dtype=torch.float32), lora)
+    wrapped.save_pretrained(adapter)
+    tokenizer.save_pretrained(adapter)
+    merge_adapter(adapter, check_adapter(adapter), merged)
+    check_reference_scores(merged, tokenizer)

@@ -1,0 +1,94 @@
+"""Weights that are not those that config.json describes stop training and scoring; those of every wrapper are named."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from reward_model import InputError
+from reward_model.model.loading import load_model
+
+Tensors = dict[str, torch.Tensor]
+
+
+def renamed(old: str, new: str) -> Callable[[Tensors], Tensors]:
+    return lambda tensors: {key.replace(old, new, 1) if old else new + key: value for key, value in tensors.items()}
+
+
+def without(part: str) -> Callable[[Tensors], Tensors]:
+    return lambda tensors: {key: value for key, value in tensors.items() if part not in key}
+
+
+def with_one(key: str, *shape: int) -> Callable[[Tensors], Tensors]:
+    return lambda tensors: {**tensors, key: torch.ones(shape)}
+
+
+# What was done to the weights, and the sentence that names it.
+WRONG = {
+    "torch.compile": (renamed("", "_orig_mod."), r"missing.* would be random; the weights have _orig_mod\."),
+    "DDP": (renamed("", "module."), r"the weights have module\."),
+    "FSDP": (renamed("layers.0.", "layers.0._fsdp_wrapped_module."), r"layers\.0\._fsdp_wrapped_module"),
+    "activation checkpointing": (renamed("mlp.", "_checkpoint_wrapped_module.mlp."), "_checkpoint_wrapped_module"),
+    "PEFT, not merged": (renamed("q_proj.", "q_proj.base_layer."), r"q_proj\.base_layer\.weight"),
+    "trl's value head": (renamed("model.", "pretrained_model.model."), r"pretrained_model\.model"),
+    "one layer is missing": (
+        without("layers.1."),
+        r"layers\.1\..* and \d+ more weights of its config",
+    ),
+    "one tensor is missing": (without("layers.0.mlp.up_proj"), r"model\.layers\.0\.mlp\.up_proj\.weight of its config"),
+    "a further layer": (with_one("model.layers.2.mlp.up_proj.weight", 96, 128), r"have model\.layers\.2.*be ignored"),
+    "a bias": (with_one("model.layers.0.mlp.up_proj.bias", 96), r"up_proj\.bias, which config.json does not describe"),
+    "another shape": (with_one("model.norm.weight", 64), r"model\.norm\.weight has the shape \[64\] in the weights"),
+}
+# Other heads and other parts of a larger model do no harm.
+RIGHT = {
+    "as saved": lambda tensors: tensors,
+    "a language model's head": with_one("lm_head.weight", 640, 128),
+    "a value head": with_one("v_head.summary.weight", 1, 128),
+    "a vision tower": with_one("visual.blocks.0.attn.qkv.weight", 8, 8),
+    "rotary frequencies": with_one("model.layers.0.self_attn.rotary_emb.inv_freq", 16),
+    "without the body's prefix": renamed("model.", ""),
+}
+
+
+def changed(folder: Path, target: Path, change: Callable[[Tensors], Tensors]) -> str:
+    shutil.copytree(folder, target)
+    tensors = change(load_file(folder / "model.safetensors"))
+    save_file({key: value.clone() for key, value in tensors.items()}, target / "model.safetensors", {"format": "pt"})
+    return str(target)
+
+
+@pytest.mark.parametrize("trained", [False, True], ids=["base", "reward model"])
+@pytest.mark.parametrize("kind", WRONG)
+def test_wrong_weights_are_refused(kind: str, trained: bool, base_model, tiny_reward_model, tmp_path: Path) -> None:
+    change, message = WRONG[kind]
+    folder = changed(tiny_reward_model if trained else base_model, tmp_path / "model", change)
+    for options in ({}, {"device_map": "meta"}):  # as they are loaded, and before, without reading them
+        with pytest.raises(InputError, match=message):
+            load_model(folder, new_head=not trained, **options)
+
+
+@pytest.mark.parametrize("kind", RIGHT)
+def test_right_weights_are_loaded(kind: str, base_model, tmp_path: Path) -> None:
+    expected = load_file(base_model / "model.safetensors")["model.layers.1.mlp.up_proj.weight"]
+    model = load_model(changed(base_model, tmp_path / "model", RIGHT[kind]), new_head=True)
+    torch.testing.assert_close(model.model.layers[1].mlp.up_proj.weight, expected)
+
+
+def test_reward_model_without_its_head_is_refused(tiny_reward_model, tmp_path: Path) -> None:
+    folder = changed(tiny_reward_model, tmp_path / "model", without("score"))
+    with pytest.raises(InputError, match=r"score\.weight of its config.json are missing"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq", "fp8", "compressed-tensors", "bitsandbytes", "mxfp4"])
+def test_quantized_base_is_refused(method: str, base_model, tmp_path: Path) -> None:
+    folder = shutil.copytree(base_model, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": method}}))
+    with pytest.raises(InputError, match=rf"is quantized \({method}\).* Start from the original model"):
+        load_model(str(folder), new_head=True, quantization_config=None)
