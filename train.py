@@ -35,7 +35,7 @@ from reward_model.model.contract import write_contract
 from reward_model.model.loading import load_model
 from reward_model.model.tokenization import set_unused_pad_token, tokenize_pairs
 from reward_model.training.arguments import parse_arguments, schedule_line
-from reward_model.training.checks import check_setup
+from reward_model.training.checks import check_setup, load_options
 from reward_model.training.collator import PairCollator
 from reward_model.training.dry_run import only_longest, whole_run_line
 from reward_model.training.pairs import check_tokens
@@ -77,12 +77,8 @@ def main(argv: list[str]) -> ExactRewardTrainer:
     model = load_model(
         model_args.model_name_or_path,
         new_head=True,
-        dtype=model_args.dtype,
-        revision=model_args.model_revision,
-        attn_implementation=model_args.attn_implementation,
-        trust_remote_code=training_args.trust_remote_code,
         quantization_config=get_quantization_config(model_args),
-        **(training_args.model_init_kwargs or {}),
+        **load_options(training_args, model_args),
     )
     training_args.model_init_kwargs = None
     set_pad_token(model, tokenizer)

@@ -25,6 +25,7 @@ from benchmarks.generated import WORDS
 from benchmarks.training_speed import ROOT
 from reward_model.model import attention
 from reward_model.model.attention import install, sequence_attention
+from reward_model.model.attention_choice import choose_attention
 from reward_model.model.packing import pack
 from reward_model.training.collator import PairCollator
 
@@ -66,6 +67,7 @@ def model(device: str, sizes: dict[str, int]) -> Iterator[Row]:
     config = LlamaConfig(vocab_size=2048, num_labels=1, pad_token_id=0, num_key_value_heads=2, **sizes)
     net = AutoModelForSequenceClassification.from_config(config).to(device)
     install(net)
+    choose_attention(net, 0)
     prefix, *answers = (torch.randint(3, 2048, (length,)).tolist() for length in (90, 70, 40, 100, 60))
     pairs = itertools.combinations([prefix + answer for answer in answers], 2)
     examples = [{"prompt": "p", "chosen_ids": chosen, "rejected_ids": rejected} for chosen, rejected in pairs]

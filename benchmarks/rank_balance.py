@@ -24,6 +24,7 @@ from transformers import logging
 
 from benchmarks.training_speed import RANDOM, ROOT, StepTimes, make_model, make_rows, timing
 from reward_model.model.attention import install
+from reward_model.model.attention_choice import choose_attention
 from reward_model.training.arguments import TrainingArguments
 from reward_model.training.collator import PairCollator
 from reward_model.training.sampler import StepSampler
@@ -54,6 +55,7 @@ def train(args: argparse.Namespace, pairs: Any, tokenizer: Any, folder: str) -> 
         for order in list(ORDERS)[:: -1 if round_ % 2 else 1]:
             model = make_model(args.model, tokenizer)
             install(model)
+            choose_attention(model, tokenizer.pad_token_id)
             config = TrainingArguments(
                 output_dir=folder,
                 per_device_train_batch_size=args.batch_size[0],

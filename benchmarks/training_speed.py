@@ -40,6 +40,7 @@ from trl import RewardConfig, RewardTrainer
 from benchmarks.generated import dialogues, lists
 from reward_model.data.dataset import load_pairs
 from reward_model.model.attention import install
+from reward_model.model.attention_choice import choose_attention
 from reward_model.model.checkpoint import set_pad_token
 from reward_model.model.tokenization import load_tokenizer, set_unused_pad_token, tokenize_pairs
 from reward_model.training.arguments import bf16_is_fast
@@ -134,8 +135,10 @@ def make_trainers(args: argparse.Namespace, folder: str, sides: tuple[str, ...])
         own = copy.deepcopy(model)
         if side == "stock":
             own.set_attn_implementation(args.stock_attention)
-        elif reason := install(own):
-            sys.exit(f"error: {reason}")
+        else:
+            install(own)
+            if reason := choose_attention(own, tokenizer.pad_token_id):
+                sys.exit(f"error: {reason}")
         trainers[side] = RewardTrainer(
             model=own,
             args=config,

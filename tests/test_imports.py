@@ -51,8 +51,15 @@ def test_scripts_stand_on_top_and_the_client_alone(file: Path) -> None:
 
 def test_what_is_imported_is_declared() -> None:
     lines = (ROOT / "requirements-cpu.txt").read_text().splitlines()
+    helpers = {test.stem for test in (ROOT / "tests").rglob("*.py")}
     declared, distributions = {line.split("==")[0].lower() for line in lines}, packages_distributions()
-    known = {"reward_model", "conftest", *FOLDERS, *(script.stem for script in SCRIPTS), *sys.stdlib_module_names}
+    known = {
+        "reward_model",
+        *FOLDERS,
+        *helpers,
+        *(script.stem for script in SCRIPTS),
+        *sys.stdlib_module_names,
+    }
     for file in (*PACKAGE, *SCRIPTS, *OTHERS):
         for module in {module.split(".")[0] for module in imported(file)} - known:
             assert {name.lower() for name in distributions[module]} & declared, f"{file} imports {module}"

@@ -86,10 +86,10 @@ def item_accuracy(protocol: str, chosen: list[float], rejected: list[float], tie
 def official_figures(scored: "Scored") -> dict[str, Figures]:
     """What each benchmark reports, for those that items come from; "overall" only where no part of it is missing."""
     found = {
-        "RewardBench: official weighting": rewardbench(scored),
-        "RewardBench 2: official scoring": rewardbench_2(scored),
-        "RM-Bench: official scoring": rm_bench(scored),
-        "JudgeBench: official scoring": judgebench(scored),
+        "RewardBench": rewardbench(scored),
+        "RewardBench 2": rewardbench_2(scored),
+        "RM-Bench": rm_bench(scored),
+        "JudgeBench": judgebench(scored),
     }
     return {name: figures for name, figures in found.items() if figures}
 

@@ -22,7 +22,7 @@ from reward_model.data.files import hub_rows, read_rows, train_and_test_files
 from reward_model.data.formats import Options
 from reward_model.data.pair import Messages, prompt_key, shared_messages
 from reward_model.data.reader import read
-from reward_model.evaluation.benchmarks import item_accuracy, item_protocol
+from reward_model.evaluation.benchmarks import RM_BENCH, item_accuracy, item_protocol
 
 SAYS_NOTHING = ("dataset", "data", "test", "train", "eval")  # as the name of a file
 EXCERPT = 200  # characters of a message, to know it by
@@ -91,6 +91,8 @@ def _stem(source: str) -> str:
 def _items(
     source: str, rows: list[tuple[int, Any]], protocol: str, label: str, skipped: list[str] | None
 ) -> Iterator[Item]:
+    stem = _stem(source)
+    by_file = stem if stem.startswith(RM_BENCH) else None  # chat_filtered.json of RM-Bench has no domains in its rows
     for reading in read(rows, source, Options(pairing="all")):
         bad = [pair for pair in reading.pairs if isinstance(pair, RowError)]
         for error in (error for error in bad if error.reason != "tie"):
@@ -112,7 +114,7 @@ def _items(
             if found == "rm-bench" and (len(chosen), len(rejected)) != (3, 3):
                 sizes = f"not {len(chosen)} and {len(rejected)}"
                 raise InputError(f"{where}: RM-Bench has 3 chosen and 3 rejected answers, {sizes}.")
-            tools, id_, domain = group[0].get("tools"), group[0].get("id"), str(row.get("domain") or subset)
+            tools, id_, domain = group[0].get("tools"), group[0].get("id"), str(row.get("domain") or by_file or subset)
             yield Item(where, subset, found, chosen, rejected, tools, id_, domain)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ e => e.hidden = this.value && e.dataset.subset !== this.value)"><option value=""
 
 
 def figures(scored: Scored, seed: int = 0) -> dict[str, Any]:
-    """All that is measured, as written to metrics.json."""
+    """Return all measures, with the names that people read; `identifiers` gives those of metrics.json."""
     work = Work(NO_OPTIONS)
     facts = np.array([(0, 0, 0, 0, *pair_facts(pair, work)) for item in scored.items for pair in item.pairs], FACTS)
     margins = np.concatenate([margins.ravel() for margins in scored.margins])
@@ -62,7 +63,7 @@ def terminal(found: dict[str, Any]) -> str:
     by_length = (f"{name} {row['accuracy']:.3f} ({row['pairs']})" for name, row in found["by_length"].items())
     judges = (f"{name} {value:.3f}" for name, value in found["trivial_judges"].items())
     official = (
-        f"{title}: " + ", ".join(f"{name} {value:.3f}" for name, value in values.items())
+        f"{title}, official scoring: " + ", ".join(f"{name} {value:.3f}" for name, value in values.items())
         for title, values in found["official"].items()
     )
     return "\n".join(
@@ -103,10 +104,22 @@ def check_folder(folder: Path) -> None:
 def write(folder: Path, name: str, found: dict[str, Any], scored: Scored) -> None:
     """metrics.json, scores.jsonl and report.html; `name` says whose evaluation it is."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "metrics.json").write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "metrics.json").write_text(
+        json.dumps(identifiers(found), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     with open(folder / "scores.jsonl", "w", encoding="utf-8") as file:
         file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in scored.records())
     (folder / "report.html").write_text(_page(name, found, scored), encoding="utf-8")
+
+
+def identifiers(found: dict[str, Any]) -> dict[str, Any]:
+    """Return the measures with keys that are identifiers, such as official.rm_bench.easy; subsets keep their names."""
+    return {
+        re.sub(r"\W+", "_", name.lower()): identifiers(value)
+        if isinstance(value, dict) and name != "subsets"
+        else value
+        for name, value in found.items()
+    }
 
 
 def _page(name: str, found: dict[str, Any], scored: Scored) -> str:
@@ -141,7 +154,7 @@ def _subset_section(found: dict[str, Any]) -> str:
     official = ""
     for title, values in found["official"].items():
         rows: list[list[object]] = [[name, f"{value:.3f}"] for name, value in values.items()]
-        official += page.table([title, ""], rows)
+        official += page.table([f"{title}, official scoring", ""], rows)
     return page.plots([figure]) + page.table(list(table), table.to_numpy().tolist()) + official
 
 

@@ -155,10 +155,9 @@ def _rotary(self: nn.Module, x: torch.Tensor, position_ids: torch.Tensor) -> tup
     Transformers chooses the factors by the longest position in the batch, so a score would depend on the other
     conversations: https://github.com/huggingface/transformers/blob/main/src/transformers/modeling_rope_utils.py
     """
-    rotary, is_long = type(self).forward, self.path_counts.long_tokens
-    if is_long is None:
+    rotary, is_long, switch = type(self).forward, self.path_counts.long_tokens, rope_switch(self.config)
+    if is_long is None or switch is None:
         return rotary(self, x, position_ids)
-    switch = rope_switch(self.config)
     short = rotary(self, x, position_ids.clamp(max=switch - 1))
     long = rotary(self, x, F.pad(position_ids, (0, 1), value=switch))  # one position beyond selects the long factors
     return tuple(torch.where(is_long[..., None], b[..., :-1, :], a) for a, b in zip(short, long, strict=True))

@@ -66,6 +66,7 @@ def choose_attention(
     reward_model.set_attn_implementation("eager")
     eager = last_states(model, probes, pad_token_id)
     reward_model.set_attn_implementation(NAME)
+    reason: str | None
     if kinds:
         reason = f"layers of the kind {', '.join(sorted(kinds))} do more than attend to earlier tokens"
     else:

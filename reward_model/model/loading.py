@@ -30,7 +30,7 @@ def load_model(name: str, new_head: bool = False, **options: Any) -> PreTrainedM
     """
     shared = {key: options[key] for key in ("revision", "trust_remote_code") if key in options}
     try:
-        config = AutoConfig.from_pretrained(name, num_labels=1, **shared)
+        config = AutoConfig.from_pretrained(name, **shared)
     except Exception as error:  # each class of configs has its own
         raise InputError(f"{name}: no model can be made of its config.json: {_words(error)}") from error
     quantized = getattr(config, "quantization_config", None)
@@ -40,7 +40,7 @@ def load_model(name: str, new_head: bool = False, **options: Any) -> PreTrainedM
             f"{name} is quantized ({method}), and quantized weights cannot be trained or merged. Start from the "
             "original model; --load_in_4bit --use_peft quantizes it for training."
         )
-    options |= {"config": config, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    options |= {"num_labels": 1, "output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
         with _quiet():
             model, report = AutoModelForSequenceClassification.from_pretrained(name, **options)

@@ -56,8 +56,8 @@ def one_template(named: dict[str, str], source: str) -> str:
     `tool_use` where there are tools, otherwise `default`."""
     if "default" not in named:
         raise InputError(
-            f"{source} has the chat templates {', '.join(sorted(named))} and no default. Save one of them to a file and "
-            "pass it: --chat_template_path template.jinja"
+            f"{source} has the chat templates {', '.join(sorted(named))} and no default. Save one of them to a file "
+            "and pass it: --chat_template_path template.jinja"
         )
     if "tool_use" not in named:
         return named["default"]

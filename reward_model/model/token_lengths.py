@@ -2,12 +2,10 @@
 
 import re
 
-from jinja2 import TemplateError
-
-from reward_model import RowError
+from reward_model import InputError, RowError
 from reward_model.data.pair import SIDES, Pair, common_prefix_length
 from reward_model.model.template import render, special_tokens
-from reward_model.model.tokenization import cut_tokens, encode_pairs, load_tokenizer
+from reward_model.model.tokenization import load_tokenizer, token_ids
 
 
 class TokenLengths:
@@ -20,15 +18,14 @@ class TokenLengths:
 
     def __init__(self, model: str, max_length: int | None) -> None:
         self.tokenizer, self.max_length = load_tokenizer(model), max_length
-        self.cutters = cut_tokens(self.tokenizer)
         self.control_tokens = re.compile("|".join(map(re.escape, special_tokens(self.tokenizer))) or "$^")
 
     def __call__(self, pair: Pair) -> tuple[int, int, int]:
         try:
             both = [render(pair[side], self.tokenizer, pair.get("tools")) for side in SIDES]
-        except TemplateError as error:
-            raise RowError("template", f"refused by the tokenizer's chat template: {error}.") from None
-        (chosen,), (rejected,) = encode_pairs(both[:1], both[1:], self.tokenizer, self.cutters)
+        except InputError as error:
+            raise RowError("template", f"{error}.") from error
+        chosen, rejected = token_ids(both, self.tokenizer)
         if chosen == rejected:
             raise RowError("equal tokens", "both sides become the same tokens.")
         longest = max(len(chosen), len(rejected))

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from reward_model import InputError
 from reward_model.data.dataset import code_stamp
 from reward_model.data.pair import common_prefix_length
-from reward_model.model.template import render
+from reward_model.model.template import one_template, render
 
 # Below this many pairs, starting processes takes longer than tokenizing.
 PAIRS_WORTH_PROCESSES = 5_000
@@ -81,7 +81,7 @@ def tokenize_pairs(
     tokenized = pairs.map(
         _tokenize_batch,
         batched=True,
-        fn_kwargs={"tokenizer": tokenizer, "cutters": cut_tokens(tokenizer)},
+        fn_kwargs={"tokenizer": tokenizer},
         num_proc=num_proc,
         remove_columns=[column for column in pairs.column_names if column not in ("margin", "prompt", "place")],
         new_fingerprint=key,
@@ -134,61 +134,8 @@ def set_unused_pad_token(tokenizer: PreTrainedTokenizerBase, tokenized: list[Dat
     tokenizer.add_special_tokens({"pad_token": token})
 
 
-def cut_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Special tokens after which a text may be cut so that encoding the two parts gives the tokens of the whole.
-
-    A tokenizer first cuts a text at its added tokens, then encodes what lies between them piece by piece. So a cut at
-    an added token changes nothing if that token is always found (no other can overlap it), takes no white space with
-    it, and the piece behind it is not treated as the begin of a text (as sentencepiece's Metaspace does). Empty where
-    that is not certain.
-    """
-    if not tokenizer.is_fast or tokenizer.split_special_tokens:
-        return []
-    pipeline = json.loads(tokenizer.backend_tokenizer.to_str())
-    steps = [pipeline["pre_tokenizer"] or {}, pipeline["normalizer"] or {}]
-    steps += [inner for step in steps for inner in step.get("pretokenizers", step.get("normalizers", []))]
-    if not {step.get("type") for step in steps} <= {None, "Sequence", "ByteLevel", "Split", "Digits", "NFC"}:
-        return []
-    added = list(tokenizer.added_tokens_decoder.values())
-
-    def overlap(one: str, other: str) -> bool:
-        return one in other or any(one[-size:] == other[:size] for size in range(1, min(len(one), len(other))))
-
-    return [
-        token.content
-        for token in added
-        if token.special
-        and not (token.normalized or token.lstrip or token.rstrip or token.single_word)
-        and not any(
-            overlap(token.content, str(other)) or overlap(str(other), token.content)
-            for other in added
-            if other != token
-        )
-    ]
-
-
-def encode_pairs(
-    chosen: list[str], rejected: list[str], tokenizer: PreTrainedTokenizerBase, cutters: list[str]
-) -> tuple[list[list[int]], list[list[int]]]:
-    """Token ids of both sides; what a pair of texts shares is encoded once, up to its last token of `cutters`."""
-    cuts = []
-    for pair in zip(chosen, rejected, strict=True):
-        shared = pair[0][: common_prefix_length(pair)]
-        ends = [place + len(token) for token in cutters if (place := shared.rfind(token)) >= 0]
-        cuts.append(max(ends, default=0))
-    parts = [text[:cut] for text, cut in zip(chosen, cuts, strict=True)]
-    parts += [text[cut:] for texts in (chosen, rejected) for text, cut in zip(texts, cuts, strict=True)]
-    ids = token_ids(parts, tokenizer)
-    pairs = len(chosen)
-    prefixes, *rests = ids[:pairs], ids[pairs : 2 * pairs], ids[2 * pairs :]
-    first, second = ([a + b for a, b in zip(prefixes, rest, strict=True)] for rest in rests)
-    return first, second
-
-
-def _tokenize_batch(
-    batch: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBase, cutters: list[str]
-) -> dict[str, list[Any]]:
-    rendered = {}
+def _tokenize_batch(batch: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[Any]]:
+    columns: dict[str, list[Any]] = {}
     for side in ("chosen", "rejected"):
         texts = []
         for conversation, tools, place in zip(batch[side], batch["tools"], batch["place"], strict=True):
@@ -196,11 +143,7 @@ def _tokenize_batch(
                 texts.append(render(json.loads(conversation), tokenizer, json.loads(tools) if tools else None))
             except InputError as error:
                 raise InputError(f"{place}: {side}: {error}") from error
-        rendered[side] = texts
-    columns: dict[str, list[Any]] = {}
-    columns["chosen_ids"], columns["rejected_ids"] = encode_pairs(
-        rendered["chosen"], rendered["rejected"], tokenizer, cutters
-    )
+        columns[f"{side}_ids"] = token_ids(texts, tokenizer)
     both = list(zip(columns["chosen_ids"], columns["rejected_ids"], strict=True))
     for pair, place in zip(both, batch["place"], strict=True):
         if not all(pair):

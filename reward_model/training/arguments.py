@@ -3,6 +3,7 @@
 import json
 import os
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,10 @@ class TrainingArguments(RewardConfig):
     def __post_init__(self) -> None:
         if isinstance(self.deepspeed, str):
             read_object(Path(self.deepspeed), "--deepspeed ", "ds_config_zero3.json comes with this project.")
+            if "RANK" not in os.environ and not find_spec("mpi4py"):
+                raise InputError(
+                    "--deepspeed needs a launcher, for a single GPU too. Start with sh train.sh or torchrun."
+                )
         if self.fsdp:
             raise InputError("--fsdp: packed rows and saving were never tried under FSDP; use DeepSpeed: sh train.sh")
         if self.bf16 is None and not self.fp16:
@@ -218,8 +223,8 @@ def parse_arguments(argv: list[str], default_file: Path) -> tuple[DataArguments,
     parser.set_defaults(learning_rate=LEARNING_RATE[mode])
     try:
         data_args, training_args, model_args = parser.parse_args_into_dataclasses(argv)
-    except ValueError as error:  # Transformers' own words on arguments that contradict each other
-        raise InputError(" ".join(str(error).split())) from None
+    except (ValueError, TypeError, OSError) as error:  # Transformers' own words on arguments it cannot take
+        raise InputError(" ".join(str(error).split())) from error
     if model_args.dtype is None:
         halved = training_args.bf16 and (model_args.use_peft or training_args.deepspeed is not None)
         model_args.dtype = "bfloat16" if halved else "float32"

@@ -3,7 +3,6 @@
 import errno
 import importlib.util
 import math
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,10 +12,14 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from huggingface_hub import HfApi
 from peft import get_peft_model
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch.utils.checkpoint import checkpoint
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, get_scheduler
 from transformers.integrations import get_available_reporting_integrations
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
+from transformers.utils import is_liger_kernel_available
 from trl import get_peft_config
 
 from reward_model import InputError
@@ -47,13 +50,9 @@ RANGES: list[tuple[str, str, Callable[[Any], bool]]] = [
     ),
     ("seed data_seed", "from 0 to 4294967295", lambda value: 0 <= value < 2**32),
     ("eval_steps save_steps logging_steps", "above 0", lambda value: 0 < value < math.inf),
-    (
-        "weight_decay max_grad_norm center_rewards_coefficient warmup_steps dataloader_num_workers adam_epsilon",
-        "0 or more",
-        lambda value: 0 <= value < math.inf,
-    ),
+    ("weight_decay max_grad_norm center_rewards_coefficient", "0 or more", lambda value: 0 <= value < math.inf),
     ("label_smoothing_factor", "from 0 to below 0.5", lambda value: 0 <= value < 0.5),
-    ("lora_dropout adam_beta1 adam_beta2", "from 0 to below 1", lambda value: 0 <= value < 1),
+    ("lora_dropout", "from 0 to below 1", lambda value: 0 <= value < 1),
 ]
 # Arguments of trl and Transformers that would do nothing here, or harm.
 NO_USE = {
@@ -65,6 +64,10 @@ NO_USE = {
     "pad_token": "train.py takes one that stands in no conversation",
     "enable_jit_checkpoint": "SIGTERM and Ctrl-C save without it, on every rank at the same step",
 }
+
+
+# What an evaluation logs; a benchmark's name stands before it where there are benchmarks.
+FIGURES = ("loss", "accuracy", "margin", "min_reward", "mean_reward", "max_reward")
 
 
 @dataclass
@@ -107,9 +110,15 @@ def check_setup(data_args: DataArguments, training_args: TrainingArguments, mode
             warnings = prove_template(tokenizer)
             if training_args.split_special_tokens:
                 split_special_tokens(tokenizer)
+            if (eos := training_args.eos_token) and eos not in tokenizer.get_vocab():
+                raise InputError(f"--eos_token {eos}: {name} has no such token. Leave it out.")
         read["skeleton"] = skeleton(training_args, model_args)
-        if not problems:  # sizes that are no numbers cannot be added
-            check_space(read["skeleton"], training_args, model_args)
+        # Text does not reach a vision tower, and by default DDP waits for the gradients of all parameters.
+        config = read["skeleton"].config
+        if training_args.ddp_find_unused_parameters is None and config.get_text_config() is not config:
+            training_args.ddp_find_unused_parameters = True
+        if not problems:  # a number out of range would be reported twice
+            check_libraries(read["skeleton"], training_args)
     with collected(problems), training_args.main_process_first(desc="data"):
         read["train_pairs"], read["eval_pairs"] = read_pairs(data_args, tell)
         read["record"] = record(data_args, training_args, model_args)
@@ -119,6 +128,7 @@ def check_setup(data_args: DataArguments, training_args: TrainingArguments, mode
                 print(f"{resumed} has no optimizer's state; Adam begins anew.")
     with collected(problems), training_args.main_process_first(desc="benchmarks"):
         read["benchmarks"] = by_subset(data_args.benchmark_files)
+        check_metric(training_args, list(read["benchmarks"]))
     if not problems:
         with collected(problems):
             files = [read["train_pairs"], read["eval_pairs"], *read["benchmarks"].values()]
@@ -128,6 +138,17 @@ def check_setup(data_args: DataArguments, training_args: TrainingArguments, mode
     if problems:
         raise InputError("\nerror: ".join(problems))
     return Inputs(**read)
+
+
+@contextmanager
+def reported(arguments: Any, *names: str) -> Iterator[None]:
+    """Turn any exception of a library into an InputError: the arguments that it comes from, and the library's words."""
+    try:
+        yield
+    except Exception as error:
+        given = [(name, getattr(arguments, name)) for name in names]
+        shown = " ".join(f"--{name} {getattr(value, 'value', value)}" for name, value in given if value is not None)
+        raise InputError(f"{shown}: {' '.join(str(error).split())}") from error
 
 
 @contextmanager
@@ -163,6 +184,10 @@ def check_words(data_args: DataArguments, training_args: TrainingArguments, mode
     ]
     if not has_gpu and (training_args.fp16 or model_args.dtype == "float16"):
         problems.append("--fp16 and --dtype float16 need a GPU; a CPU trains in float32. Leave it out.")
+    if training_args.activation_offloading and not has_gpu:
+        problems.append("--activation_offloading needs a GPU. Leave it out.")
+    if training_args.use_liger_kernel and not is_liger_kernel_available():
+        problems.append("--use_liger_kernel needs liger-kernel: pip install liger-kernel")
     if (model_args.load_in_4bit or model_args.load_in_8bit) and not importlib.util.find_spec("bitsandbytes"):
         problems.append("--load_in_4bit and --load_in_8bit need bitsandbytes: pip install bitsandbytes")
     if (model_args.load_in_4bit or model_args.load_in_8bit) and not model_args.use_peft:
@@ -184,6 +209,42 @@ def check_words(data_args: DataArguments, training_args: TrainingArguments, mode
     for mismatch in training_args.hf_deepspeed_config.mismatches if training_args.deepspeed else []:
         problems.append(f'--deepspeed contradicts an argument: {mismatch[2:]}. Write "auto" in the file.')
     return problems
+
+
+def check_libraries(model: PreTrainedModel, args: TrainingArguments) -> None:
+    """Raise InputError for arguments that a library would reject only after data and weights are loaded.
+
+    The libraries are asked themselves, with `model` on the meta device and one weight on the CPU, so they report what
+    is not installed, missing or contradictory.
+    """
+    steps = max(args.max_steps, 1000)
+    with reported(args, "optim", "optim_args"):
+        optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
+        given = next((options.pop(name) for name in ("params", "model", "optimizer_dict") if name in options), None)
+        optimizer = optimizer_class(given or torch.nn.Linear(1, 1).parameters(), **options)
+    with reported(args, "lr_scheduler_type", "lr_scheduler_kwargs"):
+        get_scheduler(args.lr_scheduler_type, optimizer, args.get_warmup_steps(steps), steps, args.lr_scheduler_kwargs)
+    with reported(args, "dataloader_num_workers", "dataloader_persistent_workers"):
+        DataLoader([0], num_workers=args.dataloader_num_workers, persistent_workers=args.dataloader_persistent_workers)
+    with reported(args, "gradient_checkpointing_kwargs"):
+        settings = {"use_reentrant": True, **(args.gradient_checkpointing_kwargs or {})}
+        checkpoint(torch.relu, torch.ones(1, requires_grad=True), **settings)
+    if args.push_to_hub:
+        with reported(args, "push_to_hub"):
+            HfApi(token=args.hub_token).whoami()
+
+
+def check_metric(training_args: TrainingArguments, benchmarks: list[str]) -> None:
+    """Raise InputError for a --metric_for_best_model that no evaluation gives: Trainer looks it up after the first."""
+    files = [f"{name}_" for name in ("held_out", *benchmarks)] if benchmarks else [""]
+    known = [f"{file}{figure}" for file in files for figure in FIGURES]
+    metric, saves_best = training_args.metric_for_best_model, training_args.save_strategy == "best"
+    if (
+        (metric or saves_best)
+        and str(metric).removeprefix("eval_") not in known
+        and training_args.eval_strategy != "no"
+    ):
+        raise InputError(f"--metric_for_best_model {metric}: choose one of {', '.join(known)}.")
 
 
 def check_output(output_dir: Path, training_args: TrainingArguments, overwrite: bool, tell: bool) -> None:
@@ -217,6 +278,17 @@ def check_output(output_dir: Path, training_args: TrainingArguments, overwrite: 
         )
 
 
+def load_options(training_args: TrainingArguments, model_args: ModelArguments) -> dict[str, Any]:
+    """Return the arguments of `from_pretrained` that the run's arguments give."""
+    return {
+        "dtype": model_args.dtype,
+        "revision": model_args.model_revision,
+        "attn_implementation": model_args.attn_implementation,
+        "trust_remote_code": training_args.trust_remote_code,
+        **(training_args.model_init_kwargs or {}),
+    }
+
+
 def skeleton(training_args: TrainingArguments, model_args: ModelArguments) -> PreTrainedModel:
     """Return the model on torch's meta device, where no weight is read.
 
@@ -229,9 +301,7 @@ def skeleton(training_args: TrainingArguments, model_args: ModelArguments) -> Pr
             model_args.model_name_or_path,
             new_head=True,
             device_map="meta",
-            dtype=model_args.dtype,
-            revision=model_args.model_revision,
-            trust_remote_code=training_args.trust_remote_code,
+            **load_options(training_args, model_args),
         )
     finally:
         if training_args.deepspeed:
@@ -244,21 +314,3 @@ def skeleton(training_args: TrainingArguments, model_args: ModelArguments) -> Pr
         except ValueError as error:
             raise InputError(f"LoRA: {' '.join(str(error).split())} See --lora_target_modules.") from None
     return model
-
-
-def check_space(model: PreTrainedModel, training_args: TrainingArguments, model_args: ModelArguments) -> None:
-    """Refuse a disk that does not take the run's checkpoints and its model. They are counted in fp32, Adam's states
-    with them; under DeepSpeed the master weights too."""
-    size = {"float32": 4}.get(str(model_args.dtype), 2 if training_args.bf16 else 4)
-    total = sum(parameter.numel() for parameter in model.parameters())
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    states = 0 if training_args.save_only_model else 12 if training_args.deepspeed else 8
-    checkpoint = trained * ((size if training_args.deepspeed else 4) + states)
-    kept = 0 if training_args.save_strategy == "no" else (training_args.save_total_limit or 1) + 1
-    needed = kept * checkpoint + total * (size if model_args.use_peft or training_args.deepspeed else 4)
-    place = next(path for path in Path(training_args.output_dir).absolute().parents if path.exists())
-    if (free := shutil.disk_usage(place).free) < needed:
-        raise InputError(
-            f"--output_dir {training_args.output_dir}: {free / 1e9:.1f} GB are free, {needed / 1e9:.1f} GB are needed: "
-            f"{kept} checkpoints of {checkpoint / 1e9:.1f} GB at once (--save_total_limit), and the model."
-        )

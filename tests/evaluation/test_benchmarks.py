@@ -32,12 +32,12 @@ def test_rewardbench(tmp_path: Path) -> None:
         "Reasoning": (984 * 0.5 + 164) / (984 + 164),
         "overall": (100 / 128 + 0 + 1 + 656 / 1148) / 4,
     }
-    assert found["official"] == {"RewardBench: official weighting": pytest.approx(expected)}
+    assert found["official"] == {"RewardBench": pytest.approx(expected)}
     assert found["subsets"]["llmbar-natural"]["accuracy"] == 0.5  # as pairs of any other source
     assert found["subsets"]["llmbar-natural"]["strict_accuracy"] == 0.0
-    assert "RewardBench: official weighting: Chat 0.781, Chat Hard 0.000, Safety 1.000" in terminal(found)
+    assert "RewardBench, official scoring: Chat 0.781, Chat Hard 0.000, Safety 1.000" in terminal(found)
     found = evaluated(tmp_path, [lists | {"subset": "refusals-dangerous"}], [[6, 5, 4, 3, 2, 1]])
-    assert list(found["official"]) == ["RM-Bench: official scoring"]
+    assert list(found["official"]) == ["RM-Bench"]
 
 
 def test_rewardbench_2(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_rewardbench_2(tmp_path: Path) -> None:
         "Ties": 0.30 * 1 / 2 + 0.30 * 2 / 2 + 0.20 * 1 / 2 + 0.20 * 0 / 2 + 0.01 * closeness,
     }
     overall = sum(expected.values()) / 6
-    name = "RewardBench 2: official scoring"
+    name = "RewardBench 2"
     assert found["official"] == {name: pytest.approx(expected | {"overall": overall})}
     assert found["subsets"]["Ties"]["items"] == 4 and found["subsets"]["Ties"]["accuracy"] == 0.75
     assert "overall" not in evaluated(tmp_path, rows[1:3], scores[1:3])["official"][name]
@@ -94,9 +94,28 @@ def test_rm_bench(tmp_path: Path) -> None:
         **domains,
         "overall": sum(domains.values()) / 4,
     }
-    assert found["official"] == {"RM-Bench: official scoring": pytest.approx(expected)}
+    assert found["official"] == {"RM-Bench": pytest.approx(expected)}
     with pytest.raises(InputError, match=r"best\.jsonl:1: RM-Bench has 3 chosen and 3 rejected answers, not 1 and 3"):
         load_items([str(jsonl(tmp_path / "best.jsonl", [rows[0] | {"chosen": ["a"]}]))], "rm-bench")
+
+
+def test_domains_of_rm_bench_by_file(tmp_path: Path) -> None:
+    """The files of one domain have `subset` (alpacaeval in chat_filtered.json) and no `domain`."""
+    row = {"prompt": "?", "chosen": ["a", "b", "c"], "rejected": ["d", "e", "f"], "subset": "alpacaeval"}
+    for name, domain in {
+        "chat_filtered.json": "chat",
+        "safety-refuse_filtered.json": "safety",
+        "code_filtered.json": "code",
+        "other.json": "alpacaeval",
+    }.items():
+        (tmp_path / name).write_text(json.dumps([row]))
+        scored = Scored(load_items([str(tmp_path / name)]), [[6.0, 5.0, 4.0, 3.0, 2.0, 1.0]])
+        assert figures(scored)["official"]["RM-Bench"][domain] == 1 and scored.subsets.tolist() == ["alpacaeval"]
+    write(tmp_path / "out", "a model", figures(scored), scored)
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert metrics["official"]["rm_bench"] == {"easy": 1, "normal": 1, "hard": 1, "alpacaeval": 1}
+    keys = [key for group, found in metrics.items() if isinstance(found, dict) and group != "subsets" for key in found]
+    assert all(key.isidentifier() for key in keys) and "more_bullet_points_and_markdown" in keys
 
 
 def test_judgebench(tmp_path: Path) -> None:
@@ -114,7 +133,7 @@ def test_judgebench(tmp_path: Path) -> None:
         }
         for n, (source, _) in enumerate(pairs)
     ]
-    found = evaluated(tmp_path, rows, [scores for _, scores in pairs])["official"]["JudgeBench: official scoring"]
+    found = evaluated(tmp_path, rows, [scores for _, scores in pairs])["official"]["JudgeBench"]
     expected = {"knowledge": 1 / 3, "reasoning": 1.0, "math": 1.0, "coding": 1.0, "overall": 4 / 6}
     assert found == pytest.approx(expected)
 

@@ -7,7 +7,6 @@ import torch
 from architectures import ARCHITECTURES, PADDED, REFUSED, reward_model
 from conftest import ROOT, demo_pairs, jsonl
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AddedToken
 
 import train as train_script
 from reward_model import InputError
@@ -15,7 +14,6 @@ from reward_model.data.pair import common_prefix_length
 from reward_model.model.attention import _varlen_attention, install, sequence_attention
 from reward_model.model.attention_choice import choose_attention, padded
 from reward_model.model.packing import pack
-from reward_model.model.tokenization import cut_tokens, encode_pairs, token_ids
 from reward_model.training.collator import PairCollator
 
 GENERATOR = random.Random(0)
@@ -40,23 +38,6 @@ def test_common_prefix_always_leaves_a_token_to_each() -> None:
     assert common_prefix_length([[1, 2], [1, 2, 3]]) == 1  # one conversation is a prefix of the other
     assert common_prefix_length([[1, 2], [3, 2]]) == 0
     assert common_prefix_length([[1] * 7, [1] * 7, [1] * 6 + [2]]) == 6
-
-
-def test_text_shared_by_a_pair_is_encoded_once_to_the_same_tokens(make_tokenizer) -> None:
-    tokenizer = make_tokenizer()
-    cutters = cut_tokens(tokenizer)
-    assert "<|im_start|>" in cutters
-    tokenizer.add_tokens(AddedToken("<|im_start|>tool", special=True))
-    assert "<|im_start|>" not in cut_tokens(tokenizer), "a longer token may begin where this one ends"
-    tokenizer = make_tokenizer()
-
-    pieces = "<|im_start|>/<|im_end|>/\n/user/ two  spaces /don't/3.14/né/e\u0301/好/<|im_".split("/")
-    texts = ["".join(GENERATOR.choices(pieces, k=GENERATOR.randrange(1, 40))) for _ in range(600)]
-    chosen = [text + GENERATOR.choice(pieces) for text in texts]
-    rejected = [text[: GENERATOR.randrange(len(text))] + GENERATOR.choice(pieces) for text in texts]
-    expected = token_ids(chosen, tokenizer), token_ids(rejected, tokenizer)
-    assert encode_pairs(chosen, rejected, tokenizer, cutters) == expected
-    assert encode_pairs(chosen, rejected, tokenizer, []) == expected
 
 
 def test_branch_without_tokens_is_refused() -> None:

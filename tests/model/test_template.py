@@ -1,5 +1,7 @@
 """A template that would not show all that was said, in the same way every day, stops training, scoring and serving."""
 
+import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -8,16 +10,17 @@ import trl
 from conftest import CHATML, ENDS_WITH_EOS, WITH_TOOLS, conversation, run
 
 from reward_model import InputError
-from reward_model.model import template_proof
-from reward_model.model.template import pin_arguments, pin_date, render, split_special_tokens
-from reward_model.model.template_proof import prove_template
+from reward_model.model.checkpoint import light_tokenizer
+from reward_model.model.template import one_template, pin_arguments, pin_date, render, split_special_tokens
+from reward_model.model.template_proof import check_rows, prove_template
+from reward_model.model.tokenization import load_tokenizer
 
 EACH = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('No system role') }}{% endif %}" + CHATML
 # As Qwen3's: reasoning stays in the last answer only, set anew.
 STRIPS = EACH.replace("m.content", "m.content.split('</think>')[-1]")
 DATED = "{% set day = strftime_now('%d %b %Y') %}<|im_start|>system\nToday is {{ day }}.<|im_end|>\n" + CHATML
-LOOPS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}" + CHATML
+IGNORES_SYSTEM = EACH.replace("in messages", "in messages if m.role != 'system'")
 
 GOOD = {
     "ChatML": CHATML,
@@ -35,7 +38,6 @@ BAD = {
     "constant": "leaves out the text of a 'user' message",
     "{{ messages[-1].content }}": "leaves out the text of a 'user' message",
     "{% for m in messages[:-1] %}{{ m.content }}{% endfor %}": "leaves out the text of a 'assistant' message",
-    "{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}": "text of a 'system' message",
     CHATML + "<|im_start|>assistant\n": "does not end with the answer .* but with '.*assistant'",
     CHATML.replace("<|im_start|>", "<|") + "<|assistant\n": "does not end with the answer",
     EACH + "{{ range(100000) | random }}": "differently each time",
@@ -43,9 +45,8 @@ BAD = {
     EACH + "<|im_start|>user\nWell?<|im_end|>": "does not end with the answer",
     DATED: "prints today's date.*--template_date 2024-07-26",
     "{% for m in messages %}{{ m.content }}": r"broken at its line 1: Unexpected end of template",
-    "{{ messages[0].content + 1 }}": "fails: TypeError",
-    "{{ raise_exception('never') }}": "renders no question and answer: never",
-    LOOPS: "took more than 0.5 s",
+    "{{ messages[0].content + 1 }}": "cannot render a question .* TypeError",
+    "{{ raise_exception('never') }}": "cannot render a question and its answer: .* never",
 }
 
 
@@ -55,8 +56,7 @@ def test_good_templates_pass(name: str, make_tokenizer) -> None:
 
 
 @pytest.mark.parametrize("template", BAD, ids=range(len(BAD)))
-def test_bad_templates_are_refused(template: str, make_tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(template_proof, "SECONDS", 0.5)
+def test_bad_templates_are_refused(template: str, make_tokenizer) -> None:
     with pytest.raises(InputError, match=BAD[template]):
         prove_template(make_tokenizer(template))
 
@@ -74,21 +74,76 @@ def test_templates_of_known_models_pass(make_tokenizer) -> None:
     assert refused == {"idefics3", "llava_next", "smolvlm"}
 
 
-def test_reasoning_that_is_left_out_is_allowed_by_an_argument_only(make_tokenizer) -> None:
-    answers = (f"<think>{word} so</think>\n\n{word}." for word in ("Four", "Five"))
-    pair = dict(zip(("chosen", "rejected"), (conversation("2 + 2?", answer) for answer in answers), strict=True))
-    tokenizer = make_tokenizer(STRIPS)
-    with pytest.raises(InputError, match="leaves <think>…</think> out .* --allow_stripped_reasoning True"):
-        prove_template(tokenizer, [pair])
-    assert prove_template(tokenizer, [pair], stripped_reasoning=True) == [
-        "1 of 1 sampled pairs have <think>…</think> that the chat template leaves out."
+def test_template_that_ignores_system_messages_is_refused_for_rows_that_have_them(make_tokenizer) -> None:
+    tokenizer = make_tokenizer(IGNORES_SYSTEM)
+    assert prove_template(tokenizer) == [
+        "The chat template ignores system messages; a dataset that has them is refused."
     ]
-    assert prove_template(make_tokenizer(), [pair]) == []
+    pair = {side: conversation("2 + 2?", answer) for side, answer in (("chosen", "Four."), ("rejected", "Five."))}
+    assert check_rows([pair], tokenizer) == []
+    system = [{"role": "system", "content": "Be brief."}]
+    with pytest.raises(InputError, match="a.jsonl:3: .* leaves out the text of a 'system' message.*Be brief"):
+        check_rows([{side: system + pair[side] for side in pair} | {"place": "a.jsonl:3"}], tokenizer)
+
+
+# Answers of real data that end like a token, a role or a part of the template, and what templates do to white space.
+ENDINGS = [
+    "| box | known |", "_", "m", "end", "assistant", "<|im", "im_end|>", "user\n", "```python\nx = 1\n```", "|", ">",
+    "</s>", "[INST]", "a_b_", "{{ messages }}", "{% endfor %}", "answer499", "&lt;b&gt;", '"quoted" \\n', "é\u00a0",
+    "好。", "\n\n a \n",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_no_answer_makes_a_template_wrong(name: str, make_tokenizer) -> None:
+    tokenizer = make_tokenizer(GOOD[name])
+    pairs = [{"chosen": conversation("2 + 2?", end), "rejected": conversation(end, "Four.")} for end in ENDINGS]
+    assert not [line for line in check_rows(pairs, tokenizer) if "special tokens" not in line]
+
+
+CALL = {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}]}
+THINKS = {"role": "assistant", "content": "Four.", "reasoning_content": "2 and 2."}
+TAGGED = {"role": "assistant", "content": "<think>2 and 2.</think>\n\nFour."}
+FIVE = {"role": "assistant", "content": "Five."}
+SHOWS_CALLS = EACH.replace("{{ m.content }}", "{{ m.content or '' }}{{ (m.tool_calls or '') | string }}")
+# Template, answer, tools -> what is left out.
+LEFT_OUT = {
+    "tool calls": (EACH, CALL, None, "tool calls"),
+    "tool calls that are shown": (SHOWS_CALLS, CALL, None, ""),
+    "tools": (SHOWS_CALLS, CALL, [{"type": "function", "function": {"name": "f"}}], "tools"),
+    "tools that are shown": (WITH_TOOLS, FIVE, [{"type": "function", "function": {"name": "f"}}], ""),
+    "reasoning_content": (CHATML, THINKS, None, "reasoning"),
+    "reasoning in tags": (STRIPS, TAGGED, None, "reasoning"),
+    "tags that are shown": (CHATML, TAGGED, None, ""),
+}
+
+
+@pytest.mark.parametrize("case", LEFT_OUT)
+def test_parts_that_are_left_out_are_allowed_by_an_argument_only(case: str, make_tokenizer) -> None:
+    template, answer, tools, part = LEFT_OUT[case]
+    question, tokenizer = conversation("2 + 2?", "")[:1], make_tokenizer(template)
+    pair = {"chosen": [*question, answer], "rejected": [*question, {**FIVE, "content": "6."}], "tools": tools}
+    if not part:
+        assert check_rows([pair], tokenizer) == []
+        return
+    with pytest.raises(InputError, match=f"leaves out {part} of 1 of 1 sampled .* --allow_stripped_reasoning True"):
+        check_rows([pair], tokenizer)
+    line = f"The chat template leaves out {part} of 1 of 1 sampled pairs."
+    assert check_rows([pair], tokenizer, allow_stripped_reasoning=True) == [line]
+
+
+def test_reasoning_of_earlier_turns_is_only_reported(make_tokenizer) -> None:
+    """As Qwen3's template leaves it out, on purpose."""
+    turns = [*conversation("2 + 2?", TAGGED["content"]), {"role": "user", "content": "Sure?"}]
+    pair = {"chosen": [*turns, FIVE], "rejected": [*turns, {**FIVE, "content": "Yes."}]}
+    assert check_rows([pair], make_tokenizer(STRIPS)) == [
+        "The chat template leaves out earlier reasoning of 1 of 1 sampled pairs."
+    ]
 
 
 def test_special_tokens_in_texts_are_told(make_tokenizer) -> None:
     pair = {"chosen": conversation("2 + 2?", "Four.<|im_end|>"), "rejected": conversation("2 + 2?", "Five.")}
-    (told,) = prove_template(make_tokenizer(), [pair])
+    (told,) = check_rows([pair], make_tokenizer())
     assert told.startswith("1 of 1 sampled pairs have special tokens")
     assert told.endswith("--split_special_tokens True")
 
@@ -105,7 +160,30 @@ def test_special_tokens_in_texts_are_split(make_tokenizer) -> None:
     said = ("2 + 2?< |im_end|>\n< |endoftext|>", "<|im_< |im_end|>end|>")
     assert text == render(conversation(*said), make_tokenizer())
     pair = {"chosen": conversation("2 + 2?", "Four.<|im_end|>"), "rejected": conversation("2 + 2?", "Five.")}
-    assert prove_template(tokenizer, [pair]) == []
+    assert check_rows([pair], tokenizer) == []
+
+
+NAMED = {"default": CHATML + "\n", "tool_use": WITH_TOOLS + "\n", "rag": "constant"}
+
+
+@pytest.mark.parametrize("tools", [None, [{"type": "function", "function": {"name": "f"}}]], ids=["no tools", "tools"])
+def test_named_templates_become_one(tools, make_tokenizer, base_model, tmp_path: Path) -> None:
+    """Saved by Transformers in files of their own, and as a list in tokenizer_config.json by earlier versions."""
+    messages = conversation("2 + 2?", "Four.")
+    expected = make_tokenizer(NAMED).apply_chat_template(messages, tools=tools, tokenize=False)
+    files, listed = (shutil.copytree(base_model, tmp_path / name) for name in ("files", "list"))
+    make_tokenizer(NAMED).save_pretrained(files)
+    (listed / "chat_template.jinja").unlink()
+    config = json.loads((listed / "tokenizer_config.json").read_text())
+    config["chat_template"] = [{"name": name, "template": template} for name, template in NAMED.items()]
+    (listed / "tokenizer_config.json").write_text(json.dumps(config))
+    (listed / "tekken.json").write_text("{}")  # of another tokenizer, which is left alone
+    for folder in (files, listed):
+        for tokenizer in (load_tokenizer(str(folder)), light_tokenizer(str(folder))):
+            assert render(messages, tokenizer, tools) == expected
+            assert prove_template(tokenizer) == []
+    with pytest.raises(InputError, match="has the chat templates rag and no default"):
+        one_template({"rag": CHATML}, "a model")
 
 
 def test_arguments_are_written_into_the_template(make_tokenizer) -> None:
