@@ -8,6 +8,8 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from reward_model.data.pair import message_text
+
 matplotlib.rcParams.update(
     {
         "svg.fonttype": "none",  # text stays text: the browser's fonts know Chinese
@@ -94,8 +96,7 @@ def bullets(lines: list[str]) -> str:
 
 def conversation(messages: list[dict]) -> str:
     """Messages as plain text to read, each after its role."""
-    said = (f"{message['role']}: {message.get('content') or message.get('tool_calls')}" for message in messages)
-    return escape("\n\n".join(said))
+    return escape("\n\n".join(f"{message['role']}: {message_text(message)}" for message in messages))
 
 
 def pair(summary: str, shared: list[dict], chosen: list[dict], rejected: list[dict]) -> str:
