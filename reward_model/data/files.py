@@ -211,11 +211,12 @@ def _csv_rows(content: BinaryIO, file: Path) -> Iterator[NumberedRow]:
     content.seek(0)
     # Bytes that are no UTF-8 become lone surrogates, which the check of the text finds.
     lines = io.TextIOWrapper(content, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    reader, line = csv.DictReader(lines, strict=True, delimiter=max(",;\t", key=header.count)), 0
+    reader = csv.DictReader(lines, strict=True, delimiter=max(",;\t", key=header.count))
     try:
         for number in count(1):
+            line = reader.line_num
             try:
-                line, row = reader.line_num, next(reader)
+                row = next(reader)
             except StopIteration:
                 return
             except csv.Error as error:

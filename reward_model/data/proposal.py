@@ -37,7 +37,7 @@ def proposal(rows: list[Row], source: str) -> str:
             "They look like one answer a row (labelled good or bad as for KTO, rated, or for fine-tuning); a pair "
             "needs two answers to one prompt, and which is better."
         )
-    if any(".replies." in path for path in columns):  # OASST
+    if "prompt.replies" in columns:  # OASST
         return "They are trees of messages; write each two ranked replies to one message as a pair."
     prompts = [name for name in (*PROMPTS, *texts) if name in texts and PROMPT & _words(name) and name not in taken]
     whole = bool(taken) and _is_whole(texts[taken[0]][0])
