@@ -1,5 +1,6 @@
 """A report as one HTML file that needs nothing else: text, tables, and plots as SVG."""
 
+import json
 from collections.abc import Sequence
 from html import escape
 from io import StringIO
@@ -7,8 +8,6 @@ from io import StringIO
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-
-from reward_model.data.pair import message_text
 
 matplotlib.rcParams.update(
     {
@@ -96,7 +95,12 @@ def bullets(lines: list[str]) -> str:
 
 def conversation(messages: list[dict]) -> str:
     """Messages as plain text to read, each after its role."""
-    return escape("\n\n".join(f"{message['role']}: {message_text(message)}" for message in messages))
+    shown = []
+    for message in messages:
+        rest = {key: value for key, value in message.items() if key not in ("role", "content")}  # calls, reasoning
+        said = [message.get("content") or "", json.dumps(rest, indent=1, ensure_ascii=False) if rest else ""]
+        shown.append(f"{message['role']}: " + "\n".join(filter(None, said)))
+    return escape("\n\n".join(shown))
 
 
 def pair(summary: str, shared: list[dict], chosen: list[dict], rejected: list[dict]) -> str:
