@@ -32,12 +32,12 @@ def _values(text: str, file: Path) -> Iterator[Any]:
     """Yield the values of an array, or those that follow each other; NaN is read as Python writes it."""
     decoder, number = json.JSONDecoder(), 1
     is_array = text.startswith("[")
-    at = _next(text, int(is_array))
+    at = int(is_array)
     try:
-        while at < len(text) - is_array:
+        while (at := SEPARATORS.match(text, at).end()) < len(text) - is_array:  # type: ignore[union-attr]
             value, at = decoder.raw_decode(text, at)
             yield value
-            at, number = _next(text, at), number + 1
+            number += 1
         if is_array and not text.endswith("]"):
             raise json.JSONDecodeError("the array is never closed", text, at)
     except (ValueError, RecursionError) as error:
@@ -45,11 +45,6 @@ def _values(text: str, file: Path) -> Iterator[Any]:
         found = f"line {line}: {getattr(error, 'msg', error)}"
         cure = "It and the rows after it are unread. Repair the file or write it again."
         raise InputError(f"{file}: row {number} is not valid JSON ({found}). {cure}") from error
-
-
-def _next(text: str, at: int) -> int:
-    found = SEPARATORS.match(text, at)
-    return found.end() if found else at
 
 
 def table_rows(table: Any) -> list[Any]:

@@ -19,9 +19,8 @@ NEMO_TURNS = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")  # of HelpSteer2, 
 ROLES = {"Human": "user", "User": "user", "Assistant": "assistant"}
 # Behind a prompt that ends so, a space before the answer belongs to neither.
 BEFORE_ANSWER = ("Assistant:", "TL;DR:")
-REPR = "repr of messages"  # the reason of a RowError
-# How it begins, by Python or numpy.
-REPR_BEGIN = re.compile(r"\s*\[\s*\{\s*'(role|content|from)':")
+# How the repr of a list of messages begins, by Python or numpy.
+REPR = re.compile(r"\s*\[\s*\{\s*'(role|content|from)':")
 
 
 def messages_in(value: Any, name: str) -> Any:
@@ -31,11 +30,11 @@ def messages_in(value: Any, name: str) -> Any:
     """
     if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
         return value
-    if REPR_BEGIN.match(value):
+    if REPR.match(value):
         found = f"{name} is not JSON but the Python repr of messages ({value[:9]}…), as DataFrame.to_csv writes them"
         cure = f'df["{name}"] = df["{name}"].map(lambda text: ast.literal_eval(text.replace("}}\\n {{", "}}, {{")))'
         save = 'df.to_json("FILE.jsonl", orient="records", lines=True)'
-        raise RowError(REPR, f"{found}. Convert each such column with {cure} and write {save}.")
+        raise RowError("repr of messages", f"{found}. Convert each such column with {cure} and write {save}.")
     found = from_json(value, list | dict)
     first = found[0] if isinstance(found, list) and found else found
     return found if isinstance(first, dict) and {"role", "from"} & first.keys() else value

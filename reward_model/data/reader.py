@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 from reward_model import InputError, RowError
 from reward_model.data.files import NumberedRow, parsed, place_of
 from reward_model.data.formats import NO_OPTIONS, Options, convert, recognise
-from reward_model.data.messages import REPR
 from reward_model.data.pair import Pair, check_pair
 from reward_model.data.proposal import command, proposal
 from reward_model.data.unused import UnusedField
@@ -17,7 +16,7 @@ FOR_FIELDS = 20  # of these, to see which fields are used
 # Reasons that stop a source where one of its first rows has them, and those that stop it where most have them: a row
 # set aside is not enough where the layout is another one than it seemed.
 STOPPING = ("unused field", "unclear verdict")
-LAYOUT = ("missing field", "another layout", "not messages", REPR, "not text", "unknown role", "roles out of order")
+LAYOUT = ("missing field", "another layout", "not messages", "not text", "unknown role", "roles out of order")
 
 
 class Reading(NamedTuple):
@@ -99,8 +98,6 @@ def with_format(
         unused = {name for _, error in stopping if isinstance(error, UnusedField) for name in error.names}
         if unused:
             cure = f"To leave it out: {command(source, ['--ignore', *sorted(unused)])}"
-        elif error.reason == REPR:
-            cure = ""  # the error has its own
         else:
             cure = proposal([value for value in values if isinstance(value, dict)], source)
         count = "" if stopping else f" ({len(wrong)} of the first {len(first)} rows are so.)"
