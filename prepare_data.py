@@ -6,8 +6,8 @@
     python prepare_data.py data/formats/fields.csv --prompt question --input context --candidates first second \\
         --label preferred --label_first A --label_second B --label_tie same --output save/pairs.jsonl
 
-A SOURCE is a .json, .jsonl, .jsonl.gz, .csv or .parquet file, a folder of them (searched below, hidden files left out),
-or a hub id (owner/name[:split]).
+A SOURCE is a .json, .jsonl, .jsonl.gz, .csv, .parquet or .arrow file, a folder of them (searched below, hidden files
+left out), or a hub id (owner/name[:split]).
 Behind an @ it may have a format of its own, a cap (at most so many pairs, chosen at random) and a weight (its share of
 the mix is in proportion to it): SOURCE@format=alpaca,cap=1000,weight=2.
 Beside pairs.jsonl come pairs.rejected.jsonl, pairs.report.json, pairs.report.html and, with --eval_size,

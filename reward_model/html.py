@@ -1,5 +1,6 @@
 """A report as one HTML file that needs nothing else: text, tables, and plots as SVG."""
 
+import json
 from collections.abc import Sequence
 from html import escape
 from io import StringIO
@@ -94,8 +95,12 @@ def bullets(lines: list[str]) -> str:
 
 def conversation(messages: list[dict]) -> str:
     """Messages as plain text to read, each after its role."""
-    said = (f"{message['role']}: {message.get('content') or message.get('tool_calls')}" for message in messages)
-    return escape("\n\n".join(said))
+    shown = []
+    for message in messages:
+        rest = {key: value for key, value in message.items() if key not in ("role", "content")}  # calls, reasoning
+        said = [message.get("content") or "", json.dumps(rest, indent=1, ensure_ascii=False) if rest else ""]
+        shown.append(f"{message['role']}: " + "\n".join(filter(None, said)))
+    return escape("\n\n".join(shown))
 
 
 def pair(summary: str, shared: list[dict], chosen: list[dict], rejected: list[dict]) -> str:

@@ -13,6 +13,7 @@ from datasets import Dataset, Features, Value, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
 from reward_model import InputError
+from reward_model.data.arrow import dataset_rows
 from reward_model.data.files import check_hub, read_rows, train_and_test_files
 from reward_model.data.pair import LABELS, SIDES, prompt_key, shared_messages
 from reward_model.data.reader import read_strictly
@@ -99,7 +100,8 @@ def _pairs(name: str, found: list[Path] | Dataset) -> Dataset:
 
 
 def _columns(name: str, found: list[Path] | Dataset, stamp: str) -> Iterator[dict[str, Any]]:
-    sources = {str(file): read_rows(file) for file in found} if isinstance(found, list) else {name: enumerate(found, 1)}
+    is_files = isinstance(found, list)
+    sources = {str(file): read_rows(file) for file in found} if is_files else {name: enumerate(dataset_rows(found), 1)}
     none_yet = True
     for source, rows in sources.items():
         for reading in read_strictly(rows, source):

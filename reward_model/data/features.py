@@ -1,6 +1,5 @@
 """What is known of a pair without its text: hashes, lengths and marks, as one row of an array of FACTS."""
 
-import json
 import re
 import unicodedata
 from collections import Counter
@@ -11,7 +10,7 @@ import numpy as np
 from xxhash import xxh3_64_intdigest
 
 from reward_model.data.formats import Options
-from reward_model.data.pair import SIDES, Messages, Pair, prompt_key, shared_messages
+from reward_model.data.pair import SIDES, Messages, Pair, message_text, prompt_key, shared_messages
 
 # What is counted and kept unless --drop names it: what conflicts.py finds, and the doubts about a text (pair.doubt).
 DOUBTS = ("duplicate", "cut off", "different prompts", "control characters", "broken encoding", "control tokens")
@@ -102,7 +101,7 @@ def script(text: str) -> int:
 
 
 def _text(messages: Messages) -> str:
-    return "\n".join(message.get("content") or json.dumps(message.get("tool_calls")) for message in messages)
+    return "\n".join(map(message_text, messages))
 
 
 def _markdown(answer: str) -> int:

@@ -1,12 +1,11 @@
 """The fields of a row: by path, by the first of several names, as a number."""
 
-import json
 import math
 from collections.abc import Iterable
 from typing import Any
 
 from reward_model import RowError
-from reward_model.data.pair import SIDES
+from reward_model.data.pair import SIDES, from_json
 
 Row = dict[str, Any]
 
@@ -77,18 +76,16 @@ def number(value: Any) -> float:
 
 def tools_of(row: Row) -> Any:
     """The tools that the assistant had (objects, or JSON text of them), or None."""
-    tools: Any = row.get("tools")
-    if isinstance(tools, str):
-        try:
-            tools = json.loads(tools) if tools.strip() else None
-        except ValueError:
-            raise RowError("not parseable", f"tools is not JSON: {tools[:60]!r}.") from None
-    return tools or None
+    tools = from_json(row.get("tools"), list | dict)
+    if isinstance(tools, str) and tools.strip():
+        raise RowError("not parseable", f"tools is not JSON: {tools[:60]!r}.")
+    return None if isinstance(tools, str) else tools or None
 
 
 def labels_of(row: Row) -> dict[str, Any]:
     """What a row says of a pair besides its text: source, subset, id, margin and tools, where it has them."""
-    labels = {} if row.get("margin") is None else {"margin": row["margin"]}
+    margin = from_json(row.get("margin") or None, int | float)  # text in a CSV file
+    labels = {} if margin is None else {"margin": margin}
     if tools := tools_of(row):
         labels["tools"] = tools
     for label, names in [] if ALL_LABELS.isdisjoint(row) else LABEL_FIELDS.items():

@@ -1,9 +1,11 @@
 """Rows of preference data as they lie in files or on a hub, each with its place, read as a stream."""
 
+import codecs
 import csv
 import gzip
 import io
 import json
+import re
 import sys
 import zlib
 from collections.abc import Iterator
@@ -11,15 +13,19 @@ from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import ijson
 import orjson
 
 from reward_model import InputError, RowError
+from reward_model.data.arrow import arrow_file_rows, dataset_rows
+from reward_model.data.json_file import FIELDS, json_rows, table_rows
+from reward_model.data.pair import from_json
 
-SUFFIXES = (".json", ".jsonl", ".jsonl.gz", ".csv", ".parquet")
+SUFFIXES = (".json", ".jsonl", ".jsonl.gz", ".csv", ".parquet", ".arrow")
 TEST_NAMES = ("test", "eval", "valid", "dev")
 # What prepare_data.py writes beside the pairs is not data itself.
 NOT_DATA = (".rejected.", ".report.")
+# What `datasets` writes beside the data: descriptions, and results of map() in a directory of save_to_disk.
+DATASETS_OWN = re.compile(r"dataset_infos?\.json|dataset_dict\.json|state\.json|(cache-|tmp).*\.arrow")
 # How a file begins that is not what its name says, and what to do about it.
 BEGINNINGS = {
     b"version https://git-lfs": "a Git-LFS pointer, not the data; get them with git lfs pull",
@@ -44,6 +50,8 @@ def data_files(source: str) -> list[Path]:
         files = [file for file in sorted(path.rglob("*")) if file.name.endswith(SUFFIXES) and file.is_file()]
         files = [file for file in files if not any(part in file.name for part in NOT_DATA)]
         files = [file for file in files if not any(part.startswith(".") for part in file.relative_to(path).parts)]
+        files = [file for file in files if not DATASETS_OWN.fullmatch(file.name)]
+        files = [file for file in files if not _is_config(file)] or files
         if not files:
             raise InputError(f"{source}: no data file in this folder; put {', '.join(SUFFIXES)} files there.")
         return files
@@ -75,19 +83,19 @@ def place_of(source: str | Path, number: int) -> str:
 def raw_rows(content: BinaryIO, file: Path) -> Iterator[NumberedRow]:
     """(line or row number, row) of an open file; lines of JSON come as bytes, for `parsed`, the rest as objects.
 
-    Raises InputError for a file that is another thing than its name says.
+    Raises InputError for a file that is another thing than its name says, and where the rest of it cannot be read.
     """
     _check_beginning(content, file)
     if file.name.endswith(".jsonl.gz"):
-        yield from _lines(gzip.GzipFile(fileobj=content))
-    elif file.suffix == ".jsonl":
-        yield from _lines(content)
-    elif file.suffix == ".parquet":
-        yield from enumerate(_parquet_rows(content, file), 1)
+        yield from _lines(gzip.GzipFile(fileobj=content), file)
+    elif file.suffix == ".jsonl" or (file.suffix == ".json" and _has_lines(content)):
+        yield from _lines(content, file)
+    elif file.suffix in (".parquet", ".arrow"):
+        yield from enumerate(arrow_file_rows(content, file), 1)
     elif file.suffix == ".csv":
-        yield from _csv_rows(content)
+        yield from _csv_rows(content, file)
     else:
-        yield from _json_rows(content, file)
+        yield from enumerate(json_rows(content, file), 1)
 
 
 def parsed(row: Any) -> Any:
@@ -140,15 +148,37 @@ def hub_rows(name: str) -> Iterator[NumberedRow]:
     name, _, split = name.partition(":")
     check_hub(name, "dataset")
     try:
-        yield from enumerate(load_dataset(name, split=split or "train", streaming=True), 1)
+        yield from enumerate(dataset_rows(load_dataset(name, split=split or "train", streaming=True)), 1)
     except Exception as error:  # whatever the hub's client raises: its own words say it best
         raise InputError(f"{name}: neither a file or folder here nor a data set the hub gave: {error}") from error
 
 
-def _check_beginning(content: BinaryIO, file: Path) -> None:
-    begin = content.read(64)
+def _is_config(file: Path) -> bool:
+    """Return whether a .json file is one object that is neither a row nor holds any: a config beside the data."""
+    if file.suffix != ".json" or file.stat().st_size > 2**20:
+        return False
+    try:
+        (found,) = table_rows(json.loads(file.read_bytes()))
+    except ValueError:  # not one JSON value, or several rows
+        return False
+    if not isinstance(found, dict) or FIELDS & found.keys():
+        return False
+    lists = [value for value in found.values() if isinstance(value, list)]
+    return not any(isinstance(part, dict) for value in lists for part in value)
+
+
+def _has_lines(content: BinaryIO) -> bool:
+    """Return whether a .json file has an object a line: the first line ends as an object does, and there is another."""
+    first, second = content.readline().strip(), content.readline()
     content.seek(0)
-    own = {".gz": b"\x1f\x8b", ".parquet": b"PAR1"}.get(file.suffix)
+    return first.endswith(b"}") and first.removeprefix(codecs.BOM_UTF8)[:1] != b"[" and bool(second.strip())
+
+
+def _check_beginning(content: BinaryIO, file: Path) -> None:
+    sample = content.read(2**16)
+    content.seek(0)
+    begin = sample[:64]
+    own = {".gz": b"\x1f\x8b", ".parquet": b"PAR1", ".arrow": b"\xff\xff\xff\xff"}.get(file.suffix)
     if not begin or (own and begin.startswith(own)):
         return
     for found, what in BEGINNINGS.items():
@@ -157,84 +187,49 @@ def _check_beginning(content: BinaryIO, file: Path) -> None:
     if own or b"\0" in begin:
         what = f"no {file.suffix} file: it begins with" if own else "no text: there are NUL bytes in"
         raise InputError(f"{file}: this is {what} {begin[:12]!r}; copy or download it again.")
+    other = [letter for letter in sample.decode(errors="surrogateescape") if letter > "\x7f"]
+    undecoded = sum("\udc80" <= letter <= "\udcff" for letter in other)
+    if undecoded > max(10, len(other) / 2):  # a few bad bytes are matters of their rows
+        cure = "iconv -f GB18030 -t UTF-8 (Chinese), iconv -f CP1252 -t UTF-8 (Western languages)"
+        raise InputError(f"{file}: this is not UTF-8; convert it, for example: {cure}.")
 
 
-def _lines(content: BinaryIO | gzip.GzipFile) -> Iterator[NumberedRow]:
+def _lines(content: BinaryIO | gzip.GzipFile, file: Path) -> Iterator[NumberedRow]:
     number = 0
     try:
         for number, line in enumerate(content, 1):
             if not line.isspace():
                 yield number, line
     except (EOFError, OSError, zlib.error) as error:  # of gzip
-        yield number + 1, RowError("not parseable", f"the file breaks off here: {error}.")
+        place = place_of(file, number + 1)
+        raise InputError(f"{place}: the file breaks off here ({error}). Copy or download it again.") from error
 
 
-def _parquet_rows(content: BinaryIO, file: Path) -> Iterator[dict[str, Any]]:
-    import pyarrow.parquet
-
-    try:
-        for batch in pyarrow.parquet.ParquetFile(content).iter_batches(1024):
-            yield from batch.to_pylist()
-    except pyarrow.ArrowException as error:
-        raise InputError(f"{file}: not a Parquet file: {error}") from None
-
-
-def _csv_rows(content: BinaryIO) -> Iterator[NumberedRow]:
+def _csv_rows(content: BinaryIO, file: Path) -> Iterator[NumberedRow]:
     csv.field_size_limit(sys.maxsize)
+    header = content.readline().decode(errors="replace")
+    content.seek(0)
     # Bytes that are no UTF-8 become lone surrogates, which the check of the text finds.
     lines = io.TextIOWrapper(content, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    reader, line = csv.DictReader(lines, strict=True), 0
+    reader = csv.DictReader(lines, strict=True, delimiter=max(",;\t", key=header.count))
     try:
         for number in count(1):
+            line = reader.line_num
             try:
-                line, row = reader.line_num, next(reader)
+                row = next(reader)
             except StopIteration:
                 return
             except csv.Error as error:
-                text = "a quote that opens there is never closed" if "end of data" in str(error) else str(error)
-                yield number, RowError("not parseable", f"line {max(line, 1) + 1}: {text}.")
+                place, text = f"line {max(line, 1) + 1}", "a quote that opens there is never closed. Close it;"
+                if "end of data" in str(error):
+                    raise InputError(f"{place_of(file, number)}: {place}: {text} the rest is unread.") from error
+                yield number, RowError("not parseable", f"{place}: {error}.")
                 continue
             if None in row or None in row.values():
                 header = ", ".join(filter(None, row))
                 yield number, RowError("not parseable", f"not as many fields as the header has ({header}).")
             else:
-                # Lists of messages lie in a CSV file as JSON text.
-                yield number, {key: _json_cell(cell) if cell[:1] in ("[", "{") else cell for key, cell in row.items()}
+                # Lists lie in a CSV file as JSON text.
+                yield number, {key: from_json(cell, list) if cell[:1] == "[" else cell for key, cell in row.items()}
     finally:
         lines.detach()  # or `content` would be closed with it
-
-
-def _json_cell(cell: str) -> Any:
-    try:
-        return json.loads(cell)
-    except json.JSONDecodeError:
-        return cell
-
-
-def _json_rows(content: BinaryIO, file: Path) -> Iterator[NumberedRow]:
-    """Rows of a .json file: one array, streamed, or one object a line."""
-    bom = content.read(3) == b"\xef\xbb\xbf"
-    content.seek(3 if bom else 0)
-    start = content.read(64)
-    content.seek(3 if bom else 0)
-    if start.lstrip()[:1] != b"[":
-        yield from _lines(content)
-        return
-    number = 0
-    try:
-        for number, row in enumerate(ijson.items(content, "item", use_float=True), 1):
-            yield number, row
-    except (ijson.JSONError, UnicodeDecodeError) as error:
-        yield number + 1, RowError("not parseable", f"not valid JSON ({_json_fault(file, error)}); the rest is unread.")
-
-
-def _json_fault(file: Path, error: Exception) -> str:
-    """Where an array stops being JSON: ijson knows no lines, so a file of ordinary size is parsed once more."""
-    if file.stat().st_size < 2**28:
-        try:
-            json.loads(file.read_bytes().decode("utf-8-sig"))
-        except json.JSONDecodeError as fault:
-            return f"line {fault.lineno}: {fault.msg}"
-        except UnicodeDecodeError as fault:
-            return f"byte {fault.start} is not UTF-8"
-    return " ".join(str(error).split())

@@ -18,6 +18,7 @@ from reward_model.data.messages import (
     TRANSCRIPT,
     answer_messages,
     chat_message,
+    messages_in,
     pair_of,
     prompt_messages,
     system_messages,
@@ -31,6 +32,8 @@ from reward_model.data.verdicts import ANSWER_LISTS, judged, judged_pair, known_
 # Other names for chosen and rejected (argilla, stack-exchange-paired, …), for a conversation before the answers, and
 # for a system message.
 SIDE_NAMES = [("chosen_response", "rejected_response"), ("response_j", "response_k"), ("accepted", "rejected")]
+SIDE_NAMES += [("preferred_output", "non_preferred_output")]
+REJECTED = ("rejected_response", "rejected_message", "rejected_messages")  # beside the chosen conversation
 CONVERSATIONS = ("conversations", "messages", "trajectory")
 SYSTEMS = ("system", "system_prompt")
 
@@ -80,13 +83,16 @@ def entry(description: str, matches: Callable[[Row], bool]) -> Callable:
     return enter
 
 
-def recognise(rows: Iterable[Any], source: str) -> str:
-    """The name of the format of the first row that has one; raises InputError where none has."""
+def recognise(rows: Iterable[Any], source: str, ignore: tuple[str, ...] = ()) -> str:
+    """Return the name of the format of the first row that has one; raises InputError where none has."""
     rows = [row for row in rows if isinstance(row, dict)]
-    for row in map(_named, rows):
-        for name, format_ in FORMATS.items():
-            if format_.matches(row):
-                return name
+    try:
+        for row in (_named(row, ignore) for row in rows):
+            for name, format_ in FORMATS.items():
+                if format_.matches(row):
+                    return name
+    except RowError as error:
+        raise InputError(f"{source}: {error}") from error
     if not rows:
         raise InputError(f"{source}: no JSON object in the first rows, which should have chosen and rejected.")
     keys = ", ".join(map(str, rows[0]))
@@ -97,9 +103,7 @@ def convert(row: Any, name: str, options: Options) -> list[Pair]:
     """Unchecked pairs of a row in a format; raises RowError."""
     if not isinstance(row, dict):
         raise RowError("not a row", f"an object with chosen and rejected is needed, found {type(row).__name__}.")
-    if options.ignore:
-        row = {field: value for field, value in row.items() if field not in options.ignore}
-    row = _named(row)
+    row = _named(row, options.ignore)
     try:
         pairs = FORMATS[name].pairs(row, options)
     except RowError:
@@ -117,8 +121,12 @@ def convert(row: Any, name: str, options: Options) -> list[Pair]:
     return pairs
 
 
-def _named(row: Row) -> Row:
-    """A row whose answers are called chosen and rejected, if they have one of SIDE_NAMES."""
+def _named(row: Row, ignore: tuple[str, ...]) -> Row:
+    """Return a row with JSON text of messages parsed and its answers called chosen and rejected."""
+    row = {name: messages_in(value, name) for name, value in row.items() if name not in ignore}
+    if isinstance(asked := row.get("input"), dict) and "messages" in asked:  # OpenAI, Azure
+        row = row | {"prompt": asked["messages"], "tools": asked.get("tools")}
+        del row["input"]
     for names in [] if "chosen" in row else SIDE_NAMES:
         if all(name in row for name in names):
             rest = {name: value for name, value in row.items() if name not in names}
@@ -138,14 +146,15 @@ def sharegpt(row: Row, options: Options) -> list[Pair]:
 
 
 @entry(
-    "messages (the chosen conversation) + rejected_response or rejected_messages",
-    lambda row: isinstance(row.get("messages"), list) and bool({"rejected_response", "rejected_messages"} & row.keys()),
+    "messages (the chosen conversation) + rejected_response, rejected_message or rejected_messages",
+    lambda row: isinstance(row.get("messages"), list) and not row.keys().isdisjoint(REJECTED),
 )
 def swift(row: Row, options: Options) -> list[Pair]:
-    """messages is the chosen conversation, rejected_response its other answer or rejected_messages the other one."""
+    """messages is the chosen conversation; rejected_response (ms-swift) or rejected_message (OpenPipe) is the other
+    answer, rejected_messages the other conversation."""
     chosen, rejected = field(row, "messages"), row.get("rejected_messages")
     if not rejected:
-        rejected = chosen[:-1] + answer_messages(field(row, "rejected_response"))
+        rejected = chosen[:-1] + answer_messages(first_field(row, REJECTED[:2]))
     return [pair_of(None, [chosen, rejected], row)]
 
 

@@ -7,10 +7,11 @@ from typing import Any
 
 from reward_model import RowError
 from reward_model.data.fields import Row, labels_of
-from reward_model.data.pair import SIDES, Messages, Pair
+from reward_model.data.pair import SIDES, Messages, Pair, from_json
 
 CHAT_ROLES = ("assistant", "user", "system")
-OTHER_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "observation": "tool"}
+OTHER_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "prompter": "user"}
+OTHER_ROLES |= {"observation": "tool", "function": "tool"}
 # Not every text that begins with "Human:" is one: somebody must answer.
 TRANSCRIPT = re.compile(r"\n\n\s*Human:|\s*Human:.*?\n\n\s*Assistant:", re.S)
 TURNS = re.compile(r"(?:^|\n\n)\s*(Human|Assistant):")
@@ -18,6 +19,25 @@ NEMO_TURNS = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")  # of HelpSteer2, 
 ROLES = {"Human": "user", "User": "user", "Assistant": "assistant"}
 # Behind a prompt that ends so, a space before the answer belongs to neither.
 BEFORE_ANSWER = ("Assistant:", "TL;DR:")
+# How the repr of a list of messages begins, by Python or numpy.
+REPR = re.compile(r"\s*\[\s*\{\s*'(role|content|from)':")
+
+
+def messages_in(value: Any, name: str) -> Any:
+    """Return the messages (or the message) that are in a JSON text; any other value of a field as it is.
+
+    Raises RowError for the repr of messages, which is not JSON.
+    """
+    if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
+        return value
+    if REPR.match(value):
+        found = f"{name} is not JSON but the Python repr of messages ({value[:9]}…), as DataFrame.to_csv writes them"
+        cure = f'df["{name}"] = df["{name}"].map(lambda text: ast.literal_eval(text.replace("}}\\n {{", "}}, {{")))'
+        save = 'df.to_json("FILE.jsonl", orient="records", lines=True)'
+        raise RowError("repr of messages", f"{found}. Convert each such column with {cure} and write {save}.")
+    found = from_json(value, list | dict)
+    first = found[0] if isinstance(found, list) and found else found
+    return found if isinstance(first, dict) and {"role", "from"} & first.keys() else value
 
 
 def prompt_messages(prompt: Any) -> Messages:

@@ -61,17 +61,23 @@ def check_pair(row: Any) -> dict[str, Any]:
 
 
 def check_conversation(messages: Any, name: str) -> Messages:
-    """The messages of a conversation without empty keys; `name` (chosen, rejected) is for the RowError."""
+    """Return the messages of a conversation without empty keys and with objects for the arguments of calls.
+
+    `name` (chosen, rejected) is for the RowError.
+    """
     if not isinstance(messages, list) or not messages:
         found = "empty" if isinstance(messages, list) else f"a {type(messages).__name__}"
         reason = "empty" if isinstance(messages, list) else "not messages"
         raise RowError(reason, f'{name} is {found}; it must be a list of messages {{"role": …, "content": …}}.')
-    last = None
+    last, checked = None, []
     for number, message in enumerate(messages, 1):
         if not isinstance(message, dict) or "role" not in message:
             raise RowError(
                 "not messages", f'{name}, message {number} is not {{"role": …, "content": …}}: {str(message)[:60]!r}.'
             )
+        if None in message.values() or "tool_calls" in message or "function_call" in message:
+            message = _with_calls(message)
+        checked.append(message)
         role, content = message["role"], message.get("content")
         if not isinstance(role, str) or role not in NEXT:
             known = ", ".join(filter(None, NEXT))
@@ -97,13 +103,41 @@ def check_conversation(messages: Any, name: str) -> Messages:
             f"{name} ends with a {last!r} message; the reward is that of an answer, so the last message must be the "
             "assistant's.",
         )
-    if not (messages[-1].get("content") or "").strip() and not messages[-1].get("tool_calls"):
+    if not (checked[-1].get("content") or "").strip() and not checked[-1].get("tool_calls"):
         raise RowError("empty", f"{name} ends with an empty answer; remove the pair or fill it in.")
-    return [_without_empty_keys(message) if None in message.values() else message for message in messages]
+    return checked
 
 
-def _without_empty_keys(message: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in message.items() if value is not None}
+def _with_calls(message: dict[str, Any]) -> dict[str, Any]:
+    """Return a message without empty keys, its calls as `tool_calls` with objects for arguments.
+
+    JSON text of an object, as OpenAI writes arguments, is parsed, and none are {}, both as vLLM does before it renders.
+    Other text (a call that a model got wrong) stays. `function_call` is OpenAI's earlier layout of one call.
+    """
+    message = {key: value for key, value in message.items() if value is not None}
+    if isinstance(call := from_json(message.get("function_call"), dict), dict):
+        del message["function_call"]
+        message.setdefault("tool_calls", [{"type": "function", "function": call}])
+    if isinstance(calls := from_json(message.get("tool_calls"), list), list):
+        message["tool_calls"] = [_with_arguments(call) for call in calls]
+    return message
+
+
+def _with_arguments(call: Any) -> Any:
+    if not isinstance(call, dict):
+        return call
+    if "function" in call:
+        return call | {"function": _with_arguments(call["function"])}
+    return call | {"arguments": from_json(call.get("arguments") or {}, dict)} if "name" in call else call
+
+
+def from_json(value: Any, kind: Any) -> Any:
+    """Return the value of this type that is in a JSON text; any other value as it is."""
+    try:
+        found = json.loads(value) if isinstance(value, str) else value
+    except (ValueError, RecursionError):
+        return value
+    return found if isinstance(found, kind) else value
 
 
 def check_encodable(text: str, name: str) -> None:
@@ -155,6 +189,14 @@ def shared_messages(pair: dict[str, Any]) -> Messages:
 def _trimmed(message: dict[str, Any]) -> dict[str, Any]:
     content = message.get("content")
     return message | {"content": content.strip()} if isinstance(content, str) else message
+
+
+def message_text(message: dict[str, Any]) -> str:
+    """Return all of a message but its role as text: its content, followed by any other keys (calls, reasoning)."""
+    if message.keys() == {"role", "content"}:
+        return message["content"]
+    rest = {key: value for key, value in message.items() if key not in ("role", "content")}
+    return (message.get("content") or "") + json.dumps(rest, sort_keys=True, ensure_ascii=False, default=str)
 
 
 def prompt_key(prompt: Messages) -> int:

@@ -15,7 +15,7 @@ BETTER = set("chosen better preferred accepted win winner winning pos positive g
 WORSE = set("rejected worse dispreferred lose loser losing neg negative bad worst l".split())
 LABEL = set("label winner preference preferred choice verdict vote judgment judge better annotator selected".split())
 PROMPT = {*PROMPTS, "user", "problem", "task", "post", "request"}
-ONE_ANSWER = {"completion", "response", "output", "answer", "messages", "conversations"}
+ONE_ANSWER = {"completion", "response", "output", "answer", "messages", "conversations", "parent_id"}
 # What tells two candidates apart, and the two verdicts on them.
 MARKS = [("1", "2"), ("0", "1"), ("a", "b"), ("first", "second"), ("left", "right"), ("one", "two")]
 TIE = {"tie", "tied", "same", "equal", "both", "draw", "neither", "none", "c"}
@@ -37,6 +37,8 @@ def proposal(rows: list[Row], source: str) -> str:
             "They look like one answer a row (labelled good or bad as for KTO, rated, or for fine-tuning); a pair "
             "needs two answers to one prompt, and which is better."
         )
+    if "prompt.replies" in columns:  # OASST
+        return "They are trees of messages; write each two ranked replies to one message as a pair."
     prompts = [name for name in (*PROMPTS, *texts) if name in texts and PROMPT & _words(name) and name not in taken]
     whole = bool(taken) and _is_whole(texts[taken[0]][0])
     if not taken or not (prompts or whole):
@@ -114,8 +116,19 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         if value not in (None, ""):
             yield path, value
         return
-    for name, part in inner:
+    for name, part in [] if _holds_rows(value) else inner:
         yield from _leaves(part, f"{path}.{name}" if path else str(name))
+
+
+def _holds_rows(value: Any) -> bool:
+    """Return whether the parts of a list or object are complete rows, with two answers or a label each.
+
+    Fields of different rows must never become one pair.
+    """
+    parts = list(value.values()) if isinstance(value, dict) else value
+    words = [set[str]().union(*map(_words, map(str, part))) for part in parts if isinstance(part, dict)]
+    is_several = isinstance(value, list) or len(words) > 1
+    return is_several and any(LABEL & found or (BETTER & found and WORSE & found) for found in words)
 
 
 def _split(name: str) -> list[str]:

@@ -77,11 +77,14 @@ def with_format(
     values = [parsed(row) for _, row in first]
     if not first:
         raise InputError(f"{source}: empty, no row in there.")
-    if isinstance(begin := first[0][1], bytes) and begin.lstrip()[:1] == b"[" and not isinstance(values[-1], dict):
+    begin = first[0][1].strip() if isinstance(first[0][1], bytes) else b""
+    if begin[:1] == b"[" and not isinstance(values[-1], dict):
         raise InputError(f"{source}: a JSON array, not an object a line; call it .json.")
+    if begin == b"{":
+        raise InputError(f"{place_of(source, first[0][0])}: {values[0]} Call it .json if objects span several lines.")
     if all(isinstance(value, RowError) for value in values):
         raise InputError(f"{place_of(source, first[0][0])}: {values[0]}")
-    format_ = recognise(values, source) if format_ == "auto" else format_
+    format_ = recognise(values, source, options.ignore) if format_ == "auto" else format_
     found = [
         (place_of(source, number), error)
         for (number, _), value in zip(first, values, strict=True)

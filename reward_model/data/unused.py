@@ -1,13 +1,12 @@
 """What a row says that its pair does not: no part of a conversation is left out in silence."""
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
 from reward_model import RowError
 from reward_model.data.fields import Row
 from reward_model.data.messages import prompt_messages
-from reward_model.data.pair import SIDES, Pair
+from reward_model.data.pair import SIDES, Pair, from_json
 
 # Fields that are likely to be part of a conversation.
 PARTS = frozenset(
@@ -53,10 +52,7 @@ def _texts(value: Any, depth: int = 0) -> Iterator[str]:
         yield "something nested deeper than any conversation"
         return
     if isinstance(value, str) and value.startswith('["') and not depth:  # a list in a CSV file or a text column
-        try:
-            yield from _texts(json.loads(value))
-        except ValueError:
-            yield value
+        yield from _texts(from_json(value, list), depth + 1)
     elif isinstance(value, str):
         yield from (message["content"] for message in prompt_messages(value))
     elif isinstance(value, list):

@@ -50,7 +50,7 @@ ODD: dict[str, tuple[dict[str, object], str, str]] = {
     "a web page": ({"d.jsonl": "<!DOCTYPE html>\n<p>"}, GO, "d.jsonl: this is a web page, not the data"),
     "an array in .jsonl": ({"d.jsonl": ARRAY}, GO, "d.jsonl: a JSON array, not an object a line; call it .json."),
     "an array over lines": ({"d.jsonl": json.dumps(MORE, indent=1)}, GO, "d.jsonl: a JSON array, not an object a line"),
-    "an object over lines": ({"d.jsonl": json.dumps(PAIR, indent=1)}, GO, "d.jsonl:1: not valid JSON (Expecting property"),
+    "an object over lines": ({"d.jsonl": json.dumps(PAIR, indent=1)}, GO, "(Expecting property name enclosed in double quotes, column 2). Call it .json if objects span several lines."),
     "numbers": ({"d.jsonl": "1\n2\n"}, GO, "d.jsonl: no JSON object in the first rows"),
     "an unclosed quote": ({"d.csv": 'prompt,chosen,rejected\n"Why?,So.,No.\nHow?,So.,No.\n'}, "d.csv --output p.jsonl", "d.csv: row 1: line 2: a quote that opens there is never closed."),
     "a template for each row": ({"d.jsonl": [PAIR | {"chat_template_kwargs": {"thinking": True}}]}, GO, "(--ignore chat_template_kwargs); train.py --chat_template_kwargs sets it for all rows"),
