@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from reward_model import InputError
@@ -31,8 +30,14 @@ TOOLS = [
         },
     }
 ]
-# (system message, turns beginning with the user's, tools)
-CONVERSATIONS: list[tuple[str | None, list[str], Any]] = [
+# The calls are written as vLLM hands them to a template (keys in this order, an id of nine letters, which Mistral's
+# templates want), so that a template that prints a call as JSON renders the same text here and there.
+CALL = {"id": "weatherI1", "function": {"arguments": {"town": "Zürich"}, "name": "weather"}, "type": "function"}
+CALLING = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+RESULT = {"role": "tool", "content": "Dry, 21 °C.", "name": "weather", "tool_call_id": "weatherI1"}
+REASONING = "Zürich is dry today."
+# (system message, turns beginning with the user's: the text, or a message, tools)
+CONVERSATIONS: list[tuple[str | None, list[Any], Any]] = [
     (None, ["How do I get a stain of red wine out of a carpet?", "Blot it, then use salt and cold water."], None),
     (None, ["How do I get a stain of red wine out of a carpet?", "I like carpets."], None),
     (None, ["What is 17 * 23?", "17 * 23 = 391, since 17 * 20 = 340 and 17 * 3 = 51."], None),
@@ -45,6 +50,8 @@ CONVERSATIONS: list[tuple[str | None, list[str], Any]] = [
     (None, ["Write a function that adds two numbers.", "```python\ndef add(a, b):\n    return a + b\n```"], None),
     (None, ["Say goodbye.", "Bye 👋🏽 … «ade»\u200b \t "], None),
     (None, ["Is it raining in Turin?", "I shall look it up: no, it is dry."], TOOLS),
+    (None, ["Is it raining in Zürich?", CALLING, RESULT, "No, it is dry."], TOOLS),
+    (None, ["Is it raining?", {"role": "assistant", "content": "No.", "reasoning_content": REASONING}], None),
 ]
 SENTENCE = "The river was wide, the bridge was old, and nobody could say who had built it or when. "
 
@@ -52,18 +59,23 @@ SENTENCE = "The river was wide, the bridge was old, and nobody could say who had
 @torch.no_grad()
 def contract_scores(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
     """The fixed conversations with the text and the hash of their tokens, the score, and the score that the mean of all
-    tokens would have, by which a wrong pooler is known. What the template refuses is left out."""
+    tokens would have, by which a wrong pooler is known. What the template raises on, and reasoning that it does not
+    render, is left out."""
     long = SENTENCE * (LONG // len(token_ids([SENTENCE], tokenizer)[0]))
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or LONG
     longest = [(None, [f"Summarise this: {long}", "It is about a bridge."], None)] if context > LONG + 200 else []
     each, encoded = [], []
     for system, turns, tools in [*CONVERSATIONS, *longest]:
         messages = [{"role": "system", "content": system}] if system else []
-        messages += [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(turns)]
+        for i, turn in enumerate(turns):
+            messages.append(turn if isinstance(turn, dict) else {"role": ("user", "assistant")[i % 2], "content": turn})
         try:
-            encoded += token_ids([render(messages, tokenizer, tools)], tokenizer)
-        except TemplateError:
+            text = render(messages, tokenizer, tools)
+        except Exception:  # whatever a template raises for what it does not know
             continue
+        if "reasoning_content" in messages[-1] and REASONING not in text:
+            continue
+        encoded += token_ids([text], tokenizer)
         each.append((messages, tools))
     # Few forwards, as each gathers all weights under ZeRO-3; the long one alone, or all would be padded to it.
     short = [ids for ids in encoded if len(ids) < LONG // 2]
