@@ -52,7 +52,7 @@ TOLERANCE = {"float32": 5e-4, "float": 5e-4, "float16": 2e-2, "half": 2e-2, "bfl
 CURES = {401: " Set VLLM_API_KEY.", 404: " --model and --base_url must name what the server serves."}
 DATE = r"\d{4}-\d\d-\d\d|\d\d? [A-Z][a-z]{2,8},? \d{4}|[A-Z][a-z]{2,8} \d\d?, \d{4}"
 # Keys of messages that chat templates read and vLLM 0.32 drops. Other keys (a date, a language) are never rendered.
-DROPPED = "thinking thought tool_plan tool_responses function_call reasoning_details recipient channel documents images"
+DROPPED = "thinking thought tool_plan tool_responses reasoning_details recipient channel documents images audio".split()
 OF_ASSISTANT = ["tool_calls", "reasoning", "reasoning_content"]  # which vLLM drops from messages of other roles
 log = logging.getLogger("client")
 Messages = list[dict[str, Any]]
@@ -402,13 +402,23 @@ def is_whole(answer: Messages) -> bool:
 
 
 def message(turn: Any) -> Any:
-    """A turn with from/value as a message, parts of text as one text (joined as vLLM does); anything else as it is."""
+    """A turn with from/value as a message, parts of text as one text (joined as vLLM does), OpenAI's earlier
+    function_call as tool_calls; anything else as it is."""
     if isinstance(turn, dict) and "from" in turn:
         turn = {"role": ROLES.get(turn["from"], turn["from"]), "content": turn.get("value")}
+    if isinstance(turn, dict) and turn.get("function_call") and not turn.get("tool_calls"):
+        turn = turn | {"function_call": None, "tool_calls": [{"function": from_json(turn["function_call"])}]}
     with contextlib.suppress(KeyError, TypeError):
         if isinstance(turn["content"], list):
             return turn | {"content": "\n".join(part["text"] for part in turn["content"])}
     return turn
+
+
+def from_json(value: Any) -> Any:
+    """Return what a JSON text holds; anything else as it is."""
+    with contextlib.suppress(ValueError):
+        return json.loads(value) if isinstance(value, str) else value
+    return value
 
 
 def message_to_send(one: Any) -> Any:
@@ -420,15 +430,13 @@ def message_to_send(one: Any) -> Any:
     if not isinstance(one := message(one), dict):
         return one
     sent = {"content": ""} | {key: value for key, value in one.items() if value is not None}
-    role = sent.get("role")
-    if lost := [key for key in DROPPED.split() + OF_ASSISTANT * (role != "assistant") if sent.get(key)]:
-        raise Refused(f"vLLM drops {lost[0]!r} of a {role!r} message: remove it, or score with infer_transformers.py.")
-    reasoning = [sent.pop(key) for key in OF_ASSISTANT[1:] if key in sent]
-    if reasoning and reasoning[0] != reasoning[-1]:
-        raise Refused("reasoning and reasoning_content differ, and vLLM takes only one: remove one of them.")
-    if reasoning:  # sent in the field that vLLM reads; its template finds it under both names
-        sent["reasoning"] = reasoning[0]
-    if calls := sent.pop("tool_calls", None):
+    if lost := [key for key in DROPPED + OF_ASSISTANT * (sent.get("role") != "assistant") if sent.get(key)]:
+        raise Refused(
+            f"vLLM drops {lost[0]!r} of such a message; remove it, or score with infer_transformers.py: {one}"
+        )
+    if "reasoning_content" in sent:  # vLLM reads `reasoning`, and gives it to the template under both names
+        sent["reasoning"] = sent.pop("reasoning_content")
+    if calls := from_json(sent.pop("tool_calls", None)):
         sent["tool_calls"] = list(map(call_to_send, calls))
     return sent
 
@@ -439,9 +447,7 @@ def call_to_send(call: Any) -> dict[str, Any]:
     A call without an id is sent with an empty one, which templates render like none.
     """
     function: Any = call.get("function") if isinstance(call, dict) else None
-    arguments = (function.get("arguments") or {}) if isinstance(function, dict) else None
-    with contextlib.suppress(ValueError):
-        arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
+    arguments = from_json(function.get("arguments") or {}) if isinstance(function, dict) else None
     if not isinstance(arguments, dict):
         raise Refused(f'a tool call is not {{"function": {{"name": "…", "arguments": {{…}}}}}}: {str(call)[:200]}')
     sent = {"id": "", "type": "function"} | {key: value for key, value in call.items() if value is not None}
@@ -626,10 +632,8 @@ def longrope(config: str, max_model_len: int) -> str:
     original = re.search(r'"original_max_position_embeddings": *(\d+)', config)
     if not original or '"longrope"' not in config or max_model_len <= int(original[1]):
         return ""
-    return (
-        f"the model uses longrope, and with --max-model-len {max_model_len} vLLM takes the factors for long texts in "
-        f"every conversation. Start the server with --max-model-len {original[1]}."
-    )
+    served = f"with --max-model-len {max_model_len} vLLM uses the long factors of this longrope model for every text."
+    return f"{served} Start the server with --max-model-len {original[1]}."
 
 
 def broken_rule(here: list[float], served: list[float], means: list[float] | None = None) -> str:

@@ -20,13 +20,12 @@ fail() { echo "error: $1" >&2; exit 1; }
 
 model=$1
 shift
-name=${SERVED_MODEL_NAME:-base_reward} host=${HOST:-127.0.0.1} port=${PORT:-5001}
+name=${SERVED_MODEL_NAME:-base_reward} host=${HOST:-127.0.0.1} port=${PORT:-5001} given='' flag=''
 here=$(cd "$(dirname "$0")" && pwd)
 python=python3
 [ -x "$here/.venv/bin/python" ] && python=$here/.venv/bin/python
 
 # Flags behind the directory override the variables. Read those that say what is served and where.
-given='' flag=''
 for word in "$@"; do
   case $word in --*) flag=$(echo "${word%%=*}" | tr _ -) ;; esac
   value=${word#--*=}
@@ -36,8 +35,7 @@ for word in "$@"; do
     --served-model-name) name=$value ;;
     --dtype) given=$value ;;
     --api-key) fail "--api-key would show the key to every user of this machine. Set VLLM_API_KEY instead." ;;
-    --ssl-* | --uds | --headless)
-      [ "${CHECK:-1}" = 0 ] || fail "$flag: scores are checked at http://HOST:PORT, where this server would not answer. Set CHECK=0." ;;
+    --ssl-* | --uds | --headless) [ "${CHECK:-1}" = 0 ] || fail "$flag: this server would not answer at http://HOST:PORT, where scores are checked. Set CHECK=0." ;;
   esac
   case $word in --*=* | [!-]*) flag='' ;; esac # a value stands behind "=" or is the next word
 done
