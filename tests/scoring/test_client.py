@@ -276,6 +276,9 @@ def test_every_part_of_a_message_is_sent_or_its_row_refused(server) -> None:
             assert isinstance(result, str) and expected in result
         else:
             assert json.loads(server.asked.pop(0))[1] == {"role": "assistant"} | expected
+    with_result = [QUESTION[0], {"role": "assistant", "tool_calls": [AS_TEXT]}, {"role": "tool", "content": "Dry."}]
+    asked.score([*with_result, QUESTION[1]])
+    assert json.loads(server.asked.pop(0))[2] == {"role": "tool", "content": "Dry.", "tool_call_id": ""}
     assert not server.asked
 
 

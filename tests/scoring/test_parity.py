@@ -38,7 +38,7 @@ def test_tools_are_rendered_the_same_everywhere(runs) -> None:
     assert abs(here - one.in_training[0]) > 1e-2, "the template has not shown the tools"
 
 
-ASKED, RESULT = {"role": "user", "content": "Rain?"}, {"role": "tool", "content": "No.", "tool_call_id": "a"}
+ASKED, RESULT = {"role": "user", "content": "Rain?"}, {"role": "tool", "content": "No."}
 ARGUMENTS = {"town": "Zürich", "days": [1, 2.5, None], "at": {"z": 1, "a": True}}
 THOUGHT = {"role": "assistant", "content": "No."}
 
