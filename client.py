@@ -402,8 +402,8 @@ def is_whole(answer: Messages) -> bool:
 
 
 def message(turn: Any) -> Any:
-    """A turn with from/value as a message, parts of text as one text (joined as vLLM does), OpenAI's earlier
-    function_call as tool_calls; anything else as it is."""
+    """Return a turn as a message: from/value as role/content, text parts as one text (joined as vLLM joins them), and
+    OpenAI's earlier function_call as tool_calls. Return anything else as it is."""
     if isinstance(turn, dict) and "from" in turn:
         turn = {"role": ROLES.get(turn["from"], turn["from"]), "content": turn.get("value")}
     if isinstance(turn, dict) and turn.get("function_call") and not turn.get("tool_calls"):
@@ -415,7 +415,7 @@ def message(turn: Any) -> Any:
 
 
 def from_json(value: Any) -> Any:
-    """Return what a JSON text holds; anything else as it is."""
+    """Return the value of a JSON text; anything else as it is."""
     with contextlib.suppress(ValueError):
         return json.loads(value) if isinstance(value, str) else value
     return value
@@ -432,10 +432,9 @@ def message_to_send(one: Any) -> Any:
     # Templates compare the id of a result with those of the calls: where neither has one, both are sent as empty.
     empty = {"content": "", "tool_call_id": ""} if one.get("role") == "tool" else {"content": ""}
     sent = empty | {key: value for key, value in one.items() if value is not None}
-    if lost := [key for key in DROPPED + OF_ASSISTANT * (sent.get("role") != "assistant") if sent.get(key)]:
-        raise Refused(
-            f"vLLM drops {lost[0]!r} of such a message; remove it, or score with infer_transformers.py: {one}"
-        )
+    dropped = DROPPED if sent.get("role") == "assistant" else DROPPED + OF_ASSISTANT
+    if lost := [key for key in dropped if sent.get(key)]:
+        raise Refused(f"vLLM drops {lost[0]!r}; remove it, or score with infer_transformers.py: {str(one)[:80]!r}")
     if "reasoning_content" in sent:  # vLLM reads `reasoning`, and gives it to the template under both names
         sent["reasoning"] = sent.pop("reasoning_content")
     if calls := from_json(sent.pop("tool_calls", None)):

@@ -37,7 +37,7 @@ for word in "$@"; do
     --api-key) fail "--api-key would show the key to every user of this machine. Set VLLM_API_KEY instead." ;;
     --ssl-* | --uds | --headless) [ "${CHECK:-1}" = 0 ] || fail "$flag: this server would not answer at http://HOST:PORT, where scores are checked. Set CHECK=0." ;;
   esac
-  case $word in --*=* | [!-]*) flag='' ;; esac # a value stands behind "=" or is the next word
+  case $word in --*=* | [!-]*) flag='' ;; esac # the value is behind "=" or the next word
 done
 case $host in 0.0.0.0) url=127.0.0.1 ;; ::) url='[::1]' ;; *:*) url="[$host]" ;; *) url=$host ;; esac
 url=http://$url:$port

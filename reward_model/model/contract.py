@@ -30,13 +30,13 @@ TOOLS = [
         },
     }
 ]
-# The calls are written as vLLM hands them to a template (keys in this order, an id of nine letters, which Mistral's
-# templates want), so that a template that prints a call as JSON renders the same text here and there.
+# The call has the key order in which vLLM gives calls to a template, so that a template that prints a call as JSON
+# renders the same text in both. Mistral's templates want an id of nine characters.
 CALL = {"id": "weatherI1", "function": {"arguments": {"town": "Zürich"}, "name": "weather"}, "type": "function"}
 CALLING = {"role": "assistant", "content": "", "tool_calls": [CALL]}
 RESULT = {"role": "tool", "content": "Dry, 21 °C.", "name": "weather", "tool_call_id": "weatherI1"}
 REASONING = "Zürich is dry today."
-# (system message, turns beginning with the user's: the text, or a message, tools)
+# (system message, turns: alternately the user's and the assistant's text, or messages, tools)
 CONVERSATIONS: list[tuple[str | None, list[Any], Any]] = [
     (None, ["How do I get a stain of red wine out of a carpet?", "Blot it, then use salt and cold water."], None),
     (None, ["How do I get a stain of red wine out of a carpet?", "I like carpets."], None),
@@ -58,9 +58,11 @@ SENTENCE = "The river was wide, the bridge was old, and nobody could say who had
 
 @torch.no_grad()
 def contract_scores(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
-    """The fixed conversations with the text and the hash of their tokens, the score, and the score that the mean of all
-    tokens would have, by which a wrong pooler is known. What the template raises on, and reasoning that it does not
-    render, is left out."""
+    """Return the reference conversations, each with its text, a hash of its tokens, its score, and the mean score of all
+    tokens, which identifies a wrong pooler.
+
+    Conversations that the template rejects, and reasoning that it does not render, are left out.
+    """
     long = SENTENCE * (LONG // len(token_ids([SENTENCE], tokenizer)[0]))
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or LONG
     longest = [(None, [f"Summarise this: {long}", "It is about a bridge."], None)] if context > LONG + 200 else []
