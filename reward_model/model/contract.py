@@ -58,8 +58,8 @@ SENTENCE = "The river was wide, the bridge was old, and nobody could say who had
 
 @torch.no_grad()
 def contract_scores(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
-    """Return the reference conversations, each with its text, a hash of its tokens, its score, and the mean score of all
-    tokens, which identifies a wrong pooler.
+    """Return the reference conversations, each with its text, a hash of its tokens, its score, and the mean score of
+    all tokens, which identifies a wrong pooler.
 
     Conversations that the template rejects, and reasoning that it does not render, are left out.
     """
