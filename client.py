@@ -48,9 +48,12 @@ CONNECT = 10.0  # seconds for a connection
 IDLE = 3.0  # seconds after which a kept connection is opened anew: vLLM closes it after 5
 # Largest difference of scores that rounding explains, by the dtype served. In fp32 it is about 1e-5, but on a CPU with
 # AVX-512 vLLM was 2e-4 off for a model of 30 layers, where Transformers stayed within 2e-5 of fp64.
-TOLERANCE = {"float32": 5e-4, "float16": 2e-2, "bfloat16": 1e-1}
+TOLERANCE = {"float32": 5e-4, "float": 5e-4, "float16": 2e-2, "half": 2e-2, "bfloat16": 1e-1, "auto": 1e-1}
 CURES = {401: " Set VLLM_API_KEY.", 404: " --model and --base_url must name what the server serves."}
 DATE = r"\d{4}-\d\d-\d\d|\d\d? [A-Z][a-z]{2,8},? \d{4}|[A-Z][a-z]{2,8} \d\d?, \d{4}"
+# Keys of messages that chat templates read and vLLM 0.32 drops. Other keys (a date, a language) are never rendered.
+DROPPED = "thinking thought tool_plan tool_responses reasoning_details recipient channel documents images audio".split()
+OF_ASSISTANT = ["tool_calls", "reasoning", "reasoning_content"]  # which vLLM drops from messages of other roles
 log = logging.getLogger("client")
 Messages = list[dict[str, Any]]
 
@@ -198,11 +201,13 @@ class RewardClient:
 
         return self._map(score_row, readings)
 
-    def tokens(self, messages: Messages, tools: Any = None) -> tuple[list[int], str] | None:
-        """The tokens that the server makes of a conversation, and their text; None where it does not tell."""
+    def tokens(self, messages: Messages, tools: Any = None) -> tuple[list[int], str, int] | None:
+        """Return the token ids that the server makes of a conversation, their text, and the server's --max-model-len;
+        None where it has no /tokenize."""
         try:
-            ids = json.loads(self._ask("/tokenize", self._body(messages, tools))[1])["tokens"]
-            return ids, json.loads(self._ask("/detokenize", {"model": self.model, "tokens": ids})[1])["prompt"]
+            answer = json.loads(self._ask("/tokenize", self._body(messages, tools))[1])
+            text = json.loads(self._ask("/detokenize", {"model": self.model, "tokens": answer["tokens"]})[1])["prompt"]
+            return answer["tokens"], text, answer["max_model_len"]
         except ServerError:
             return None
 
@@ -220,7 +225,8 @@ class RewardClient:
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _body(self, messages: Messages, tools: Any) -> dict[str, Any]:
-        body: dict[str, Any] = {"model": self.model, "messages": messages, "add_generation_prompt": False}
+        sent = [message_to_send(one) for one in messages]
+        body: dict[str, Any] = {"model": self.model, "messages": sent, "add_generation_prompt": False}
         # The field for what a chat template is given besides messages.
         return body | {"chat_template_kwargs": {"tools": tools}} if tools else body
 
@@ -396,13 +402,57 @@ def is_whole(answer: Messages) -> bool:
 
 
 def message(turn: Any) -> Any:
-    """A turn with from/value as a message, parts of text as one text (joined as vLLM does); anything else as it is."""
+    """Return a turn as a message: from/value as role/content, text parts as one text (joined as vLLM joins them), and
+    OpenAI's earlier function_call as tool_calls. Return anything else as it is."""
     if isinstance(turn, dict) and "from" in turn:
         turn = {"role": ROLES.get(turn["from"], turn["from"]), "content": turn.get("value")}
+    if isinstance(turn, dict) and turn.get("function_call") and not turn.get("tool_calls"):
+        turn = turn | {"function_call": None, "tool_calls": [{"function": from_json(turn["function_call"])}]}
     with contextlib.suppress(KeyError, TypeError):
         if isinstance(turn["content"], list):
             return turn | {"content": "\n".join(part["text"] for part in turn["content"])}
     return turn
+
+
+def from_json(value: Any) -> Any:
+    """Return the value of a JSON text; anything else as it is."""
+    with contextlib.suppress(ValueError):
+        return json.loads(value) if isinstance(value, str) else value
+    return value
+
+
+def message_to_send(one: Any) -> Any:
+    """Return the message as vLLM accepts it, such that the chat template renders what it rendered in training.
+
+    Raises:
+        Refused: If vLLM would drop or change a part of the message without an error.
+    """
+    if not isinstance(one := message(one), dict):
+        return one
+    # Templates compare the id of a result with those of the calls: where neither has one, both are sent as empty.
+    empty = {"content": "", "tool_call_id": ""} if one.get("role") == "tool" else {"content": ""}
+    sent = empty | {key: value for key, value in one.items() if value is not None}
+    dropped = DROPPED if sent.get("role") == "assistant" else DROPPED + OF_ASSISTANT
+    if lost := [key for key in dropped if sent.get(key)]:
+        raise Refused(f"vLLM drops {lost[0]!r}; remove it, or score with infer_transformers.py: {str(one)[:80]!r}")
+    if "reasoning_content" in sent:  # vLLM reads `reasoning`, and gives it to the template under both names
+        sent["reasoning"] = sent.pop("reasoning_content")
+    if calls := from_json(sent.pop("tool_calls", None)):
+        sent["tool_calls"] = list(map(call_to_send, calls))
+    return sent
+
+
+def call_to_send(call: Any) -> dict[str, Any]:
+    """Return the tool call with an id, and its arguments as JSON text, as vLLM requires; it renders them as an object.
+
+    A call without an id is sent with an empty one, which templates render like none.
+    """
+    function: Any = call.get("function") if isinstance(call, dict) else None
+    arguments = from_json(function.get("arguments") or {}) if isinstance(function, dict) else None
+    if not isinstance(arguments, dict):
+        raise Refused(f'a tool call is not {{"function": {{"name": "…", "arguments": {{…}}}}}}: {str(call)[:200]}')
+    sent = {"id": "", "type": "function"} | {key: value for key, value in call.items() if value is not None}
+    return sent | {"function": function | {"arguments": json.dumps(arguments)}}
 
 
 def fault(messages: Any) -> str:
@@ -548,7 +598,7 @@ def check(folder: Path, client: RewardClient, dtype: str | None = None) -> str:
         raise ServerError(f"{template} is not the template that the scores of {folder} were made with.")
     if contract["pad_token_id"] != json.loads((folder / "config.json").read_text()).get("pad_token_id"):
         raise ServerError(f"pad_token_id in {folder}/config.json was changed: Transformers looks for the end by it.")
-    here, served, means, too_long = [], [], [], 0
+    here, served, means, too_long, received = [], [], [], 0, None
     for one in contract["conversations"]:
         try:
             served.append(client.score(one["messages"], one["tools"], encoding_format="float"))
@@ -567,9 +617,24 @@ def check(folder: Path, client: RewardClient, dtype: str | None = None) -> str:
     tolerance = TOLERANCE.get(dtype or "", TOLERANCE.get(contract["dtype"], 0.1))
     worst = max(abs(a - b) for a, b in zip(here, served, strict=True))
     if worst > tolerance:
-        raise ServerError(f"scores differ by up to {worst:.2g}: {broken_rule(here, served, means)}")
+        config = (folder / "config.json").read_text(encoding="utf-8")
+        why = (received and longrope(config, received[2])) or broken_rule(here, served, means)
+        raise ServerError(f"scores differ by up to {worst:.2g}: {why}")
     left_out = f"; {too_long} longer than the server takes" if too_long else ""
     return f"{len(here)} scores are those that {folder} was saved with, within {worst:.1e}{left_out}."
+
+
+def longrope(config: str, max_model_len: int) -> str:
+    """Return why a server of a longrope model (Phi-3.5, Phi-4-mini) gives other scores, or "" if that is not the cause.
+
+    Transformers uses the long factors for texts above original_max_position_embeddings, vLLM for every text if
+    --max-model-len is above it.
+    """
+    original = re.search(r'"original_max_position_embeddings": *(\d+)', config)
+    if not original or '"longrope"' not in config or max_model_len <= int(original[1]):
+        return ""
+    served = f"with --max-model-len {max_model_len} vLLM uses the long factors of this longrope model for every text."
+    return f"{served} Start the server with --max-model-len {original[1]}."
 
 
 def broken_rule(here: list[float], served: list[float], means: list[float] | None = None) -> str:

@@ -39,7 +39,7 @@ def infer_transformers(
 
     groups: list[list[Messages]] = []
     for messages in conversations:
-        check_conversation(messages, "a conversation")
+        messages = check_conversation(messages, "a conversation")
         if groups and groups[-1][0][:-1] == messages[:-1]:
             groups[-1].append(messages)
         else:

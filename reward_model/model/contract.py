@@ -31,8 +31,14 @@ TOOLS = [
         },
     }
 ]
-# (system message, turns beginning with the user's, tools)
-CONVERSATIONS: list[tuple[str | None, list[str], Any]] = [
+# The call has the key order in which vLLM gives calls to a template, so that a template that prints a call as JSON
+# renders the same text in both. Mistral's templates want an id of nine characters.
+CALL = {"id": "weatherI1", "function": {"arguments": {"town": "Zürich"}, "name": "weather"}, "type": "function"}
+CALLING = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+RESULT = {"role": "tool", "content": "Dry, 21 °C.", "name": "weather", "tool_call_id": "weatherI1"}
+REASONING = "Zürich is dry today."
+# (system message, turns: alternately the user's and the assistant's text, or messages, tools)
+CONVERSATIONS: list[tuple[str | None, list[Any], Any]] = [
     (None, ["How do I get a stain of red wine out of a carpet?", "Blot it, then use salt and cold water."], None),
     (None, ["How do I get a stain of red wine out of a carpet?", "I like carpets."], None),
     (None, ["What is 17 * 23?", "17 * 23 = 391, since 17 * 20 = 340 and 17 * 3 = 51."], None),
@@ -45,25 +51,34 @@ CONVERSATIONS: list[tuple[str | None, list[str], Any]] = [
     (None, ["Write a function that adds two numbers.", "```python\ndef add(a, b):\n    return a + b\n```"], None),
     (None, ["Say goodbye.", "Bye 👋🏽 … «ade»\u200b \t "], None),
     (None, ["Is it raining in Turin?", "I shall look it up: no, it is dry."], TOOLS),
+    (None, ["Is it raining in Zürich?", CALLING, RESULT, "No, it is dry."], TOOLS),
+    (None, ["Is it raining?", {"role": "assistant", "content": "No.", "reasoning_content": REASONING}], None),
 ]
 SENTENCE = "The river was wide, the bridge was old, and nobody could say who had built it or when. "
 
 
 @torch.no_grad()
 def contract_scores(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
-    """The fixed conversations with the text and the hash of their tokens, the score, and the score that the mean of all
-    tokens would have, by which a wrong pooler is known. What the template refuses is left out."""
+    """Return the reference conversations, each with its text, a hash of its tokens, its score, and the mean score of
+    all tokens, which identifies a wrong pooler.
+
+    Conversations that the template rejects, and reasoning that it does not render, are left out.
+    """
     long = SENTENCE * (LONG // len(token_ids([SENTENCE], tokenizer)[0]))
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or LONG
     longest = [(None, [f"Summarise this: {long}", "It is about a bridge."], None)] if context > LONG + 200 else []
     each, encoded = [], []
     for system, turns, tools in [*CONVERSATIONS, *longest]:
         messages = [{"role": "system", "content": system}] if system else []
-        messages += [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(turns)]
+        for i, turn in enumerate(turns):
+            messages.append(turn if isinstance(turn, dict) else {"role": ("user", "assistant")[i % 2], "content": turn})
         try:
-            encoded += token_ids([render(messages, tokenizer, tools)], tokenizer)
+            text = render(messages, tokenizer, tools)
         except InputError:
             continue
+        if "reasoning_content" in messages[-1] and REASONING not in text:
+            continue
+        encoded += token_ids([text], tokenizer)
         each.append((messages, tools))
     # Few forwards, as each gathers all weights under ZeRO-3; the long one alone, or all would be padded to it.
     short = [ids for ids in encoded if len(ids) < LONG // 2]

@@ -45,10 +45,27 @@ def render(messages: list[dict[str, Any]], tokenizer: Any, tools: Any = None, **
     """
     options = {"tokenize": False, "add_generation_prompt": False, **more}
     try:
-        return tokenizer.apply_chat_template(messages, tools=tools, **options)
+        served = [as_served(message, str(tokenizer.chat_template)) for message in messages]
+        return tokenizer.apply_chat_template(served, tools=tools, **options)
     except Exception as error:
         kind = "" if isinstance(error, TemplateError) else f"{type(error).__name__}: "
         raise InputError(f"the chat template rejects it: {kind}{error}") from error
+
+
+def as_served(message: dict[str, Any], template: str) -> dict[str, Any]:
+    """Return the message as vLLM 0.32 gives it to a chat template, so that training and the server render the same."""
+    if message.keys() == {"role", "content"} and message["role"] not in ("tool", "developer"):
+        return message
+    served = {"content": ""} | {key: value for key, value in message.items() if key != "tool_calls" or value}
+    if (reasoning := message.get("reasoning_content", message.get("reasoning"))) is not None:
+        served |= {"reasoning": reasoning, "reasoning_content": reasoning}
+    if "tool_calls" in served:  # client.py sends empty ids where there are none
+        served["tool_calls"] = [{"id": ""} | call for call in served["tool_calls"]]
+    if served["role"] == "tool":
+        served = {"tool_call_id": ""} | served
+    if served["role"] == "developer" and not re.search("[\"']developer[\"']", template):
+        served["role"] = "system"
+    return served
 
 
 def one_template(named: dict[str, str], source: str) -> str:

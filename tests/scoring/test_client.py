@@ -242,6 +242,44 @@ def test_a_file_is_scored_and_continued(server, tmp_path: Path) -> None:
         assert output.read_bytes() == whole
 
 
+CALL = {"name": "f", "arguments": {"town": "Zürich", "at": {"z": 1.5, "a": None}}}
+AS_TEXT = {"id": "", "type": "function", "function": CALL | {"arguments": json.dumps(CALL["arguments"])}}
+# Keys of the answer in a row, and those that are sent; or why the row is refused.
+PARTS: list[tuple[dict, dict | str]] = [
+    ({"tool_calls": [{"function": CALL}], "reasoning": None}, {"content": "", "tool_calls": [AS_TEXT]}),
+    ({"content": None, "tool_calls": [AS_TEXT | {"id": None, "index": 0}]},
+     {"content": "", "tool_calls": [AS_TEXT | {"index": 0}]}),
+    ({"tool_calls": [AS_TEXT | {"id": "a"}]}, {"content": "", "tool_calls": [AS_TEXT | {"id": "a"}]}),
+    ({"tool_calls": json.dumps([AS_TEXT])}, {"content": "", "tool_calls": [AS_TEXT]}),
+    ({"function_call": CALL}, {"content": "", "tool_calls": [AS_TEXT]}),
+    ({"content": "Hi", "reasoning_content": "", "tool_calls": []}, {"content": "Hi", "reasoning": ""}),
+    ({"content": "Hi", "reasoning": "a", "reasoning_content": "a"}, {"content": "Hi", "reasoning": "a"}),
+    ({"content": "Hi", "name": "me", "thinking": None}, {"content": "Hi", "name": "me"}),
+    ({"content": "Hi", "language": "en"}, {"content": "Hi", "language": "en"}),
+    ({"content": "Hi", "thinking": "Hm."}, "vLLM drops 'thinking'"),
+    ({"tool_calls": [{"function": CALL | {"arguments": "[1]"}}]}, "a tool call is not"),
+    ({"tool_calls": [{"function": CALL | {"arguments": "{town"}}]}, "a tool call is not"),
+    ({"tool_calls": [CALL]}, "a tool call is not"),
+    ({"tool_calls": "f(town)"}, "a tool call is not"),
+]  # fmt: skip
+
+
+def test_every_part_of_a_message_is_sent_or_its_row_refused(server) -> None:
+    rows = [({"messages": [QUESTION[0], {"role": "assistant"} | keys]}, expected) for keys, expected in PARTS]
+    rows.append(({"messages": [QUESTION[0] | {"reasoning": "a"}, QUESTION[1]]}, "vLLM drops 'reasoning'"))
+    asked = client.RewardClient(server.url, "fine", concurrency=1)
+    results = asked.score_rows(client.read_row(row, "row") for row, _ in rows)
+    for (_, expected), (_, result) in zip(rows, results, strict=True):
+        if isinstance(expected, str):
+            assert isinstance(result, str) and expected in result
+        else:
+            assert json.loads(server.asked.pop(0))[1] == {"role": "assistant"} | expected
+    with_result = [QUESTION[0], {"role": "assistant", "tool_calls": [AS_TEXT]}, {"role": "tool", "content": "Dry."}]
+    asked.score([*with_result, QUESTION[1]])
+    assert json.loads(server.asked.pop(0))[2] == {"role": "tool", "content": "Dry.", "tool_call_id": ""}
+    assert not server.asked
+
+
 def test_a_foreign_file_is_left_as_it_is(server, tmp_path: Path) -> None:
     source = jsonl(tmp_path / "in.jsonl", [{"messages": QUESTION}, {"messages": conversation("Hi?", "Yes.")}])
     foreign = {
@@ -365,6 +403,9 @@ def test_broken_rules_are_named() -> None:
         assert said in client.difference(text, served)
     dates = [f"Today Date: {day} Jul 2024\n{text}" for day in (25, 26)]
     assert "prints another date" in client.difference(*dates)
+    phi = '{"rope_parameters": {"rope_type": "longrope", "original_max_position_embeddings": 4096}}'
+    assert client.longrope(phi, 131072).endswith("Start the server with --max-model-len 4096.")
+    assert client.longrope(phi, 4096) == client.longrope(phi.replace("longrope", "yarn"), 131072) == ""
     for served, said in {
         (0.8807971, 0.2689414, 0.6224593, 0.9525741): "applies a sigmoid",
         (0.0, 0.0, 0.0, 0.0): "reward head that is served is zero",

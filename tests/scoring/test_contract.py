@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -99,14 +101,14 @@ def test_faults_against_the_server(runs, fault: str, tmp_path: Path) -> None:
 
 
 def test_a_clean_server_passes(runs) -> None:
-    for one in runs.values():
-        said = client.check(one.model, client.RewardClient(one.url))
-        assert said.startswith("12 scores are those that ") and float(said.split("within ")[1][:7]) < 1e-4, said
+    for name, one in runs.items():  # a template that renders reasoning has a conversation more
+        said, found = client.check(one.model, client.RewardClient(one.url)), 14 if "LoRA" in name else 13
+        assert said.startswith(f"{found} scores are those that ") and float(said.split("within ")[1][:7]) < 1e-4, said
         log = one.log.read_text()
-        assert "12 scores are those" in log and "Ready. Try it: " in log
+        assert f"{found} scores are those" in log and "Ready. Try it: " in log
         assert log.startswith("Starting ") and "serving" not in log.splitlines()[0]
     shown = run(sys.executable, "client.py", "check", "--model_dir", one.model, "--base_url", one.url).stdout
-    assert shown.startswith("12 scores are those")
+    assert shown.startswith("14 scores are those")
 
 
 def test_scores_that_are_not_finite_are_no_contract(base_model: Path, tmp_path: Path) -> None:
@@ -145,7 +147,7 @@ def test_what_was_changed_in_the_folder_is_told(runs, tmp_path: Path) -> None:
 
 def zero_head(folder: Path) -> list[str]:
     change_weights(lambda name, weight: weight * (name != "score.weight"))(folder)
-    return []
+    return ["--dtype=bfloat16", "--served_model_name", "judge", "second-name"]
 
 
 def other_day(folder: Path) -> list[str]:
@@ -182,6 +184,29 @@ def test_a_server_with_other_scores_is_stopped(runs, tmp_path: Path) -> None:
         text = (tmp_path / f"{name}.log").read_text()
         assert "error: " in text and said in text and "Ready." not in text, text[-3000:]
         assert is_gone(started[name].pid)
+    assert re.match(r"Starting .* as judge at http://127.0.0.1:\d+ in bfloat16\.", (tmp_path / "zero.log").read_text())
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--port {taken}", "HOST=127.0.0.1 PORT={taken} cannot be listened at"),
+        ("--max-model-len 512 --port={taken}", "HOST=127.0.0.1 PORT={taken} cannot be listened at"),
+        ("--host 0.0.0.0", "HOST=0.0.0.0 lets other machines in; set VLLM_API_KEY"),
+        ("--host=::", "HOST=:: lets other machines in; set VLLM_API_KEY"),
+        ("--api-key secret", "Set VLLM_API_KEY instead"),
+        ("--api_key=secret", "Set VLLM_API_KEY instead"),
+        ("--ssl-certfile a.pem --ssl-keyfile b.pem", "--ssl-certfile: this server would not answer at http"),
+        ("--uds=/tmp/socket", "--uds: this server would not answer at http"),
+        ("--headless", "Set CHECK=0"),
+    ],
+)
+def test_flags_that_move_the_server_are_read_or_refused(flags: str, said: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        taken = listening.getsockname()[1]
+        shown = run("sh", "infer_vllm.sh", "a model", *flags.format(taken=taken).split(), check=False, VLLM_API_KEY="")
+    assert shown.returncode == 1 and shown.stderr.startswith("error: ") and shown.stderr.count("\n") == 1
+    assert said.format(taken=taken) in shown.stderr and "secret" not in shown.stderr
 
 
 @pytest.mark.slow
@@ -222,6 +247,6 @@ def test_checkpoints_have_a_contract(few_pairs, base_model, tmp_path: Path) -> N
     first, second, last = (
         json.loads((tmp_path / "out" / name / FILE).read_text()) for name in ("checkpoint-1", "checkpoint-2", ".")
     )
-    assert len(first["conversations"]) == 12 and first["dtype"] == "float32" and first["versions"]["torch"]
+    assert len(first["conversations"]) == 13 and first["dtype"] == "float32" and first["versions"]["torch"]
     assert second == last and first["conversations"] != second["conversations"]
     assert FILE in json.loads((tmp_path / "out/checkpoint-1/complete.json").read_text())

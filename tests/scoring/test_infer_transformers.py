@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, conversation, jsonl, run, tiny_config
+from conftest import ROOT, WITH_TOOLS, conversation, jsonl, run, tiny_config
 
 import evaluate
 import infer_transformers
@@ -70,6 +70,32 @@ def test_bad_rows_are_written_with_an_error_and_the_rest_goes_on(models, tmp_pat
     with pytest.raises(SystemExit, match="1"):
         infer_transformers.main(command(models[2], source, tmp_path / "nan.jsonl")[2:])
     assert (tmp_path / "nan.jsonl").read_text().count("the scores are [nan]") == 4
+
+
+def test_arguments_as_text_are_objects_and_what_a_template_raises_is_the_error_of_a_row(
+    tiny_reward_model: Path, make_tokenizer, tmp_path: Path
+) -> None:
+    """A template that iterates over arguments raises a TypeError where they are no object."""
+    folder = shutil.copytree(tiny_reward_model, tmp_path / "model")
+    make_tokenizer(WITH_TOOLS).save_pretrained(folder)
+
+    def row(arguments: object) -> dict:
+        call = {"type": "function", "function": {"name": "weather", "arguments": arguments}}
+        asked, answer = conversation("Rain?", "No.")
+        result = {"role": "tool", "content": "Dry."}
+        return {"messages": [asked, {"role": "assistant", "content": "", "tool_calls": [call]}, result, answer]}
+
+    rows = [row({"town": "Zürich"}), row('{"town": "Zürich"}'), row("town: Zürich"), row("[1]"), row({}), row("")]
+    with pytest.raises(SystemExit, match="1"):
+        infer_transformers.main(command(folder, jsonl(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl")[2:])
+    written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert written[0]["score"] == pytest.approx(written[1]["score"], abs=1e-6)
+    assert written[4]["score"] == pytest.approx(written[5]["score"], abs=1e-6)
+    assert abs(written[0]["score"] - written[4]["score"]) > 1e-3
+    assert all("template" in one["error"] for one in written[2:4])
+    conversations = [one["messages"] for one in rows[:2]]
+    first, second = infer_transformers.infer_transformers(str(folder), conversations)
+    assert first == pytest.approx(second, abs=1e-6) and first == pytest.approx(written[0]["score"], abs=1e-5)
 
 
 def test_no_file_of_the_user_is_lost(models, tmp_path: Path) -> None:

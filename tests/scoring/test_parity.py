@@ -1,5 +1,6 @@
 """The same score in training, in Transformers and in a real vLLM server."""
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -35,6 +36,40 @@ def test_tools_are_rendered_the_same_everywhere(runs) -> None:
     (here,) = score(*load_reward_model(str(one.model)), [[messages]], tools=[tools])[0]
     assert client.score(messages, base_url=one.url, tools=tools) == pytest.approx(here, abs=1e-4)
     assert abs(here - one.in_training[0]) > 1e-2, "the template has not shown the tools"
+
+
+ASKED, RESULT = {"role": "user", "content": "Rain?"}, {"role": "tool", "content": "No."}
+ARGUMENTS = {"town": "Zürich", "days": [1, 2.5, None], "at": {"z": 1, "a": True}}
+THOUGHT = {"role": "assistant", "content": "No."}
+
+
+def calling(call: dict, **function: object) -> list[dict]:
+    call = {"type": "function", "function": {"name": "weather", **function}} | call
+    return [ASKED, {"role": "assistant", "content": "", "tool_calls": [call]}, RESULT, THOUGHT]
+
+
+# What Transformers is given, and how else the same conversation may be written for the server.
+WRITTEN = {
+    "no id": [calling({}, arguments=ARGUMENTS), calling({"id": None}, arguments=json.dumps(ARGUMENTS))],
+    "id": [calling({"id": "a"}, arguments=ARGUMENTS), calling({"id": "a"}, arguments=json.dumps(ARGUMENTS))],
+    "no arguments": [calling({}, arguments={}), calling({}, arguments=""), calling({})],
+    "reasoning": [
+        [ASKED, THOUGHT | {"reasoning_content": "It is dry."}],
+        [ASKED, THOUGHT | {"reasoning": "It is dry."}],
+    ],
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_tool_calls_and_reasoning_are_rendered_the_same_everywhere(runs, name) -> None:
+    one = runs["LoRA, merged"]
+    first, *others = WRITTEN[name]
+    without = [{key: turn[key] for key in ("role", "content")} for turn in first]
+    here, bare = score(*load_reward_model(str(one.model)), [[first, without]])[0]
+    assert abs(here - bare) > 1e-2, "the template has not shown it"
+    for messages in [first, *others]:
+        assert client.score(messages, base_url=one.url) == pytest.approx(here, abs=1e-4)
+        assert client.RewardClient(one.url).tokens(messages) == client.RewardClient(one.url).tokens(first)
 
 
 def test_what_is_written_into_the_template_holds_everywhere(runs) -> None:
