@@ -177,6 +177,21 @@ def tiny_reward_model(base_model: Path, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
+def no_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail when weights are loaded; names and shapes may be read."""
+    from transformers import AutoModelForSequenceClassification
+
+    load = AutoModelForSequenceClassification.from_pretrained
+
+    def refuse(*args: object, device_map: str | None = None, **kwargs: object) -> object:
+        if device_map == "meta":
+            return load(*args, device_map=device_map, **kwargs)
+        raise AssertionError("a model was loaded before the mistake was found")
+
+    monkeypatch.setattr(AutoModelForSequenceClassification, "from_pretrained", refuse)
+
+
+@pytest.fixture
 def few_pairs(tmp_path: Path) -> Path:
     return jsonl(tmp_path / "some pairs.jsonl", demo_pairs()[:24])
 

@@ -15,6 +15,7 @@ from reward_model import InputError
 from reward_model.model.adapter import check_adapter
 from reward_model.model.checkpoint import check_reward_model
 
+pytestmark = pytest.mark.usefixtures("no_model_is_loaded")
 GOOD = {"chosen": conversation("What is 2 + 2?", "Four."), "rejected": conversation("What is 2 + 2?", "Five.")}
 OTHER = {"chosen": conversation("Hello?", "Hi."), "rejected": conversation("Hello?", "No.")}
 NARRATOR = [{"role": "narrator", "content": "Night."}, *GOOD["chosen"]]
@@ -44,14 +45,6 @@ ROWS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def no_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*args: object, **kwargs: object) -> None:
-        raise AssertionError("a model was loaded before the mistake was found")
-
-    monkeypatch.setattr("transformers.AutoModelForSequenceClassification.from_pretrained", refuse)
-
-
 def start(base_model: Path, pairs: Path | str, output_dir: Path, *more: str) -> None:
     paths = ["--model_name_or_path", str(base_model), "--dataset_name", str(pairs), "--output_dir", str(output_dir)]
     train_script.main([*paths, "--report_to", "none", *more])
@@ -67,7 +60,7 @@ def test_bad_row(line: str, said: str, base_model: Path, tmp_path: Path) -> None
 def test_bad_file(base_model: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.json"
     broken.write_text(f'[\n  {json.dumps(GOOD)},\n  {{"chosen" 2}}\n]')
-    with pytest.raises(InputError, match=r"broken\.json: row 2: not valid JSON \(line 3: "):
+    with pytest.raises(InputError, match=r"broken\.json: row 2 is not valid JSON \(line 3: "):
         start(base_model, broken, tmp_path / "out")
     with pytest.raises(InputError, match=r"missing\.jsonl: no such file"):
         start(base_model, tmp_path / "missing.jsonl", tmp_path / "out")

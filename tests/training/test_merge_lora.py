@@ -35,7 +35,7 @@ WRONG: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "no config": (lambda a: (a / "adapter_config.json").unlink(), "", "no adapter_config.json there"),
     "config broken": (lambda a: (a / "adapter_config.json").write_text("{"), "", "adapter_config.json is broken"),
     "no weights": (lambda a: (a / "adapter_model.safetensors").unlink(), "", "has no adapter_model.safetensors"),
-    "cut off": (lambda a: os.truncate(a / "adapter_model.safetensors", 900), "", "cut off or no safetensors file"),
+    "cut off": (lambda a: os.truncate(a / "adapter_model.safetensors", 900), "", "cannot be read: "),
     "no tokenizer": (lambda a: (a / "tokenizer_config.json").unlink(), "", "has no tokenizer"),
     "base gone": (lambda a: entry(a, "/no/base"), "", "The base model /no/base of"),
     "base not reachable": (lambda a: entry(a, "owner/nowhere"), "", "the hub gives no model of this name"),
