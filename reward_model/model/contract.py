@@ -5,6 +5,8 @@ does, without torch. Scores are computed from body and head themselves, so no au
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from math import isfinite
@@ -59,8 +61,8 @@ SENTENCE = "The river was wide, the bridge was old, and nobody could say who had
 
 @torch.no_grad()
 def contract_scores(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
-    """Return the reference conversations, each with its text, a hash of its tokens, its score, and the mean score of
-    all tokens, which identifies a wrong pooler.
+    """Return the reference conversations, each with its text, a hash of its tokens, its score, its score when every
+    module's output is rounded, and the mean score of all tokens, which identifies a wrong pooler.
 
     Conversations that the template rejects, and reasoning that it does not render, are left out.
     """
@@ -83,6 +85,8 @@ def contract_scores(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
     # Few forwards, as each gathers all weights under ZeRO-3; the long one alone, or all would be padded to it.
     short = [ids for ids in encoded if len(ids) < LONG // 2]
     scores = [*_scores_of_tokens(model, short), *(_scores_of_tokens(model, [ids])[0] for ids in encoded[len(short) :])]
+    with rounded(model):
+        noisy = [*_scores_of_tokens(model, short), *scores[len(short) :]]
     return [
         {
             "messages": messages,
@@ -90,10 +94,41 @@ def contract_scores(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
             "text": tokenizer.decode(ids),
             "tokens": sha256(json.dumps(ids).encode()).hexdigest(),
             "score": values[-1].item(),
+            "rounded_score": rough[-1].item(),
             "mean_score": values.mean().item(),
         }
-        for (messages, tools), ids, values in zip(each, encoded, scores, strict=True)
+        for (messages, tools), ids, values, rough in zip(each, encoded, scores, noisy, strict=True)
     ]
+
+
+@contextmanager
+def rounded(model: PreTrainedModel) -> Iterator[None]:
+    """Round the output of every module of the body to bfloat16, whatever dtype computes it.
+
+    It predicts by how much scores change where bfloat16 is served, and costs no bfloat16 arithmetic, which most CPUs
+    emulate. The factor makes it a second, different rounding where the model computes in bfloat16 already.
+    """
+
+    def hook(module: torch.nn.Module, inputs: Any, output: Any) -> Any:
+        if isinstance(output, torch.Tensor) and output.is_floating_point():
+            return ((output.float() * 1.37).bfloat16().float() / 1.37).to(output.dtype)
+        return None
+
+    leaves = [module for module in model.modules() if module is not model.score and not any(module.children())]
+    hooks = [module.register_forward_hook(hook) for module in leaves]
+    try:
+        yield
+    finally:
+        for handle in hooks:
+            handle.remove()
+
+
+def rounding_noise(folder: Path) -> float:
+    """Return the largest change of a reference score by rounding to bfloat16; 0 where none was measured."""
+    if not (folder / FILE).is_file():
+        return 0.0
+    conversations = json.loads((folder / FILE).read_text(encoding="utf-8"))["conversations"]
+    return max(abs(one.get("rounded_score", one["score"]) - one["score"]) for one in conversations)
 
 
 def _scores_of_tokens(model: PreTrainedModel, encoded: list[list[int]]) -> list[torch.Tensor]:
@@ -143,12 +178,14 @@ def normalisation(folder: Path) -> tuple[float, float]:
 
 
 def drift(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> float:
-    """The largest difference of the model's scores from its contract's; 0 where it has none."""
+    """Return the largest difference of the model's scores from its reference scores, if rounding does not explain it
+    (as `DRIFT` in client.py says); otherwise, and without reference scores, 0."""
     if not (folder / FILE).is_file():
         return 0.0
     contract = json.loads((folder / FILE).read_text(encoding="utf-8"))["conversations"]
     scores = {one["text"]: one["score"] for one in contract_scores(model, tokenizer)}
-    return max(abs(scores.get(one["text"], float("inf")) - one["score"]) for one in contract)
+    worst = max(abs(scores.get(one["text"], float("inf")) - one["score"]) for one in contract)
+    return worst if worst > 5 * rounding_noise(folder) else 0.0
 
 
 def _version(package: str) -> str | None:

@@ -77,16 +77,28 @@ FAULTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
         template(CHATML.replace("start|>", "start|> ")),
         "chat template: at character 13",
     ),
-    "weights in bf16": (
-        USUAL,
-        change_weights(lambda _, it: it.bfloat16().float()),
-        "as bfloat16 would make it",
-    ),
-    "weights in 8 bits": (USUAL, change_weights(in_steps), "are rounded|a coarse rounding"),
     "other checkpoint": (USUAL, change_weights(lambda _, weight: weight.roll(1, 0)), "same tokens but other weights"),
     "other adapter": ("LoRA, merged", change_weights(noise), "same tokens but other weights"),
     "other tokenizer": (USUAL, another_tokenizer, "the same text has other tokens"),
 }
+
+
+# Drift is no fault: it is reported with its figure, and the server goes on.
+DRIFTS = {
+    "weights in bf16": (lambda _, it: it.bfloat16().float(), "as bfloat16 would make it"),
+    "weights in 8 bits": (in_steps, "are rounded|a coarse rounding"),
+}
+
+
+@pytest.mark.parametrize("drift", DRIFTS)
+def test_rounded_weights_are_reported(runs, drift: str, tmp_path: Path) -> None:
+    folder = shutil.copytree(runs[USUAL].model, tmp_path / "changed")
+    change_weights(DRIFTS[drift][0])(folder)
+    evaluate.contract(evaluate.parse_arguments(["contract", str(folder)]))
+    said = client.check(folder, client.RewardClient(runs[USUAL].url))
+    assert re.search(
+        rf"^warning: scores differ by up to 0\.\d+, where rounding explains 0.0005: .*({DRIFTS[drift][1]})", said
+    )
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -207,6 +219,26 @@ def test_flags_that_move_the_server_are_read_or_refused(flags: str, said: str) -
         shown = run("sh", "infer_vllm.sh", "a model", *flags.format(taken=taken).split(), check=False, VLLM_API_KEY="")
     assert shown.returncode == 1 and shown.stderr.startswith("error: ") and shown.stderr.count("\n") == 1
     assert said.format(taken=taken) in shown.stderr and "secret" not in shown.stderr
+
+
+def executable(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+
+
+@pytest.mark.parametrize(("flags", "expected"), [((), "F32=ieee"), (("--dtype", "bfloat16"), "F32=unset")])
+def test_fp32_on_a_gpu_is_not_rounded_to_tf32(flags, expected: str, tiny_reward_model: Path, tmp_path: Path) -> None:
+    """With stand-ins for nvidia-smi, which finds a GPU, and for vLLM, which prints its environment."""
+    for name in ("infer_vllm.sh", "client.py", "reward_model"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    executable(tmp_path / "bin/nvidia-smi", "exit 0")
+    start = 'case "$*" in *vllm.entrypoints*) echo "F32=${TRITON_F32_DEFAULT:-unset} $*" ;;'
+    executable(tmp_path / ".venv/bin/python", f'{start} *) exec "{sys.executable}" "$@" ;; esac')
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    shown = run("sh", tmp_path / "infer_vllm.sh", tiny_reward_model, *flags, CHECK="0", PATH=path).stdout
+    assert expected in shown and "--tokenizer-mode hf" in shown
+    assert ("about ten times slower" in shown) == (not flags)
 
 
 @pytest.mark.slow
