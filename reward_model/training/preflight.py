@@ -28,7 +28,12 @@ class AttentionChooser(TrainerCallback):
         half = args.bf16 or args.fp16
         with torch.autocast(args.device.type, torch.float16 if args.fp16 else torch.bfloat16, half):
             reason = choose_attention(
-                model, self.collator.pad_token_id, self.pairs, self.collator.shared_prefix, half or bool(args.tf32)
+                model,
+                self.collator.pad_token_id,
+                self.pairs,
+                self.collator.shared_prefix,
+                half=half or bool(args.tf32),
+                on_every_rank=True,
             )
         self.collator.shared_prefix = reason is None
         if reason and state.is_world_process_zero:
