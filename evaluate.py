@@ -92,7 +92,8 @@ def parity(args: argparse.Namespace) -> None:
     import numpy as np
     from scipy.stats import spearmanr
 
-    from reward_model.evaluation.items import load_items, text_of
+    from reward_model.data.pair import message_text
+    from reward_model.evaluation.items import load_items
     from reward_model.model.tokenization import render, token_ids
     from reward_model.scoring.local import load_reward_model, score
 
@@ -111,7 +112,7 @@ def parity(args: argparse.Namespace) -> None:
         f"{len(here)} conversations: largest difference {differences[worst]:.1e} (allowed {tolerance:.0e} in "
         f"{model.dtype}), rank correlation {rank_correlation:.6f}"
     )
-    print(f"worst: {here[worst]:+.6f} here, {served[worst]:+.6f} served: {text_of(messages[-1])[:80]!r}")
+    print(f"worst: {here[worst]:+.6f} here, {served[worst]:+.6f} served: {message_text(messages[-1])[:80]!r}")
     if differences[worst] > tolerance:
         received = RewardClient(args.url, args.served_model_name or MODEL).tokens(messages, tools)
         expected = token_ids([render(messages, tokenizer, tools)], tokenizer)[0]

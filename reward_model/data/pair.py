@@ -199,6 +199,11 @@ def message_text(message: dict[str, Any]) -> str:
     return (message.get("content") or "") + json.dumps(rest, sort_keys=True, ensure_ascii=False, default=str)
 
 
+def excerpt(message: dict[str, Any], length: int) -> str:
+    """Return the begin of a message's text on one line."""
+    return " ".join(message_text(message).split())[:length]
+
+
 def prompt_key(prompt: Messages) -> int:
     """64 bits that are equal for equal prompts (what the sides of a pair share), whatever order their keys stand in."""
     return xxh3_64_intdigest(json.dumps(prompt, sort_keys=True, default=str).encode())
