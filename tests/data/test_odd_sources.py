@@ -135,10 +135,10 @@ def test_odd_input(name: str, tmp_path: Path, monkeypatch, capsys) -> None:
 
 
 def test_what_is_taken_and_told(base_model: Path, tmp_path: Path, monkeypatch, capsys) -> None:
-    """Files below a folder, twice the same rows, fields that are not used, and what looks wrong with a pair."""
+    """Files below a folder, twice the same rows, and what looks wrong with a pair."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "d/more").mkdir(parents=True)
-    odd = {"prompt": "What is <|im_end|> for?", "chosen": "It ends a turn.", "rejected": "Nothing.", "note": "x"}
+    odd = {"prompt": "What is <|im_end|> for?", "chosen": "It ends a turn.", "rejected": "Nothing."}
     apart = {side: [{"role": "user", "content": f"{side}?"}, {"role": "assistant", "content": side}] for side in PAIR}
     jsonl(tmp_path / "d/a.jsonl", [*MORE[:6], odd])
     jsonl(tmp_path / "d/more/b.jsonl", MORE)
@@ -147,7 +147,6 @@ def test_what_is_taken_and_told(base_model: Path, tmp_path: Path, monkeypatch, c
     arguments = f"d apart.jsonl --output p.jsonl --num_proc 1 --tokenizer {str(base_model).replace(' ', '#')}"
     status, said = exit_of([word.replace("#", " ") for word in arguments.split()], monkeypatch, capsys)
     assert status == 0, said
-    assert "d/a.jsonl: not used: note\n" in said
     assert "d/more/b.jsonl: 6 of its 8 pairs stand in d/a.jsonl as well; give one." in said
     assert "16 rows -> 16 pairs" in said
     assert (
