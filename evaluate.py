@@ -123,13 +123,6 @@ def parity(args: argparse.Namespace) -> None:
         raise InputError(f"the scores differ: {cause}")
 
 
-def at_least_one(text: str) -> int:
-    """For argparse, which names the function in its message."""
-    if (number := int(text)) < 1:
-        raise ValueError
-    return number
-
-
 def contract(args: argparse.Namespace) -> None:
     """Write the score contract of a reward model that was made without one; infer_vllm.sh checks it at every start."""
     from reward_model.model.contract import FILE, write_contract
@@ -171,7 +164,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         text = "a server started by infer_vllm.sh; an API key is read from VLLM_API_KEY"
         one.add_argument("--url", required=one is sub["parity"], help=text)
         one.add_argument("--served_model_name", help="default: base_reward")
-        one.add_argument("--concurrency", type=at_least_one, help="requests at a time, default: 8")
+        one.add_argument("--concurrency", type=int, help="requests at a time, default: 8")
     one = sub["accuracy"]
     one.add_argument("--model", help="folder of a reward model, scored with Transformers")
     one.add_argument("--base_model", help="measure this model, with a head that was not trained, as well")
@@ -182,7 +175,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     one = sub["compare"]
     one.add_argument("a", type=Path)
     one.add_argument("b", type=Path)
-    one.add_argument("--show", type=at_least_one, default=20, help="items on which they disagree")
+    one.add_argument("--show", type=int, default=20, help="items on which they disagree")
     one.add_argument("--output", type=Path, help="a .json file for figures and all disagreements")
     sub["contract"].add_argument("model")
     for one in (sub["parity"], sub["normalise"]):

@@ -1,4 +1,4 @@
-"""A report as one HTML file: a Jinja template of this package, filled in, with plots as SVG."""
+"""Reports from the Jinja templates of this package: lines for the terminal, and pages with plots as SVG."""
 
 import json
 from io import StringIO
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -25,7 +25,7 @@ BLUE, ORANGE, GRAY = "#2563a8", "#d9722b", "#8a8f98"
 
 
 def render(template: str, **values: Any) -> str:
-    """Return the page of a template, which is named by its path in this package."""
+    """Return the text of a template, which is named by its path in this package."""
     return TEMPLATES.get_template(template).render(values)
 
 
@@ -56,9 +56,9 @@ def conversation(messages: list[dict]) -> str:
 
 TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent),
-    autoescape=True,
+    autoescape=select_autoescape(["html.jinja"]),
     trim_blocks=True,
     lstrip_blocks=True,
     undefined=StrictUndefined,
 )
-TEMPLATES.filters |= {"svg": svg, "conversation": conversation}
+TEMPLATES.filters |= {"svg": svg, "conversation": conversation, "thousands": "{:,}".format}

@@ -59,30 +59,7 @@ def trees_save(facts: np.ndarray, lengths: dict[str, np.ndarray]) -> float:
 
 def terminal(figures: dict[str, Any]) -> str:
     """The summary that prepare_data.py prints."""
-    lines = [
-        f"{figures['rows']:,} rows -> {figures['pairs']:,} pairs"
-        + (f", {figures['eval_pairs']:,} held out for evaluation" if figures["eval_pairs"] else "")
-        + f", {figures['prompts']:,} prompts"
-    ]
-    for reason, seen in sorted(figures["findings"].items(), key=lambda item: -item[1]["count"]):
-        what = f"kept (--drop '{reason}' sets them aside)" if seen["kept"] else "set aside"
-        lines += [f"  {reason}: {seen['count']:,} {what}, first {seen['first'][0]}"]
-    if figures["left_out_by_cap_or_weight"]:
-        lines += [f"  left out by cap or weight: {figures['left_out_by_cap_or_weight']:,}"]
-    if 0 < (marked := figures["pairs_with_margin"]) < (pairs := figures["pairs"] + figures["eval_pairs"]):
-        lines += [f"only {marked:,} of {pairs:,} pairs have a margin: train.py takes margins in all rows or in none"]
-    for name, seen in figures["lengths"].items():
-        lines += [f"{name + ', ' + figures['unit']:<20} {_range(seen)}"]
-    judges = sorted(figures["trivial_judges"].items(), key=lambda item: -item[1])
-    lines += ["accuracy of trivial judges: " + ", ".join(f"{name} {value:.2f}" for name, value in judges)]
-    savings = figures["shared_prefix_saves"].items()
-    lines += [
-        "shared-prefix training computes fewer positions than padding, by: "
-        + ", ".join(f"{ratio:.1f}x at batch size {size}" for size, ratio in savings)
-    ]
-    if figures["trees_save"] >= 1.05:
-        lines += [f"and with all pairs of a prompt in one batch, as a tree: {figures['trees_save']:.1f}x fewer again"]
-    return "\n".join(lines)
+    return page.render("data/report.txt.jinja", figures=figures).rstrip()
 
 
 def html(title: str, figures: dict[str, Any], prepared: Prepared) -> str:
@@ -151,7 +128,3 @@ def _distribution(values: np.ndarray) -> dict[str, float | int]:
 def _counts(codes: np.ndarray, names: Any) -> dict[str, int]:
     counts = np.bincount(codes, minlength=len(names))
     return {names[code]: int(counts[code]) for code in np.argsort(-counts, kind="stable") if counts[code]}
-
-
-def _range(seen: dict[str, float | int]) -> str:
-    return f"median {seen['median']:,}, 5 to 95 %: {seen['p5']:,} to {seen['p95']:,}, longest {seen['max']:,}"

@@ -41,13 +41,16 @@ def figures(scored: Scored, seed: int = 0) -> dict[str, Any]:
 
 def _subset(scored: Scored, inside: np.ndarray, seed: int) -> dict[str, Any]:
     """Measures of some items: accuracy by their protocols, the rest from every chosen-rejected pair in them."""
-    indices = np.flatnonzero(inside)
-    margins = [scored.margins[index].ravel() for index in indices]
-    prompts = np.repeat(scored.prompts[indices], [len(values) for values in margins])
-    found = measures(np.concatenate(margins), prompts, seed)
-    low, high = interval(scored.right[indices], scored.prompts[indices], seed)
-    accuracy, strict = (float(values[indices].mean()) for values in (scored.right, scored.strict))
-    return {"items": len(indices), **found, "accuracy": accuracy, "low": low, "high": high, "strict_accuracy": strict}
+    margins = np.concatenate([scored.margins[index].ravel() for index in np.flatnonzero(inside)])
+    low, high = interval(scored.right[inside], scored.prompts[inside], seed)
+    return {
+        "items": int(inside.sum()),
+        "accuracy": float(scored.right[inside].mean()),
+        "low": low,
+        "high": high,
+        "strict_accuracy": float(scored.strict[inside].mean()),
+        **measures(margins),
+    }
 
 
 def _scores_and_lengths(scored: Scored) -> tuple[np.ndarray, np.ndarray]:
@@ -58,24 +61,7 @@ def _scores_and_lengths(scored: Scored) -> tuple[np.ndarray, np.ndarray]:
 
 def terminal(found: dict[str, Any]) -> str:
     """What evaluate.py prints."""
-    everything = found["all"]
-    by_length = (f"{name} {row['accuracy']:.3f} ({row['pairs']})" for name, row in found["by_length"].items())
-    judges = (f"{name} {value:.3f}" for name, value in found["trivial_judges"].items())
-    official = (
-        f"{title}, official scoring: " + ", ".join(f"{name} {value:.3f}" for name, value in values.items())
-        for title, values in found["official"].items()
-    )
-    return "\n".join(
-        [
-            _subset_table(found).to_string(),
-            f"ties: {everything['ties']}; with those of pairs as wrong accuracy is {everything['strict_accuracy']:.3f}",
-            f"the temperature that calibrates sigmoid(margin): {everything['temperature']:.2f}",
-            f"chosen answer is … than rejected: {', '.join(by_length)}",
-            f"rank correlation of score and length: {found['length_correlation']:+.2f}",
-            f"judges that read nothing: {', '.join(judges)}",
-            *official,
-        ]
-    )
+    return page.render("evaluation/report.txt.jinja", figures=found, subset_table=_subset_table(found)).rstrip()
 
 
 def _subset_table(found: dict[str, Any]) -> pd.DataFrame:

@@ -78,6 +78,7 @@ ODD: dict[str, tuple[dict[str, object], str, str]] = {
     "weight infinite": (D, "d.jsonl@weight=inf --output p.jsonl", "d.jsonl@weight=inf: weight is a number above 0"),
     "an unknown setting": (D, "d.jsonl@share=2 --output p.jsonl", "d.jsonl@share=2: behind the @ stand format ("),
     "an unknown format": (D, "d.jsonl@format=pairs --output p.jsonl", "d.jsonl@format=pairs: behind the @ stand format"),
+    "format fields without names": (D, f"{GO} --format fields", "format=fields needs --chosen and --rejected"),
     "fields without names": (D, "d.jsonl@format=fields --output p.jsonl", "format=fields needs --chosen and --rejected"),
     "eval_size NaN": (D, f"{GO} --eval_size nan", "--eval_size nan: give a share of the pairs below 1"),
     "eval_size below 0": (D, f"{GO} --eval_size -1", "--eval_size -1: give a share of the pairs below 1"),
@@ -91,10 +92,6 @@ ODD: dict[str, tuple[dict[str, object], str, str]] = {
     # Numbers.
     "similarity NaN": (D, f"{GO} --exclude_prompts d.jsonl --exclude_similarity nan", "--exclude_similarity nan: give a share above 0, at most 1."),
     "similarity 0": (D, f"{GO} --exclude_prompts d.jsonl --exclude_similarity 0", "--exclude_similarity 0.0: give a share above 0, at most 1."),
-    "gap NaN": (D, f"{GO} --min_gap nan", "--min_gap nan: give a number, 0 or more."),
-    "seed below 0": (D, f"{GO} --seed -1", "--seed must be 0 or more."),
-    "no process": (D, f"{GO} --num_proc 0", "--num_proc must be above 0."),
-    "no token": (D, f"{GO} --tokenizer x --max_length 0", "--max_length must be above 0."),
     "tokens of nothing": (D, f"{GO} --max_length 9", "--max_length counts tokens: name the tokenizer"),
     "no tokenizer in there": (D | {"t/x": "x"}, f"{GO} --tokenizer t", "t: no tokenizer could be loaded from there"),
     "no tokenizer of this name": (D, f"{GO} --tokenizer ./t", "./t: no such folder here, and the hub gives no model"),
