@@ -146,7 +146,7 @@ def check_encodable(text: str, name: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         found = f"U+{ord(text[error.start]):04X} at character {error.start + 1}"
-        raise RowError("not decodable", f"{name} has half a character ({found}); read the source again.") from None
+        raise RowError("not decodable", f"{name} has half a character ({found}); read the source again.") from error
 
 
 def doubt(pair: dict[str, Any], control_tokens: re.Pattern[str] | None = None) -> RowError | None:
