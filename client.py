@@ -46,8 +46,8 @@ RETRIES = 4  # after a connection error, 429 or 5xx: at once, then after about 1
 CONCURRENCY = 64
 CONNECT = 10.0  # seconds for a connection
 IDLE = 3.0  # seconds after which a kept connection is opened anew: vLLM closes it after 5
-# Scores differ by at most DRIFT times the noise that rounding makes, as measured when the model was saved: 30 correct
-# computations in bfloat16 of six models differed by up to 3.3 times that noise, wrong weights by 40 times and more.
+# Scores differ by at most DRIFT times the noise that rounding makes, as measured when the model was saved: 35 correct
+# computations in bfloat16 of five models differed by up to 3.3 times that noise, wrong weights by 40 times and more.
 DRIFT = 5
 # Noise of a dtype as a share of bfloat16's: float16 has three more bits.
 ROUNDING = {"float32": 0.0, "float16": 1 / 8, "bfloat16": 1.0}

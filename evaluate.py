@@ -92,7 +92,8 @@ def parity(args: argparse.Namespace) -> None:
     import numpy as np
     from scipy.stats import spearmanr
 
-    from reward_model.evaluation.items import load_items, text_of
+    from reward_model.data.pair import message_text
+    from reward_model.evaluation.items import load_items
     from reward_model.model.contract import rounding_noise
     from reward_model.model.tokenization import render, token_ids
     from reward_model.scoring.local import load_reward_model, score
@@ -114,7 +115,7 @@ def parity(args: argparse.Namespace) -> None:
         f"{len(here)} conversations: largest difference {differences[worst]:.1e} (rounding in {model.dtype} explains "
         f"{DRIFT * noise:.0e}), rank correlation {rank_correlation:.6f}"
     )
-    print(f"worst: {here[worst]:+.6f} here, {served[worst]:+.6f} served: {text_of(messages[-1])[:80]!r}")
+    print(f"worst: {here[worst]:+.6f} here, {served[worst]:+.6f} served: {message_text(messages[-1])[:80]!r}")
     is_fault, why = compare_scores(here, served, noise, half)
     if why:
         received = RewardClient(args.url, args.served_model_name or MODEL).tokens(messages, tools)
@@ -124,13 +125,6 @@ def parity(args: argparse.Namespace) -> None:
         if is_fault:
             raise InputError(f"the scores differ: {why}")
         print(f"warning: the scores differ: {why}")
-
-
-def at_least_one(text: str) -> int:
-    """For argparse, which names the function in its message."""
-    if (number := int(text)) < 1:
-        raise ValueError
-    return number
 
 
 def contract(args: argparse.Namespace) -> None:
@@ -174,7 +168,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         text = "a server started by infer_vllm.sh; an API key is read from VLLM_API_KEY"
         one.add_argument("--url", required=one is sub["parity"], help=text)
         one.add_argument("--served_model_name", help="default: base_reward")
-        one.add_argument("--concurrency", type=at_least_one, help="requests at a time, default: 8")
+        one.add_argument("--concurrency", type=int, help="requests at a time, default: 8")
     one = sub["accuracy"]
     one.add_argument("--model", help="folder of a reward model, scored with Transformers")
     one.add_argument("--base_model", help="measure this model, with a head that was not trained, as well")
@@ -185,7 +179,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     one = sub["compare"]
     one.add_argument("a", type=Path)
     one.add_argument("b", type=Path)
-    one.add_argument("--show", type=at_least_one, default=20, help="items on which they disagree")
+    one.add_argument("--show", type=int, default=20, help="items on which they disagree")
     one.add_argument("--output", type=Path, help="a .json file for figures and all disagreements")
     sub["contract"].add_argument("model")
     for one in (sub["parity"], sub["normalise"]):

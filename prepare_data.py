@@ -98,34 +98,26 @@ def parse_arguments() -> argparse.Namespace:
     args = parser.parse_args()
     by_fields, labels = args.chosen or args.candidates, args.label_first and args.label_second
     is_named = any((args.prompt, args.context, args.label, args.label_first, args.label_second, args.label_tie))
-    wrong = {
-        "--chosen FIELD needs --rejected FIELD, and the other way round.": bool(args.chosen) != bool(args.rejected),
-        "give --chosen and --rejected, or --candidates, not both.": args.chosen and args.candidates,
-        "--candidates needs --label FIELD, --label_first VALUE and --label_second VALUE.": (
-            args.candidates and not (args.label and labels)
-        ),
-        "--prompt, --input and --label need --chosen and --rejected, or --candidates.": is_named and not by_fields,
-        "--input FIELD is put behind the prompt: give --prompt FIELD.": args.context and not args.prompt,
-        "--format fields needs --chosen and --rejected, or --candidates.": args.format == "fields" and not by_fields,
-        "--max_length counts tokens: name the tokenizer, --tokenizer MODEL.": args.max_length and not args.tokenizer,
-        "--exclude_similarity compares with the prompts of --exclude_prompts FILE; name one.": (
-            args.exclude_similarity is not None and not args.exclude_prompts
-        ),
-        f"--exclude_similarity {args.exclude_similarity}: give a share above 0, at most 1.": (
-            args.exclude_similarity is not None and not 0 < args.exclude_similarity <= 1
-        ),
-        "--drop 'control tokens': name the tokenizer whose tokens they are, --tokenizer MODEL.": (
-            "control tokens" in args.drop and not args.tokenizer
-        ),
-        f"--min_gap {args.min_gap:g}: give a number, 0 or more.": not 0 <= args.min_gap < math.inf,
-        "--seed must be 0 or more.": args.seed < 0,
-        "--num_proc must be above 0.": args.num_proc < 1,
-        "--max_length must be above 0.": args.max_length is not None and args.max_length < 1,
-        f"--output {args.output}: pairs are written as .jsonl.": args.output.suffix != ".jsonl",
-    }
-    for message, is_wrong in wrong.items():
-        if is_wrong:
-            parser.error(message)
+    if bool(args.chosen) != bool(args.rejected):
+        parser.error("--chosen FIELD needs --rejected FIELD, and the other way round.")
+    if args.chosen and args.candidates:
+        parser.error("give --chosen and --rejected, or --candidates, not both.")
+    if args.candidates and not (args.label and labels):
+        parser.error("--candidates needs --label FIELD, --label_first VALUE and --label_second VALUE.")
+    if is_named and not by_fields:
+        parser.error("--prompt, --input and --label need --chosen and --rejected, or --candidates.")
+    if args.context and not args.prompt:
+        parser.error("--input FIELD is put behind the prompt: give --prompt FIELD.")
+    if args.max_length and not args.tokenizer:
+        parser.error("--max_length counts tokens: name the tokenizer, --tokenizer MODEL.")
+    if args.exclude_similarity is not None and not args.exclude_prompts:
+        parser.error("--exclude_similarity compares with the prompts of --exclude_prompts FILE; name one.")
+    if args.exclude_similarity is not None and not 0 < args.exclude_similarity <= 1:
+        parser.error(f"--exclude_similarity {args.exclude_similarity}: give a share above 0, at most 1.")
+    if "control tokens" in args.drop and not args.tokenizer:
+        parser.error("--drop 'control tokens': name the tokenizer whose tokens they are, --tokenizer MODEL.")
+    if args.output.suffix != ".jsonl":
+        parser.error(f"--output {args.output}: pairs are written as .jsonl.")
     if by_fields:
         args.format = "fields"
     check_eval_size(args.eval_size)

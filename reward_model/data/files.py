@@ -112,10 +112,8 @@ def parsed(row: Any) -> Any:
         return RowError("not decodable", f"not UTF-8 at byte {error.start}; convert the file first.")
     except json.JSONDecodeError as error:
         return RowError("not parseable", f"not valid JSON ({error.msg}, column {error.colno}).")
-    except ValueError as error:  # thousands of digits
+    except (ValueError, RecursionError) as error:  # thousands of digits or brackets
         return RowError("not parseable", f"not valid JSON ({error}).")
-    except RecursionError:
-        return RowError("not parseable", "JSON nested too deeply.")
 
 
 def read_rows(file: Path) -> Iterator[NumberedRow]:
@@ -138,7 +136,7 @@ def check_hub(name: str, kind: str) -> None:
         ask(name, timeout=5)
     except Exception as error:  # whatever the hub's client raises: its own words say it best
         words = " ".join(str(error).split())[:200]
-        raise InputError(f"{name}: no such folder here, and the hub gives no {kind} of this name: {words}") from None
+        raise InputError(f"{name}: no such folder here, and the hub gives no {kind} of this name: {words}") from error
 
 
 def hub_rows(name: str) -> Iterator[NumberedRow]:

@@ -26,7 +26,7 @@ from reward_model.data.messages import (
 )
 from reward_model.data.pair import SIDES, Pair
 from reward_model.data.proposal import proposal
-from reward_model.data.unused import UnusedField, unused_parts
+from reward_model.data.unused import check_all_used
 from reward_model.data.verdicts import ANSWER_LISTS, judged, judged_pair, known_verdict, ranked
 
 # Other names for chosen and rejected (argilla, stack-exchange-paired, …), for a conversation before the answers, and
@@ -96,7 +96,7 @@ def recognise(rows: Iterable[Any], source: str, ignore: tuple[str, ...] = ()) ->
     if not rows:
         raise InputError(f"{source}: no JSON object in the first rows, which should have chosen and rejected.")
     keys = ", ".join(map(str, rows[0]))
-    raise InputError(f"{source}: the first rows have no known layout (keys: {keys}). {proposal(rows, source)}")
+    raise InputError(f"{source}: the first rows have no known layout (keys: {keys}). {proposal(rows[0], source)}")
 
 
 def convert(row: Any, name: str, options: Options) -> list[Pair]:
@@ -110,14 +110,14 @@ def convert(row: Any, name: str, options: Options) -> list[Pair]:
         raise
     except (AttributeError, KeyError, TypeError, ValueError) as error:  # a field of a kind that the format never has
         description = FORMATS[name].description
-        raise RowError("another layout", f"not laid out as {name} ({description}): {error}.") from None
+        raise RowError("another layout", f"not laid out as {name} ({description}): {error}.") from error
     system = system_messages(next(filter(None, map(row.get, SYSTEMS)), options.system))
     for pair in pairs if system else []:
         for side, said in ((side, pair[side]) for side in SIDES):
             if isinstance(said, list) and not (said and isinstance(said[0], dict) and said[0].get("role") == "system"):
                 pair[side] = system + said
-    if pairs and (unused := unused_parts(row, pairs[0])):
-        raise UnusedField(unused)
+    if pairs:
+        check_all_used(row, pairs[0])
     return pairs
 
 

@@ -2,8 +2,6 @@
 
 import json
 import re
-from collections.abc import Iterator
-from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -12,39 +10,30 @@ from reward_model.data.fields import PROMPTS
 
 FIELDS = {"chosen", "rejected", *PROMPTS}
 WRAPPERS = ("data", "rows", "examples", "instances", "records")  # keys of an object under which its rows stand
-SEPARATORS = re.compile(r"[\s,]*")
+NOT_SPACE = re.compile(r"\S")
 
 
-def json_rows(content: BinaryIO, file: Path) -> Iterator[Any]:
-    """Yield the rows of a .json file; its text is held in memory, its rows are not.
-
-    Raises InputError at the first row that cannot be parsed: where the next one begins is unknown.
-    """
+def json_rows(content: BinaryIO, file: Path) -> list[Any]:
+    """Return the rows of a .json file; raises InputError where it cannot be parsed."""
     # Bytes that are not UTF-8 become lone surrogates, which the check of the text finds.
     text = content.read().decode("utf-8-sig", errors="surrogateescape").strip()
-    values = _values(text, file)
-    begin = list(islice(values, 2))
-    is_table = len(begin) == 1 and text[0] == "{"
-    yield from table_rows(begin[0]) if is_table else chain(begin, values)
-
-
-def _values(text: str, file: Path) -> Iterator[Any]:
-    """Yield the values of an array, or those that follow each other; NaN is read as Python writes it."""
-    decoder, number = json.JSONDecoder(), 1
-    is_array = text.startswith("[")
-    at = int(is_array)
     try:
-        while (at := SEPARATORS.match(text, at).end()) < len(text) - is_array:  # type: ignore[union-attr]
-            value, at = decoder.raw_decode(text, at)
-            yield value
-            number += 1
-        if is_array and not text.endswith("]"):
-            raise json.JSONDecodeError("the array is never closed", text, at)
+        values = json.loads(text) if text.startswith("[") else _values(text)
     except (ValueError, RecursionError) as error:
-        line = text.count("\n", 0, getattr(error, "pos", at)) + 1
-        found = f"line {line}: {getattr(error, 'msg', error)}"
-        cure = "It and the rows after it are unread. Repair the file or write it again."
-        raise InputError(f"{file}: row {number} is not valid JSON ({found}). {cure}") from error
+        raise InputError(f"{file}: not valid JSON ({error}). Repair the file or write it again.") from error
+    is_table = len(values) == 1 and text.startswith("{")
+    return table_rows(values[0]) if is_table else values
+
+
+def _values(text: str) -> list[Any]:
+    """Return the values in a text that stand one after the other."""
+    decoder, values = json.JSONDecoder(), []
+    begin = NOT_SPACE.search(text)
+    while begin:
+        value, end = decoder.raw_decode(text, begin.start())
+        values.append(value)
+        begin = NOT_SPACE.search(text, end)
+    return values
 
 
 def table_rows(table: Any) -> list[Any]:

@@ -95,10 +95,10 @@ def _tool_calls(value: Any) -> dict[str, Any]:
         calls = json.loads(str(value))
         calls = calls if isinstance(calls, list) else [calls]
         functions = [{"name": call["name"], "arguments": call["arguments"]} for call in calls]
-    except (TypeError, ValueError, KeyError):
+    except (TypeError, ValueError, KeyError) as error:
         raise RowError(
             "not text", f"a function_call is no JSON with name and arguments: {str(value)[:60]!r}."
-        ) from None
+        ) from error
     return {"role": "assistant", "tool_calls": [{"type": "function", "function": function} for function in functions]}
 
 

@@ -146,7 +146,7 @@ def check_encodable(text: str, name: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         found = f"U+{ord(text[error.start]):04X} at character {error.start + 1}"
-        raise RowError("not decodable", f"{name} has half a character ({found}); read the source again.") from None
+        raise RowError("not decodable", f"{name} has half a character ({found}); read the source again.") from error
 
 
 def doubt(pair: dict[str, Any], control_tokens: re.Pattern[str] | None = None) -> RowError | None:
@@ -197,6 +197,11 @@ def message_text(message: dict[str, Any]) -> str:
         return message["content"]
     rest = {key: value for key, value in message.items() if key not in ("role", "content")}
     return (message.get("content") or "") + json.dumps(rest, sort_keys=True, ensure_ascii=False, default=str)
+
+
+def excerpt(message: dict[str, Any], length: int) -> str:
+    """Return the begin of a message's text on one line."""
+    return " ".join(message_text(message).split())[:length]
 
 
 def prompt_key(prompt: Messages) -> int:

@@ -21,11 +21,13 @@ from reward_model import InputError
 from reward_model.data.features import FACTS, GOOD, REASONS, Work
 from reward_model.data.files import data_files, place_of
 from reward_model.data.formats import NO_OPTIONS, Options
-from reward_model.data.split import check_eval_size, held_out
+from reward_model.data.split import held_out
 from reward_model.data.workers import Bad, Source, converted
 
 PLACES = 5  # of bad rows of each reason, kept for the summary
 SAMPLES = 10
+# Options that need answers with a score each, and the formats that have them.
+OF_SCORES = {"pairing": {"scored"}, "min_gap": {"scored"}, "margin_from_gap": {"scored", "verdict"}}
 
 
 class Rejected:
@@ -78,7 +80,6 @@ def prepare(
 
     Pairs stand in the order read; several sources are interleaved at random, each in its own order.
     """
-    check_eval_size(eval_size)
     output.parent.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(seed)
     with TemporaryDirectory(dir=output.parent, prefix=".preparing-") as folder:
@@ -169,12 +170,9 @@ def _convert_all(
 def _check_use(options: Options, formats: set[str]) -> None:
     """Refuse what was asked of answers with a score where there are none."""
     unused = []
-    if "scored" not in formats:
-        unused += [
-            f"--{name}" for name in ("pairing", "min_gap") if getattr(options, name) != getattr(NO_OPTIONS, name)
-        ]
-    if not formats & {"scored", "verdict"} and options.margin_from_gap:
-        unused.append("--margin_from_gap")
+    for name, wanted in OF_SCORES.items():
+        if getattr(options, name) != getattr(NO_OPTIONS, name) and formats.isdisjoint(wanted):
+            unused.append(f"--{name}")
     if unused:
         found = ", ".join(sorted(formats))
         raise InputError(

@@ -8,11 +8,9 @@ from reward_model import InputError, RowError
 from reward_model.data.files import NumberedRow, parsed, place_of
 from reward_model.data.formats import NO_OPTIONS, Options, convert, recognise
 from reward_model.data.pair import Pair, check_pair
-from reward_model.data.proposal import command, proposal
-from reward_model.data.unused import UnusedField
+from reward_model.data.proposal import proposal
 
 LOOKED_AT = 100  # rows, to recognise a format
-FOR_FIELDS = 20  # of these, to see which fields are used
 # Reasons that stop a source where one of its first rows has them, and those that stop it where most have them: a row
 # set aside is not enough where the layout is another one than it seemed.
 STOPPING = ("unused field", "unclear verdict")
@@ -36,7 +34,7 @@ def read(
 
     Raises InputError where no format is named and none is recognised.
     """
-    format_, rows, _ = with_format(rows, source, format_, options)
+    format_, rows = with_format(rows, source, format_, options)
     return readings(rows, source, options, format_)
 
 
@@ -66,9 +64,8 @@ def read_strictly(rows: Iterable[NumberedRow], source: str, options: Options = N
 
 def with_format(
     rows: Iterable[NumberedRow], source: str, format_: str, options: Options
-) -> tuple[str, Iterator[NumberedRow], list[str]]:
-    """The format of a source's rows, recognised by the first ones if it is "auto", all of its rows, and the fields
-    that these do not use.
+) -> tuple[str, Iterator[NumberedRow]]:
+    """The format of a source's rows, recognised by the first ones if it is "auto", and all of its rows.
 
     Raises InputError where none is recognised, and where the first rows do not come out whole.
     """
@@ -95,31 +92,12 @@ def with_format(
     wrong = [at for at in found if at[1].reason in LAYOUT]
     if stopping or len(wrong) > len(first) / 2:
         place, error = (stopping or wrong)[0]
-        unused = {name for _, error in stopping if isinstance(error, UnusedField) for name in error.names}
-        if unused:
-            cure = f"To leave it out: {command(source, ['--ignore', *sorted(unused)])}"
-        else:
-            cure = proposal([value for value in values if isinstance(value, dict)], source)
+        if error.reason == "unused field":
+            raise InputError(f"{place}: {error}") from error
         count = "" if stopping else f" ({len(wrong)} of the first {len(first)} rows are so.)"
+        cure = proposal(next(value for value in values if isinstance(value, dict)), source)
         raise InputError(f"{place}: {error}{count} {cure}")
-    return format_, chain(first, rows), _unused_fields(values[:FOR_FIELDS], format_, options)
-
-
-def _unused_fields(rows: list[Any], format_: str, options: Options) -> list[str]:
-    """Fields without which every row gives the same pairs."""
-
-    def made(row: Any) -> list[Pair] | None:
-        try:
-            return convert(row, format_, options)
-        except RowError:
-            return None
-
-    good = [(row, pairs) for row in rows if isinstance(row, dict) and (pairs := made(row))]
-    return [
-        name
-        for name in dict.fromkeys(name for row, _ in good for name in row)
-        if all(made({key: row[key] for key in row if key != name}) == pairs for row, pairs in good)
-    ]
+    return format_, chain(first, rows)
 
 
 def pairs_of(row: Any, format_: str, options: Options) -> list[Pair | RowError]:

@@ -3,10 +3,11 @@
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from reward_model import html as page
 from reward_model.data.features import SCRIPTS, trivial_judges
-from reward_model.data.pair import SIDES, shared_messages
+from reward_model.data.pair import SIDES, Messages, Pair, excerpt, shared_messages
 from reward_model.data.prepare import Prepared
 
 BATCH_SIZES = (1, 2, 8)
@@ -58,63 +59,24 @@ def trees_save(facts: np.ndarray, lengths: dict[str, np.ndarray]) -> float:
 
 def terminal(figures: dict[str, Any]) -> str:
     """The summary that prepare_data.py prints."""
-    lines = [
-        f"{figures['rows']:,} rows -> {figures['pairs']:,} pairs"
-        + (f", {figures['eval_pairs']:,} held out for evaluation" if figures["eval_pairs"] else "")
-        + f", {figures['prompts']:,} prompts"
-    ]
-    for reason, seen in sorted(figures["findings"].items(), key=lambda item: -item[1]["count"]):
-        what = f"kept (--drop '{reason}' sets them aside)" if seen["kept"] else "set aside"
-        lines += [f"  {reason}: {seen['count']:,} {what}, first {seen['first'][0]}"]
-    if figures["left_out_by_cap_or_weight"]:
-        lines += [f"  left out by cap or weight: {figures['left_out_by_cap_or_weight']:,}"]
-    if 0 < (marked := figures["pairs_with_margin"]) < (pairs := figures["pairs"] + figures["eval_pairs"]):
-        lines += [f"only {marked:,} of {pairs:,} pairs have a margin: train.py takes margins in all rows or in none"]
-    for name, seen in figures["lengths"].items():
-        lines += [f"{name + ', ' + figures['unit']:<20} {_range(seen)}"]
-    judges = sorted(figures["trivial_judges"].items(), key=lambda item: -item[1])
-    lines += ["accuracy of trivial judges: " + ", ".join(f"{name} {value:.2f}" for name, value in judges)]
-    savings = figures["shared_prefix_saves"].items()
-    lines += [
-        "shared-prefix training computes fewer positions than padding, by: "
-        + ", ".join(f"{ratio:.1f}x at batch size {size}" for size, ratio in savings)
-    ]
-    if figures["trees_save"] >= 1.05:
-        lines += [f"and with all pairs of a prompt in one batch, as a tree: {figures['trees_save']:.1f}x fewer again"]
-    return "\n".join(lines)
+    return page.render("data/report.txt.jinja", figures=figures).rstrip()
 
 
 def html(title: str, figures: dict[str, Any], prepared: Prepared) -> str:
-    """The page pairs.report.html."""
-    sections = [
-        ("Rows", _rows_section(figures)),
-        ("Lengths", _lengths_section(figures, prepared)),
-        ("What is in it", _contents_section(figures)),
-        ("Can it be guessed?", _judges_section(figures)),
-        ("What shared-prefix training saves", _savings_section(figures)),
-        ("Some pairs to read", _samples_section(prepared)),
-    ]
-    subtitle = (
-        f"{figures['pairs']:,} pairs for training, {figures['eval_pairs']:,} held out; lengths in {figures['unit']}"
+    """Return the page pairs.report.html."""
+    return page.render(
+        "data/report.html.jinja",
+        title=title,
+        figures=figures,
+        length_plots=_length_plots(prepared),
+        content_plots=_content_plots(figures),
+        judges_plot=_judges_plot(figures["trivial_judges"]),
+        samples=[_sample(pair) for pair in prepared.samples],
     )
-    return page.page(title, subtitle, sections)
 
 
-def _rows_section(figures: dict[str, Any]) -> str:
-    names = {"rows": "rows read", "pairs": "pairs for training", "eval_pairs": "pairs held out", "prompts": "prompts"}
-    names |= {"pairs_with_margin": "pairs with a margin", "left_out_by_cap_or_weight": "left out by cap or weight"}
-    section = page.table(["", "number"], [[text, figures[name]] for name, text in names.items()])
-    if not figures["findings"]:
-        return section + "<p>Nothing was wrong with any row.</p>"
-    found = ""
-    for reason, seen in figures["findings"].items():
-        found += f"<h3>{reason}: {seen['count']:,} {'kept' if seen['kept'] else 'set aside'}</h3>"
-        found += page.bullets(seen["first"])
-    return section + found
-
-
-def _lengths_section(figures: dict[str, Any], prepared: Prepared) -> str:
-    suffix, unit = ("_tokens", "tokens") if figures["unit"] == "tokens" else ("", "characters")
+def _length_plots(prepared: Prepared) -> list[Figure]:
+    suffix, unit = ("_tokens", "tokens") if prepared.unit == "tokens" else ("", "characters")
     values = {name: prepared.facts[f"{name}{suffix}"].astype(int) for name in ("prompt", *SIDES)}
     most = max(np.percentile(lengths, 99) for lengths in values.values()) or 1
     bins = np.linspace(0, most, 40)
@@ -129,52 +91,32 @@ def _lengths_section(figures: dict[str, Any], prepared: Prepared) -> str:
     reach = max(1, np.percentile(np.abs(difference), 99))
     axes.hist(difference.clip(-reach, reach), np.linspace(-reach, reach, 41), color=page.BLUE)
     axes.axvline(0, color=page.GRAY, linewidth=1)
-    columns = ["least", "5 %", "median", "mean", "95 %", "most"]
-    rows = [[name, *seen.values()] for name, seen in figures["lengths"].items()]
-    rows += [["chosen less rejected", *figures["length_difference"].values()]]
-    note = '<p class="note">The outermost bars hold everything beyond them.</p>'
-    return page.plots([prompts, answers, differences]) + note + page.table(["", *columns], rows)
+    return [prompts, answers, differences]
 
 
-def _contents_section(figures: dict[str, Any]) -> str:
+def _content_plots(figures: dict[str, Any]) -> list[Figure]:
     bars = []
     for title, key in (("Sources", "sources"), ("Turns of the user", "turns"), ("Scripts", "scripts")):
         counts = dict(list(figures[key].items())[:12])
         figure, axes = page.plot(title, "pairs")
         axes.barh(list(counts)[::-1], list(counts.values())[::-1], color=page.BLUE)
         bars.append(figure)
-    return page.plots(bars)
+    return bars
 
 
-def _judges_section(figures: dict[str, Any]) -> str:
-    judges = figures["trivial_judges"]
+def _judges_plot(judges: dict[str, float]) -> Figure:
     figure, axes = page.plot("Judges that read nothing", "accuracy")
     axes.barh(list(judges)[::-1], list(judges.values())[::-1], color=page.ORANGE)
     axes.axvline(0.5, color=page.GRAY, linewidth=1)
     axes.set_xlim(0, 1)
-    best = max(judges, key=judges.get)
-    text = (
-        f"The best of them, “{best}”, is right on {judges[best]:.1%} of the pairs (a tie counts as half). A reward "
-        "model that does no better has learned nothing else; far from 50 % it is a short cut that training will find."
-    )
-    return f"<p>{text}</p>" + page.plots([figure])
+    return figure
 
 
-def _savings_section(figures: dict[str, Any]) -> str:
-    rows = [[f"{size}", f"{ratio:.2f}"] for size, ratio in figures["shared_prefix_saves"].items()]
-    text = "Positions that padded batches compute for each position of packed rows, in random order:"
-    trees = f"Those of packed pairs for each of trees, where all pairs of a prompt meet: {figures['trees_save']:.2f}"
-    return f"<p>{text}</p>" + page.table(["pairs a batch", "ratio"], rows) + f"<p>{trees}</p>"
-
-
-def _samples_section(prepared: Prepared) -> str:
-    shown = []
-    for sample in prepared.samples:
-        shared = shared_messages(sample)
-        answers = [sample[side][len(shared) :] for side in SIDES]
-        first = " ".join(str(shared[-1].get("content") or "").split())
-        shown.append(page.pair(f"{sample['source']}: {first[:110]}", shared, *answers))
-    return "".join(shown)
+def _sample(pair: Pair) -> tuple[str, Messages, Messages, Messages]:
+    """Return the line that a pair is folded into, the prompt, and the rest of each side."""
+    shared = shared_messages(pair)
+    chosen, rejected = (pair[side][len(shared) :] for side in SIDES)
+    return f"{pair['source']}: {excerpt(shared[-1], 110)}", shared, chosen, rejected
 
 
 def _distribution(values: np.ndarray) -> dict[str, float | int]:
@@ -186,7 +128,3 @@ def _distribution(values: np.ndarray) -> dict[str, float | int]:
 def _counts(codes: np.ndarray, names: Any) -> dict[str, int]:
     counts = np.bincount(codes, minlength=len(names))
     return {names[code]: int(counts[code]) for code in np.argsort(-counts, kind="stable") if counts[code]}
-
-
-def _range(seen: dict[str, float | int]) -> str:
-    return f"median {seen['median']:,}, 5 to 95 %: {seen['p5']:,} to {seen['p95']:,}, longest {seen['max']:,}"

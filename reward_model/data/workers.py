@@ -98,16 +98,13 @@ def _shown(row: Any) -> Any:
 
 def converted(source: Source, work: Work, num_proc: int) -> Iterator[tuple[str, Converted]]:
     """(file or hub id, what became of a chunk of its rows), in the order of the rows, with a progress bar."""
-    label, told = source.label, None
+    label = source.label
     files: list[Path | None] = [*data_files(source.name)]
     for file in files or [None]:
         name, size = (str(file), file.stat().st_size) if file else (source.name, None)
         with open(file, "rb") if file else nullcontext() as content, tqdm(total=size, desc=label, **BAR) as bar:
             rows = raw_rows(content, file) if file and content else hub_rows(name)
-            format_, rows, unused = with_format(rows, name, source.format, work.options)
-            if unused and unused != told:
-                bar.write(f"{name}: not used: {', '.join(unused)}")
-                told = unused
+            format_, rows = with_format(rows, name, source.format, work.options)
             tasks = ((chunk, name, label, format_) for chunk in _chunks(rows))
             processes = 1 if size is not None and size < BYTES_WORTH_PROCESSES else num_proc
             rows_read = 0

@@ -22,8 +22,8 @@ def load_run(folder: Path) -> pd.DataFrame:
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
         return pd.DataFrame([dict(json.loads(line)) for line in lines])[COLUMNS]
-    except (ValueError, TypeError, KeyError):
-        raise InputError(f"{file} is not what this version of evaluate.py writes; {again}") from None
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{file} is not what this version of evaluate.py writes; {again}") from error
 
 
 def paired_differences(a: pd.DataFrame, b: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -20,7 +20,7 @@ from xxhash import xxh3_64_hexdigest
 from reward_model import InputError, RowError
 from reward_model.data.files import hub_rows, read_rows, train_and_test_files
 from reward_model.data.formats import Options
-from reward_model.data.pair import Messages, prompt_key, shared_messages
+from reward_model.data.pair import Messages, message_text, prompt_key, shared_messages
 from reward_model.data.reader import read
 from reward_model.evaluation.benchmarks import RM_BENCH, item_accuracy, item_protocol
 
@@ -131,7 +131,9 @@ class Scored:
         for item, scores in zip(self.items, self.scores, strict=True):
             for messages, score in zip(item.conversations, scores, strict=True):
                 if not math.isfinite(score):
-                    text = f"the score is {score}, of the conversation that ends with {text_of(messages[-1])[:80]!r}"
+                    text = (
+                        f"the score is {score}, of the conversation that ends with {message_text(messages[-1])[:80]!r}"
+                    )
                     raise InputError(f"{item.place}: {text}; look at the model's weights and dtype.")
         # margins[i][j]: score of chosen answer i less that of rejected answer j
         self.margins = [np.subtract.outer(chosen, rejected) for chosen, rejected in self.split]
@@ -154,12 +156,7 @@ class Scored:
                 "right": float(right),
                 "chosen_scores": both[0],
                 "rejected_scores": both[1],
-                "prompt": text_of(item.prompt[-1])[:EXCERPT],
-                "chosen": [text_of(messages[-1])[:EXCERPT] for messages in item.chosen],
-                "rejected": [text_of(messages[-1])[:EXCERPT] for messages in item.rejected],
+                "prompt": message_text(item.prompt[-1])[:EXCERPT],
+                "chosen": [message_text(messages[-1])[:EXCERPT] for messages in item.chosen],
+                "rejected": [message_text(messages[-1])[:EXCERPT] for messages in item.rejected],
             }
-
-
-def text_of(message: dict[str, Any]) -> str:
-    """What a message says or calls."""
-    return str(message.get("content") or message.get("tool_calls") or "")

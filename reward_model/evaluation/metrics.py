@@ -88,15 +88,11 @@ def length_correlation(scores: np.ndarray, lengths: np.ndarray) -> float:
     return float(spearmanr(scores, lengths).statistic)
 
 
-def measures(margins: np.ndarray, prompts: np.ndarray, seed: int = 0) -> dict[str, Any]:
-    """Accuracy with its interval, ties, mean margin, log loss and calibration of a set of pairs."""
-    low, high = interval(right(margins), prompts, seed)
+def measures(margins: np.ndarray) -> dict[str, Any]:
+    """Ties, mean margin, log loss and calibration of a set of pairs."""
     temperature = best_temperature(margins)
     return {
         "pairs": len(margins),
-        "accuracy": float(right(margins).mean()),
-        "low": low,
-        "high": high,
         "ties": int((margins == 0).sum()),
         "mean_margin": float(margins.mean()),
         "log_loss": log_loss(margins),

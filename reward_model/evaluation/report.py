@@ -3,25 +3,24 @@
 import json
 import os
 import re
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from reward_model import InputError
 from reward_model import html as page
 from reward_model.data.features import FACTS, Work, pair_facts, trivial_judges
 from reward_model.data.formats import NO_OPTIONS
+from reward_model.data.pair import excerpt, message_text
 from reward_model.evaluation.benchmarks import official_figures
-from reward_model.evaluation.items import Scored, text_of
+from reward_model.evaluation.items import Scored
 from reward_model.evaluation.metrics import by_length, interval, length_correlation, measures, reliability
 
 WORST = 50
 FILES = ("metrics.json", "scores.jsonl", "report.html")
-FILTER = """<label>Subset: <select onchange="document.querySelectorAll('[data-subset]').forEach(
-e => e.hidden = this.value && e.dataset.subset !== this.value)"><option value="">all</option>%s</select></label>"""
 
 
 def figures(scored: Scored, seed: int = 0) -> dict[str, Any]:
@@ -42,41 +41,27 @@ def figures(scored: Scored, seed: int = 0) -> dict[str, Any]:
 
 def _subset(scored: Scored, inside: np.ndarray, seed: int) -> dict[str, Any]:
     """Measures of some items: accuracy by their protocols, the rest from every chosen-rejected pair in them."""
-    indices = np.flatnonzero(inside)
-    margins = [scored.margins[index].ravel() for index in indices]
-    prompts = np.repeat(scored.prompts[indices], [len(values) for values in margins])
-    found = measures(np.concatenate(margins), prompts, seed)
-    low, high = interval(scored.right[indices], scored.prompts[indices], seed)
-    accuracy, strict = (float(values[indices].mean()) for values in (scored.right, scored.strict))
-    return {"items": len(indices), **found, "accuracy": accuracy, "low": low, "high": high, "strict_accuracy": strict}
+    margins = np.concatenate([scored.margins[index].ravel() for index in np.flatnonzero(inside)])
+    low, high = interval(scored.right[inside], scored.prompts[inside], seed)
+    return {
+        "items": int(inside.sum()),
+        "accuracy": float(scored.right[inside].mean()),
+        "low": low,
+        "high": high,
+        "strict_accuracy": float(scored.strict[inside].mean()),
+        **measures(margins),
+    }
 
 
 def _scores_and_lengths(scored: Scored) -> tuple[np.ndarray, np.ndarray]:
     """The score of every answer and its length in characters."""
     answers = (messages[-1] for item in scored.items for messages in item.conversations)
-    return np.concatenate(scored.scores), np.array([len(text_of(answer)) for answer in answers])
+    return np.concatenate(scored.scores), np.array([len(message_text(answer)) for answer in answers])
 
 
 def terminal(found: dict[str, Any]) -> str:
     """What evaluate.py prints."""
-    everything = found["all"]
-    by_length = (f"{name} {row['accuracy']:.3f} ({row['pairs']})" for name, row in found["by_length"].items())
-    judges = (f"{name} {value:.3f}" for name, value in found["trivial_judges"].items())
-    official = (
-        f"{title}, official scoring: " + ", ".join(f"{name} {value:.3f}" for name, value in values.items())
-        for title, values in found["official"].items()
-    )
-    return "\n".join(
-        [
-            _subset_table(found).to_string(),
-            f"ties: {everything['ties']}; with those of pairs as wrong accuracy is {everything['strict_accuracy']:.3f}",
-            f"the temperature that calibrates sigmoid(margin): {everything['temperature']:.2f}",
-            f"chosen answer is … than rejected: {', '.join(by_length)}",
-            f"rank correlation of score and length: {found['length_correlation']:+.2f}",
-            f"judges that read nothing: {', '.join(judges)}",
-            *official,
-        ]
-    )
+    return page.render("evaluation/report.txt.jinja", figures=found, subset_table=_subset_table(found)).rstrip()
 
 
 def _subset_table(found: dict[str, Any]) -> pd.DataFrame:
@@ -123,24 +108,20 @@ def identifiers(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _page(name: str, found: dict[str, Any], scored: Scored) -> str:
-    everything = found["all"]
-    subtitle = (
-        f"{everything['items']:,} items: accuracy {everything['accuracy']:.3f} "
-        f"({everything['low']:.3f} to {everything['high']:.3f}, 95 %), log loss {everything['log_loss']:.3f}, "
-        f"calibration error {everything['calibration_error']:.3f}"
+    return page.render(
+        "evaluation/report.html.jinja",
+        title=f"Evaluation of {name}",
+        figures=found,
+        before=found.get("before"),
+        subset_table=_subset_table(found),
+        subset_plot=_subset_plot(found),
+        score_plots=_score_plots(scored),
+        length_plots=_length_plots(found, scored),
+        worst=_worst(scored),
     )
-    sections = [
-        ("By subset", _subset_section(found)),
-        ("Scores and their margins", _score_section(found, scored)),
-        ("Is it length?", _length_section(found, scored)),
-    ]
-    if "before" in found:
-        sections.insert(1, ("Before training", _before_section(found)))
-    sections.append((f"The {min(WORST, len(scored.items))} worst ranked", _worst_section(found, scored)))
-    return page.page(f"Evaluation of {name}", subtitle, sections)
 
 
-def _subset_section(found: dict[str, Any]) -> str:
+def _subset_plot(found: dict[str, Any]) -> Figure:
     measured = [*found["subsets"].items(), ("all", found["all"])]
     figure, axes = page.plot("Accuracy, 95 % interval", "accuracy")
     figure.set_size_inches(4.4, max(2.9, 0.6 + 0.26 * len(measured)))
@@ -150,21 +131,10 @@ def _subset_section(found: dict[str, Any]) -> str:
     axes.set_yticks(range(len(measured)), [name for name, _ in reversed(measured)])
     axes.axvline(0.5, color=page.GRAY, linewidth=1)
     axes.set_xlim(-0.02, 1.02)
-    table = _subset_table(found).reset_index(names="subset")
-    official = ""
-    for title, values in found["official"].items():
-        rows: list[list[object]] = [[name, f"{value:.3f}"] for name, value in values.items()]
-        official += page.table([f"{title}, official scoring", ""], rows)
-    return page.plots([figure]) + page.table(list(table), table.to_numpy().tolist()) + official
+    return figure
 
 
-def _before_section(found: dict[str, Any]) -> str:
-    names = ("accuracy", "mean_margin", "log_loss", "calibration_error")
-    shown = (found["before"], found["all"])
-    return page.table(["", "before", "after"], [[name, *(f"{row[name]:.3f}" for row in shown)] for name in names])
-
-
-def _score_section(found: dict[str, Any], scored: Scored) -> str:
+def _score_plots(scored: Scored) -> list[Figure]:
     chosen, rejected = (np.concatenate(scores) for scores in zip(*scored.split, strict=True))
     bins = list(np.linspace(min(chosen.min(), rejected.min()), max(chosen.max(), rejected.max()) + 1e-6, 40))
     scores, axes = page.plot("Scores", "score", "answers")
@@ -181,15 +151,10 @@ def _score_section(found: dict[str, Any], scored: Scored) -> str:
     sizes = [10 + 120 * pairs / len(values) for *_, pairs in bars]
     axes.scatter([confidence for confidence, *_ in bars], [accuracy for _, accuracy, _ in bars], sizes, page.BLUE)
     axes.set_ylim(-0.03, 1.03)
-    everything = found["all"]
-    note = (
-        f"Expected calibration error {everything['calibration_error']:.3f}; divided by the temperature "
-        f"{everything['temperature']:.2f} it would be {everything['calibration_error_at_temperature']:.3f}."
-    )
-    return page.plots([scores, margins, calibration]) + f'<p class="note">{note}</p>'
+    return [scores, margins, calibration]
 
 
-def _length_section(found: dict[str, Any], scored: Scored) -> str:
+def _length_plots(found: dict[str, Any], scored: Scored) -> list[Figure]:
     by_length = found["by_length"]
     classes, axes = page.plot("Accuracy where chosen is …", ylabel="accuracy")
     axes.bar(list(by_length), [row["accuracy"] for row in by_length.values()], color=page.BLUE)
@@ -198,23 +163,19 @@ def _length_section(found: dict[str, Any], scored: Scored) -> str:
     scores, lengths = _scores_and_lengths(scored)
     points, axes = page.plot("Score and length of answers", "characters", "score")
     axes.scatter(lengths, scores, 4, page.BLUE, alpha=0.4)
-    judges = {**found["trivial_judges"], "this model": found["all"]["accuracy"]}
-    rows = [[name, f"{value:.3f}"] for name, value in sorted(judges.items(), key=lambda item: -item[1])]
-    note = f"Rank correlation of score and length: {found['length_correlation']:+.2f}. Beside judges that read nothing:"
-    return page.plots([classes, points]) + f"<p>{note}</p>" + page.table(["judge", "accuracy"], rows)
+    return [classes, points]
 
 
-def _worst_section(found: dict[str, Any], scored: Scored) -> str:
-    least = np.array([margins.min() for margins in scored.margins])
+def _worst(scored: Scored) -> list[tuple]:
+    """Return (subset, line that it is folded into, prompt, chosen, rejected) of the pairs with the least margins."""
     shown = []
+    least = np.array([margins.min() for margins in scored.margins])
     for index in np.argsort(least)[:WORST]:
         item, margins = scored.items[index], scored.margins[index]
         row, column = np.unravel_index(margins.argmin(), margins.shape)
+        chosen_scores, rejected_scores = scored.split[index]
+        scores = f"{margins[row, column]:+.2f} ({chosen_scores[row]:+.2f} to {rejected_scores[column]:+.2f})"
         shared = item.prompt
-        question = " ".join(text_of(shared[-1]).split())[:110]
-        scores = [scored.split[index][0][row], scored.split[index][1][column]]
-        summary = f"{margins[row, column]:+.2f} ({scores[0]:+.2f} to {scores[1]:+.2f}) {item.subset}: {question}"
-        text = page.pair(summary, shared, item.chosen[row][len(shared) :], item.rejected[column][len(shared) :])
-        shown.append(f'<div data-subset="{escape(item.subset)}">{text}</div>')
-    options = "".join(f"<option>{escape(name)}</option>" for name in found["subsets"])
-    return "<p>" + FILTER % options + "</p>" + "".join(shown)
+        answers = [side[len(shared) :] for side in (item.chosen[row], item.rejected[column])]
+        shown.append((item.subset, f"{scores} {item.subset}: {excerpt(shared[-1], 110)}", shared, *answers))
+    return shown

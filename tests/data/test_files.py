@@ -157,9 +157,9 @@ def test_pairs_that_differ_in_calls_or_reasoning_only_are_different_pairs(tmp_pa
 
 # Name -> a file that cannot be read to its end, and the error.
 BROKEN: dict[str, tuple[str | bytes, str]] = {
-    "cut.json": (text(ROWS)[:-9], "row 3 is not valid JSON (line 1: Unterminated string"),
-    "open.json": (text(ROWS)[:-1], "row 4 is not valid JSON (line 1: the array is never closed). It and the rows after it are unread."),
-    "typo.json": (text(ROWS, indent=1).replace('"chosen":', '"chosen"', 2).replace('"chosen"', '"chosen":', 1), "row 2 is not valid JSON (line 9: Expecting ':' delimiter)"),
+    "cut.json": (text(ROWS)[:-9], "cut.json: not valid JSON (Unterminated string starting at: line 1 column "),
+    "open.json": (text(ROWS)[:-1], "open.json: not valid JSON (Expecting ',' delimiter: line 1 column "),
+    "typo.json": (text(ROWS, indent=1).replace('"chosen":', '"chosen"', 2).replace('"chosen"', '"chosen":', 1), "typo.json: not valid JSON (Expecting ':' delimiter: line 9 column 12 "),
     "quote.csv": ('prompt,chosen,rejected\nWhy?,So.,No.\n"How?,So.,No.\nWhen?,Now.,No.\n', "row 2: line 3: a quote that opens there is never closed. Close it; the rest is unread."),
     "gbk.csv": (TABLE.to_csv(index=False).encode("gbk"), "this is not UTF-8; convert it, for example: iconv -f GB18030 -t UTF-8"),
     "gbk_header.csv": (TABLE.rename(columns={"prompt": "提示", "chosen": "更好的回答"}).to_csv(index=False).encode("gbk"), "this is not UTF-8"),

@@ -130,11 +130,9 @@ def test_ties_and_margins_of_numbers() -> None:
     assert (first["margin"], second["margin"], second["chosen"][-1]["content"]) == (1, 3, "b")
 
 
-UNUSED = "rows.jsonl:1: {0} may be part of the conversation and is not used; map it (--prompt, --input, --chosen, --rejected) or leave it out (--ignore {0}). To leave it out: .venv/bin/python prepare_data.py rows.jsonl --output save/rows/pairs.jsonl --ignore {0}"
+UNUSED = "rows.jsonl:1: {0} may be part of the conversation and is not used; map it (--prompt, --input, --chosen, --rejected) or leave it out (--ignore {0})."
 UNKNOWN = "rows.jsonl: the first rows have no known layout (keys: {}). "
-READS = "this reads them: .venv/bin/python prepare_data.py rows.jsonl --output save/rows/pairs.jsonl {}"
-GUESS = f"If these are its fields, {READS}"
-SAY = f"If these are its fields, and FIRST and SECOND are the values that mean so ({{}}), {READS}"
+GUESS = "If these are its fields, this reads them: .venv/bin/python prepare_data.py rows.jsonl --output save/rows/pairs.jsonl {}"
 UNCLEAR = "rows.jsonl:1: the verdict is '0', and which answer that means is for you to say: --label with --label_first, --label_second and --label_tie. "
 ONE_ANSWER = "They look like one answer a row (labelled good or bad as for KTO, rated, or for fine-tuning); a pair needs two answers to one prompt, and which is better."
 NAME = "Name the fields with prepare_data.py: --prompt FIELD --chosen FIELD --rejected FIELD, or --prompt FIELD --candidates FIELD FIELD --label FIELD --label_first VALUE --label_second VALUE. docs/data.md lists what is read as it is."
@@ -164,8 +162,8 @@ REFUSED: list[tuple[str, list[dict], str, dict | None]] = [
     ("an instruction beside messages", [{"instruction": "Be nice.", **TALKS}], UNUSED.format("instruction"), PAIR),
     ("a second system message", [{**SYSTEM, "prompt": talk("s: Sing.", f"u: {ASK}"), **SIDES}], UNUSED.format("system"), pair(["s: Sing.", f"u: {ASK}"], YES, NO)),
     ("a transcript with a history", [{side: f"{PROMPTED} {SIDES[side]}" for side in SIDES} | HISTORY], UNUSED.format("history"), PAIR),
-    ("a label that is 0 or 1", both_ways({"input": ASK}, "output_1", "output_2", "label", 0, 1), UNCLEAR + SAY.format("0, 1", "--candidates output_1 output_2 --label label --label_first FIRST --label_second SECOND --prompt input"), None),
-    ("Auto-J", rows := both_ways({"prompt": ASK}, "response 1", "response 2", "label", 0, 1, 2), unknown(rows, SAY.format("0, 1, 2", "--candidates 'response 1' 'response 2' --label label --label_first FIRST --label_second SECOND --prompt prompt")), None),
+    ("a label that is 0 or 1", both_ways({"input": ASK}, "output_1", "output_2", "label", 0, 1), UNCLEAR + NAME, None),
+    ("Auto-J", rows := both_ways({"prompt": ASK}, "response 1", "response 2", "label", 0, 1, 2), unknown(rows, NAME), None),
     ("KTO", rows := [{"prompt": ASK, "completion": YES, "label": True}], unknown(rows, ONE_ANSWER), None),
     ("fine-tuning", rows := [{"messages": USER + GOOD}], unknown(rows, ONE_ANSWER), None),
     ("HelpSteer", rows := [{"prompt": ASK, "response": YES, "helpfulness": 4}], unknown(rows, ONE_ANSWER), None),
@@ -182,13 +180,34 @@ REFUSED: list[tuple[str, list[dict], str, dict | None]] = [
     ("CValues", rows := [{"prompt": ASK, "pos_resp": YES, "neg_resp": NO, "type": "rule"}], unknown(rows, GUESS.format("--chosen pos_resp --rejected neg_resp --prompt prompt")), PAIR),
     ("better and worse", rows := [{"id": 1, "query_text": ASK, "betterAnswer": YES, "worseAnswer": NO}], unknown(rows, GUESS.format("--chosen betterAnswer --rejected worseAnswer --prompt query_text")), PAIR | {"id": "1"}),
     ("y_w and y_l", rows := [{"user": ASK, "y_w": YES, "y_l": NO, **SYSTEM}], unknown(rows, GUESS.format("--chosen y_w --rejected y_l --prompt user")), BRIEF),
-    ("a, b and a tie", rows := both_ways({"question": ASK}, "answer_a", "answer_b", "preferred", "a", "b", "tie"), unknown(rows, GUESS.format("--candidates answer_a answer_b --label preferred --label_first a --label_second b --label_tie tie --prompt question")), PAIR),
-    ("models and an input", rows := both_ways({"instruction": "Name one.", "input": "Red."}, "model1_output", "model2_output", "winner", "model1", "model2"), unknown(rows, GUESS.format("--candidates model1_output model2_output --label winner --label_first model1 --label_second model2 --prompt instruction --input input")), pair(["u: Name one.\n\nRed."], YES, NO)),
-    ("left and right", rows := both_ways({"post": ASK}, "summary_left", "summary_right", "choice", "left", "right"), unknown(rows, GUESS.format("--candidates summary_left summary_right --label choice --label_first left --label_second right --prompt post")), PAIR),
-    ("candidates 0 and 1", rows := both_ways({"prompt": ASK}, "answer_0", "answer_1", "label", 0, 1), unknown(rows, GUESS.format("--candidates answer_0 answer_1 --label label --label_first 0 --label_second 1 --prompt prompt")), PAIR),
-    ("nested", NESTED, unknown(NESTED, GUESS.format("--candidates data.response_1.text data.response_2.text --label data.preference --label_first 1 --label_second 2 --prompt data.prompt")), PAIR),
+    ("a, b and a tie", rows := both_ways({"question": ASK}, "answer_a", "answer_b", "preferred", "a", "b", "tie"), unknown(rows, NAME), None),
+    ("models and an input", rows := both_ways({"instruction": "Name one.", "input": "Red."}, "model1_output", "model2_output", "winner", "model1", "model2"), unknown(rows, NAME), None),
+    ("nested", NESTED, unknown(NESTED, NAME), None),
     ("whole conversations", rows := [{"winning talk": TALKS["chosen"], "losing talk": TALKS["rejected"]}], unknown(rows, GUESS.format("--chosen 'winning talk' --rejected 'losing talk'")), PAIR),
 ]  # fmt: skip
+
+# Rows, the arguments that name their fields, and the pair of each but for ties.
+NAMED: list[tuple[list[dict], str, dict]] = [
+    (both_ways({"question": ASK}, "answer_a", "answer_b", "preferred", "a", "b", "tie"), "--prompt question --candidates answer_a answer_b --label preferred --label_first a --label_second b --label_tie tie", PAIR),
+    (both_ways({"instruction": "Name one.", "input": "Red."}, "model1_output", "model2_output", "winner", "model1", "model2"), "--prompt instruction --input input --candidates model1_output model2_output --label winner --label_first model1 --label_second model2", pair(["u: Name one.\n\nRed."], YES, NO)),
+    (both_ways({"prompt": ASK}, "answer_0", "answer_1", "label", 0, 1), "--prompt prompt --candidates answer_0 answer_1 --label label --label_first 0 --label_second 1", PAIR),
+    (NESTED, "--prompt data.prompt --candidates data.response_1.text data.response_2.text --label data.preference --label_first 1 --label_second 2", PAIR),
+]  # fmt: skip
+
+
+def prepared(arguments: list[str], expected: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run prepare_data.py on rows.jsonl; every pair that it writes is the expected one."""
+    monkeypatch.setattr(sys, "argv", ["prepare_data.py", "rows.jsonl", "--output", "save/rows/pairs.jsonl", *arguments])
+    prepare_data.main()
+    read_back = [row for _, row in read_rows(Path("save/rows/pairs.jsonl"))]
+    assert {json.dumps(row | {"source": None}) for row in read_back} == {json.dumps(expected | {"source": None})}
+
+
+@pytest.mark.parametrize(("rows", "arguments", "expected"), NAMED)
+def test_named_fields(rows: list[dict], arguments: str, expected: dict, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    jsonl(tmp_path / "rows.jsonl", rows)
+    prepared(arguments.split(), expected, monkeypatch)
 
 
 @pytest.mark.parametrize(("rows", "sentence", "expected"), [c[1:] for c in REFUSED], ids=[c[0] for c in REFUSED])
@@ -203,9 +222,6 @@ def test_layout_is_refused_with_a_sentence_whose_command_works(
     assert str(refused.value) == sentence
     assert [file.name for file in tmp_path.iterdir()] == ["rows.jsonl"]
     if expected:
-        command = re.search(r"\.venv/bin/python (prepare_data\.py .*)", sentence)
-        assert command
-        monkeypatch.setattr(sys, "argv", shlex.split(command[1]))
-        prepare_data.main()
-        read_back = [row for _, row in read_rows(tmp_path / "save/rows/pairs.jsonl")]
-        assert {json.dumps(row | {"source": None}) for row in read_back} == {json.dumps(expected | {"source": None})}
+        arguments = re.search(r"pairs\.jsonl (--.*)|(--ignore \w+)", sentence)
+        assert arguments
+        prepared(shlex.split(arguments[1] or arguments[2]), expected, monkeypatch)

