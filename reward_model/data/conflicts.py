@@ -58,8 +58,9 @@ def cut_off(facts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Indices of pairs with an answer that ends within a word, at a length where far more do so than at those near."""
     found = np.zeros(len(facts), dtype=bool)
     is_open = np.stack([facts["chosen_open"], facts["rejected_open"]])
-    # Lists of answers repeat each of them in several pairs.
-    _, distinct = np.unique(np.stack([facts["chosen_hash"], facts["rejected_hash"]])[is_open], return_index=True)
+    # Lists of answers to a prompt repeat each of them in several pairs.
+    answers = facts["prompt_hash"] ^ np.stack([facts["chosen_hash"], facts["rejected_hash"]])
+    _, distinct = np.unique(answers[is_open], return_index=True)
     for unit, shortest in (("", SHORTEST_CUT), ("_tokens", SHORTEST_CUT * 64 // 200)):
         lengths = np.stack([facts[f"chosen{unit}"], facts[f"rejected{unit}"]])
         of_each = lengths[is_open][distinct]
