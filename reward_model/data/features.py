@@ -1,5 +1,6 @@
 """What is known of a pair without its text: hashes, lengths and marks, as one row of an array of FACTS."""
 
+import json
 import re
 import unicodedata
 from collections import Counter
@@ -62,9 +63,11 @@ def pair_facts(pair: Pair, work: Work) -> tuple:
     if work.check_prompt:
         work.check_prompt(shared)
     prompt, *answers = (_text(messages) for messages in (shared, *(pair[side][len(shared) :] for side in SIDES)))
+    # An answer that is right with some tools may be wrong with others.
+    tools = json.dumps(pair["tools"], sort_keys=True, default=str) if "tools" in pair else ""
     return (
         prompt_key(shared),
-        *(xxh3_64_intdigest(answer.encode()) for answer in answers),
+        *(xxh3_64_intdigest((answer + tools).encode()) for answer in answers),
         *map(len, (prompt, *answers)),
         *(work.token_lengths(pair) if work.token_lengths else (0, 0, 0)),
         sum(message["role"] == "user" for message in shared),
