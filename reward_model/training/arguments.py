@@ -21,15 +21,6 @@ from reward_model.model.checkpoint import stored_parameters
 # to 1e-5. LoRA takes ten times as much (Schulman et al. 2025, "LoRA Without Regret").
 LEARNING_RATE = {"LoRA": 1e-4, "small": 3e-5, "large": 1e-5}
 SMALL = 1_000_000_000  # parameters
-# What --help shows first.
-USUAL = (
-    "model_name_or_path dataset_name output_dir max_length learning_rate num_train_epochs max_steps "
-    "per_device_train_batch_size gradient_accumulation_steps gradient_checkpointing use_peft lora_r lora_alpha "
-    "deepspeed eval_size eval_steps benchmark_files per_device_eval_batch_size save_steps save_total_limit "
-    "resume_from_checkpoint overwrite_output_dir dry_run shared_prefix group_by_prompt balance_ranks "
-    "max_tokens_per_micro_batch chat_template_path template_date chat_template_kwargs split_special_tokens "
-    "allow_stripped_reasoning center_rewards_coefficient report_to logging_steps seed"
-).split()
 
 
 @dataclass
@@ -212,7 +203,6 @@ def parse_arguments(argv: list[str], default_file: Path) -> tuple[DataArguments,
         allow_abbrev=False,
         usage="train.py [arguments.json] [--argument value …]      (without any: reads train_args.json)",
     )
-    usual_first(parser)
     known = {option for action in parser._actions for option in action.option_strings}
     unknown = [word for word in argv if word.startswith("--") and word.split("=")[0] not in known]
     if unknown:
@@ -229,16 +219,6 @@ def parse_arguments(argv: list[str], default_file: Path) -> tuple[DataArguments,
         halved = training_args.bf16 and (model_args.use_peft or training_args.deepspeed is not None)
         model_args.dtype = "bfloat16" if halved else "float32"
     return data_args, training_args, model_args
-
-
-def usual_first(parser: HfArgumentParser) -> None:
-    """Let --help begin with what is ours and what most runs set."""
-    rest = parser._optionals
-    usual = parser.add_argument_group("what most runs set")
-    usual._group_actions = [action for name in USUAL for action in rest._group_actions if action.dest == name]
-    rest._group_actions = [action for action in rest._group_actions if action.dest not in USUAL]
-    rest.title = "all others, of trl and Transformers"
-    parser._action_groups = [usual, rest]
 
 
 def schedule_line(args: TrainingArguments, model_args: ModelArguments) -> str:

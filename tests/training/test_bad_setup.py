@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification
 import train as train_script
 from reward_model import InputError
 from reward_model.model.checkpoint import check_reward_model, check_template, light_tokenizer
-from reward_model.training.arguments import DataArguments, parse_arguments
+from reward_model.training.arguments import DataArguments
 from reward_model.training.pairs import check_tokens, read_pairs
 
 pytestmark = pytest.mark.usefixtures("no_model_is_loaded")
@@ -292,13 +292,6 @@ def test_held_out_pairs_beside_the_training_file_are_used(base_model: Path, tmp_
     assert "pairs.eval.jsonl, beside the training file; --eval_size 0 leaves it." in capsys.readouterr().out
     arguments.eval_size = 0
     assert read_pairs(arguments, tell=True)[1] is None
-
-
-def test_help_begins_with_what_most_runs_set(capsys: pytest.CaptureFixture) -> None:
-    with pytest.raises(SystemExit):
-        parse_arguments(["--help"], Path("none"))
-    first = capsys.readouterr().out.split("all others, of trl")[0]
-    assert 20 < first.count("\n  --") < 40 and "--dataset_name" in first and "--dry_run" in first
 
 
 # What is done to a reward model -> what infer_vllm.sh says.
