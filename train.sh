@@ -15,22 +15,21 @@ here=$(cd "$(dirname "$0")" && pwd)
 python=python3
 [ -x "$here/.venv/bin/python" ] && python=$here/.venv/bin/python
 
-gpus=$(nvidia-smi -L 2>/dev/null | grep -c . || true)
-[ "$gpus" -gt 0 ] || gpus=1
-
 : "${MODEL:=Qwen/Qwen2.5-7B-Instruct}"
 : "${DATASET:=Skywork/Skywork-Reward-Preference-80K-v0.2}"
 : "${OUTPUT_DIR:=$here/save/$(basename "$MODEL")-reward}"
-: "${NPROC_PER_NODE:=$gpus}"
 : "${NNODES:=1}"
 : "${NODE_RANK:=0}"
 : "${MASTER_ADDR:=127.0.0.1}"
 : "${MASTER_PORT:=29500}"
+# After SIGTERM or Ctrl-C torchrun kills what has not stopped within 30 s, which is too short to save a checkpoint:
+# ZeRO-3 writes about 100 GB for 7B.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-900}"
 
 cd "$calling_dir"
-echo "Starting $NPROC_PER_NODE process(es) on this node; importing takes some seconds."
+echo "Starting; importing takes some seconds."
 PYTHONPATH=$here${PYTHONPATH:+:$PYTHONPATH} exec "$python" -m reward_model.training.launch \
-  --nnodes "$NNODES" --node_rank "$NODE_RANK" --nproc_per_node "$NPROC_PER_NODE" \
+  --nnodes "$NNODES" --node_rank "$NODE_RANK" ${NPROC_PER_NODE:+--nproc_per_node "$NPROC_PER_NODE"} \
   --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT" \
   "$here/train.py" \
   --model_name_or_path "$MODEL" \
