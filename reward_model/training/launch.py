@@ -33,8 +33,8 @@ def usable_gpus() -> int:
     if listed:
         sys.exit(
             f"error: nvidia-smi lists {listed} GPU(s), but torch {torch.__version__} can use none of them. Install the "
-            "CUDA build of torch (make setup REQUIREMENTS=requirements.txt) or a driver that is new enough for it; check "
-            "CUDA_VISIBLE_DEVICES; or set CUDA_VISIBLE_DEVICES=-1 to train on the CPU."
+            "CUDA build of torch (make setup REQUIREMENTS=requirements.txt) or a newer driver, or correct "
+            "CUDA_VISIBLE_DEVICES (-1 trains on the CPU)."
         )
     return 0
 

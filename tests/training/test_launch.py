@@ -3,12 +3,15 @@
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import ROOT, run
 from torch.distributed.launcher.api import LaunchConfig
 
+from reward_model.training.arguments import parse_arguments
+from reward_model.training.dry_run import whole_run_line
 from reward_model.training.launch import usable_gpus
 
 LISTED = "GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-0)\n  MIG 1g.10gb Device 0: (UUID: MIG-0)\nGPU 1: NVIDIA H100"
@@ -80,3 +83,25 @@ def test_the_number_of_processes_can_be_given(tmp_path: Path) -> None:
     assert "--nproc_per_node" not in started(tmp_path)[0]
     words, _ = started(tmp_path, NPROC_PER_NODE="2")
     assert words[words.index("--nproc_per_node") + 1] == "2"
+
+
+def test_defaults_of_train_sh_are_known_to_train_py(tmp_path: Path) -> None:
+    words, variables = started(tmp_path)
+    data_and_more = words[next(n for n, word in enumerate(words) if word.endswith("train.py")) + 1 :]
+    at = data_and_more.index("--deepspeed")
+    training = parse_arguments([*data_and_more[:at], *data_and_more[at + 2 :]], ROOT / "none")[1]
+    assert (training.per_device_train_batch_size, training.gradient_accumulation_steps) == (8, 1)
+    assert (training.max_tokens_per_micro_batch, training.ddp_timeout) == (16384, 10800)
+    assert variables["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        assert started(tmp_path, **{name: "backend:native"})[1]["PYTORCH_ALLOC_CONF"] == "backend:native"
+
+
+def test_dry_run_reports_reserved_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With stand-ins for what a GPU reports."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 30.1e9)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: 41.2e9)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (1e9, 80e9))
+    trainer = SimpleNamespace(state=SimpleNamespace(log_history=[{"pairs_per_second": 4.0}]), train_dataset=range(64))
+    assert "30.1 GB (reserved: 41.2) of 80.0 GB" in whole_run_line(trainer, 10)
