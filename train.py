@@ -35,7 +35,7 @@ from reward_model.model.contract import write_contract
 from reward_model.model.loading import load_model
 from reward_model.model.tokenization import set_unused_pad_token, tokenize_pairs
 from reward_model.training.arguments import parse_arguments, schedule_line
-from reward_model.training.checks import check_setup, load_options
+from reward_model.training.checks import check_setup, load_options, on_all_ranks
 from reward_model.training.collator import PairCollator
 from reward_model.training.dry_run import only_longest, whole_run_line
 from reward_model.training.pairs import check_tokens
@@ -56,17 +56,18 @@ def main(argv: list[str]) -> ExactRewardTrainer:
     # --- Data: all that can be wrong is told at once; then tokenized, dropped if too long, split by prompt ---------
     inputs = check_setup(data_args, training_args, model_args)
     tokenizer, max_length, num_proc = inputs.tokenizer, training_args.max_length, training_args.dataset_num_proc
-    with training_args.main_process_first(desc="tokens"):
-        train_dataset = tokenize_pairs(inputs.train_pairs, tokenizer, max_length, num_proc, "training")
-        if inputs.eval_pairs is None:
-            train_dataset, eval_dataset = split_by_prompt(train_dataset, data_args.eval_size, training_args.seed)
-        else:
-            eval_dataset = tokenize_pairs(inputs.eval_pairs, tokenizer, max_length, num_proc, "held-out")
-        eval_datasets = {"held_out": eval_dataset} if len(eval_dataset) else {}
-        for name, pairs in inputs.benchmarks.items():
-            eval_datasets[name] = tokenize_pairs(pairs, tokenizer, None, num_proc, name)
-    check_tokens({"training": train_dataset, **eval_datasets}, inputs.skeleton, training_args.process_index == 0)
-    set_unused_pad_token(tokenizer, [train_dataset, *eval_datasets.values()])
+    with on_all_ranks():
+        with training_args.main_process_first(desc="tokens"):
+            train_dataset = tokenize_pairs(inputs.train_pairs, tokenizer, max_length, num_proc, "training")
+            if inputs.eval_pairs is None:
+                train_dataset, eval_dataset = split_by_prompt(train_dataset, data_args.eval_size, training_args.seed)
+            else:
+                eval_dataset = tokenize_pairs(inputs.eval_pairs, tokenizer, max_length, num_proc, "held-out")
+            eval_datasets = {"held_out": eval_dataset} if len(eval_dataset) else {}
+            for name, pairs in inputs.benchmarks.items():
+                eval_datasets[name] = tokenize_pairs(pairs, tokenizer, None, num_proc, name)
+        check_tokens({"training": train_dataset, **eval_datasets}, inputs.skeleton, training_args.process_index == 0)
+        set_unused_pad_token(tokenizer, [train_dataset, *eval_datasets.values()])
     # Done above; trl would filter row by row and clone a template once more.
     training_args.max_length = training_args.chat_template_path = None
     if not eval_datasets:
@@ -114,8 +115,9 @@ def main(argv: list[str]) -> ExactRewardTrainer:
         f"{len(train_dataset)} training and {len(eval_dataset)} held-out pairs, {type(model).__name__} in "
         f"{model.dtype}, bf16 autocast {'on' if training_args.bf16 else 'off'}, pad token {tokenizer.pad_token!r}"
     )
-    if trainer.is_world_process_zero() and not (data_args.dry_run or training_args.resume_from_checkpoint):
-        write_record(inputs.record, Path(training_args.output_dir))
+    with on_all_ranks():
+        if trainer.is_world_process_zero() and not (data_args.dry_run or training_args.resume_from_checkpoint):
+            write_record(inputs.record, Path(training_args.output_dir))
     with watch.out_of_memory_told():
         result = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     if data_args.dry_run:

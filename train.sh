@@ -6,7 +6,9 @@
 #   MODEL=models/my-model DATASET=pairs.jsonl OUTPUT_DIR=save/my-run sh train.sh
 #   NNODES=2 NODE_RANK=0 MASTER_ADDR=10.0.0.1 sh train.sh             the same line on every node, NODE_RANK 0, 1, …
 #
-# Defaults are for a 7B model on 4 to 8 GPUs of 80 GB: 8 pairs a GPU and step. Not yet run on GPUs by its authors.
+# Defaults are for a 7B model on 4 to 8 GPUs of 80 GB: 8 pairs per GPU and step, in one pass unless they have more than
+# 16384 token positions, since ZeRO-3 gathers all weights in every pass. --ddp_timeout is how long ranks wait for the
+# one that tokenizes: tens of millions of pairs take more than the usual 30 minutes. Not yet run on GPUs by its authors.
 # Without a GPU one process runs on the CPU (NPROC_PER_NODE=2: two), in fp32, to debug the distributed path.
 set -eu
 
@@ -15,22 +17,23 @@ here=$(cd "$(dirname "$0")" && pwd)
 python=python3
 [ -x "$here/.venv/bin/python" ] && python=$here/.venv/bin/python
 
-gpus=$(nvidia-smi -L 2>/dev/null | grep -c . || true)
-[ "$gpus" -gt 0 ] || gpus=1
-
 : "${MODEL:=Qwen/Qwen2.5-7B-Instruct}"
 : "${DATASET:=Skywork/Skywork-Reward-Preference-80K-v0.2}"
 : "${OUTPUT_DIR:=$here/save/$(basename "$MODEL")-reward}"
-: "${NPROC_PER_NODE:=$gpus}"
 : "${NNODES:=1}"
 : "${NODE_RANK:=0}"
 : "${MASTER_ADDR:=127.0.0.1}"
 : "${MASTER_PORT:=29500}"
+# After SIGTERM or Ctrl-C torchrun kills what has not stopped within 30 s, which is too short to save a checkpoint:
+# ZeRO-3 writes about 100 GB for 7B.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-900}"
+# Every step has another length; fixed segments would leave gaps that none of the next tensors fits into.
+export PYTORCH_ALLOC_CONF="${PYTORCH_ALLOC_CONF:-${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}}"
 
 cd "$calling_dir"
-echo "Starting $NPROC_PER_NODE process(es) on this node; importing takes some seconds."
+echo "Starting; importing takes some seconds."
 PYTHONPATH=$here${PYTHONPATH:+:$PYTHONPATH} exec "$python" -m reward_model.training.launch \
-  --nnodes "$NNODES" --node_rank "$NODE_RANK" --nproc_per_node "$NPROC_PER_NODE" \
+  --nnodes "$NNODES" --node_rank "$NODE_RANK" ${NPROC_PER_NODE:+--nproc_per_node "$NPROC_PER_NODE"} \
   --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT" \
   "$here/train.py" \
   --model_name_or_path "$MODEL" \
@@ -38,13 +41,15 @@ PYTHONPATH=$here${PYTHONPATH:+:$PYTHONPATH} exec "$python" -m reward_model.train
   --output_dir "$OUTPUT_DIR" \
   --deepspeed "$here/ds_config_zero3.json" \
   --max_length 2048 \
-  --per_device_train_batch_size 4 \
-  --gradient_accumulation_steps 2 \
+  --per_device_train_batch_size 8 \
+  --gradient_accumulation_steps 1 \
+  --max_tokens_per_micro_batch 16384 \
   --per_device_eval_batch_size 8 \
   --lr_scheduler_type cosine \
   --warmup_steps 0.03 \
   --gradient_checkpointing True \
   --save_strategy steps --save_steps 0.25 --save_total_limit 2 \
   --logging_steps 5 \
+  --ddp_timeout 10800 \
   --resume_from_checkpoint auto \
   "$@"

@@ -34,6 +34,7 @@ class Run:
     pairs: int = 4  # per GPU and micro-batch
     accumulation: int = 1
     max_length: int = 2048
+    max_tokens: int = 0  # --max_tokens_per_micro_batch; 0 is no limit
     bf16: bool = True  # or fp32, on a CPU
     checkpointing: bool = True
     card: str = "H100"
@@ -58,6 +59,8 @@ class Run:
         """GB per GPU at the peak, part by part."""
         shards = self.gpus if self.zero3 else 1
         row = self.pairs * 2 * self.max_length  # nothing shared, nothing shorter: the worst row
+        if self.max_tokens:  # a pair is never cut
+            row = min(row, max(self.max_tokens, 2 * self.max_length))
         size = 2 if self.bf16 else 4
         # 16: fp32 weight, gradient, Adam's two; or bf16 weight and gradient, fp32 the rest. 2: autocast's bf16 copy.
         states = self.trained * (16 / shards + (2 if self.bf16 and not (self.zero3 or self.lora) else 0))
@@ -83,16 +86,19 @@ class Run:
         return max(compute, moved / (8 * LINK) if self.zero3 and self.gpus > 8 else 0) / 3600
 
 
-QWEN_72 = Run(80, 8192, 64, 8, 29568)
+TRAIN_SH = Run(zero3=True, pairs=8, max_tokens=16384)  # its defaults
+QWEN_72 = replace(TRAIN_SH, layers=80, hidden=8192, heads=64, kv_heads=8, intermediate=29568)
 RECIPES = {
     "Qwen3-0.6B, full, 1 x 24 GB": Run(28, 1024, 16, 8, 3072, 151936, accumulation=16, card="4090"),
-    "Qwen2.5-7B, full, 4 x 80 GB": Run(gpus=4, zero3=True, accumulation=4),
-    "Qwen2.5-7B, full, 8 x 80 GB": Run(gpus=8, zero3=True, accumulation=2),
+    "Qwen2.5-7B, full, 4 x 80 GB": replace(TRAIN_SH, gpus=4, accumulation=2),
+    "Qwen2.5-7B, full, 8 x 80 GB": replace(TRAIN_SH, gpus=8),
     "Qwen2.5-7B, LoRA, 1 x 80 GB": Run(lora=32, pairs=8, accumulation=8),
     "Qwen2.5-7B, LoRA, 1 x 24 GB": Run(lora=16, pairs=1, accumulation=64, card="4090"),
-    "Qwen2.5-32B, LoRA, 4 x 80 GB": Run(64, 5120, 40, 8, 27648, lora=32, gpus=4, zero3=True, accumulation=4),
-    "Qwen2.5-72B, LoRA, 2 x 8 x 80 GB": replace(QWEN_72, lora=32, gpus=16, zero3=True),
-    "Qwen2.5-72B, full, 4 x 8 x 80 GB": replace(QWEN_72, gpus=32, zero3=True, pairs=2),
+    "Qwen2.5-32B, LoRA, 4 x 80 GB": replace(
+        TRAIN_SH, layers=64, hidden=5120, heads=40, kv_heads=8, intermediate=27648, lora=32, gpus=4, accumulation=2
+    ),
+    "Qwen2.5-72B, LoRA, 2 x 8 x 80 GB": replace(QWEN_72, lora=32, gpus=16, pairs=4),
+    "Qwen2.5-72B, full, 4 x 8 x 80 GB": replace(QWEN_72, gpus=32, pairs=2),
 }
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -107,26 +108,31 @@ def tokenize_pairs(
     return tokenized
 
 
+def stored_ids(pairs: Dataset) -> Iterator[np.ndarray]:
+    """Yield all token ids in the table of `tokenize_pairs`, chunk by chunk and without a copy.
+
+    These include the ids of rows that `pairs` no longer selects.
+    """
+    for side in ("chosen_ids", "rejected_ids"):
+        for chunk in pairs.data.column(side).chunks:
+            yield chunk.flatten().to_numpy()
+
+
 def set_unused_pad_token(tokenizer: PreTrainedTokenizerBase, tokenized: list[Dataset]) -> None:
     """Set a pad token that no conversation contains: the tokenizer's own, a spare special token, or a new one.
 
     Transformers reads the reward at the rightmost token that is not the pad token, vLLM at the last token. They differ
     silently where a conversation ends with the pad token, so eos never qualifies: it is what the next data may contain.
     """
-    present = np.unique(
-        np.concatenate(
-            [
-                np.unique(pairs.with_format("arrow")[:][side].combine_chunks().flatten().to_numpy())
-                for pairs in tokenized
-                for side in ("chosen_ids", "rejected_ids")
-            ]
-        )
-    )
+    present = np.zeros(max(tokenizer.get_vocab().values()) + 1, dtype=bool)  # by token id
+    for pairs in tokenized:
+        for ids in stored_ids(pairs):
+            present[ids] = True
     special = [str(token) for _, token in sorted(tokenizer.added_tokens_decoder.items()) if token.special]
     spare = [token for word in SPARE_TOKENS for token in special if word in token.lower()]
     for token in (tokenizer.pad_token, *spare):
         in_use = token in (None, tokenizer.eos_token, tokenizer.bos_token)
-        if not in_use and tokenizer.convert_tokens_to_ids(token) not in present:
+        if not in_use and not present[tokenizer.convert_tokens_to_ids(token)]:
             break
     else:
         vocabulary = tokenizer.get_vocab()

@@ -4,6 +4,7 @@ import errno
 import importlib.util
 import math
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from datasets import Dataset
 from huggingface_hub import HfApi
 from peft import get_peft_model
@@ -135,8 +137,11 @@ def check_setup(data_args: DataArguments, training_args: TrainingArguments, mode
             pairs = [pair for file in files if file for pair in sample(file)]
             warnings += check_rows(pairs, read["tokenizer"], data_args.allow_stripped_reasoning)
             print(*(f"{line}\n" for line in warnings if tell), sep="", end="")
-    if problems:
-        raise InputError("\nerror: ".join(problems))
+    same = {"--resume_from_checkpoint": training_args.resume_from_checkpoint}
+    if "record" in read:
+        same |= {"hash of the weights": read["record"]["weights"]}
+        same |= {"hashes of the data": read["record"]["arguments"]["data"]}
+    raise_on_all_ranks(problems, same)
     return Inputs(**read)
 
 
@@ -153,11 +158,46 @@ def reported(arguments: Any, *names: str) -> Iterator[None]:
 
 @contextmanager
 def collected(problems: list[str]) -> Iterator[None]:
-    """A mistake ends the block and is written down."""
+    """A mistake ends the block and is written down; on several ranks any error is, as the others wait for this one."""
     try:
         yield
-    except InputError as error:
-        problems.append(str(error))
+    except Exception as error:
+        if not isinstance(error, InputError):
+            if not torch.distributed.is_initialized():
+                raise
+            traceback.print_exc()
+        problems.append(str(error) or repr(error))
+
+
+@contextmanager
+def on_all_ranks() -> Iterator[None]:
+    """Run a block that only some ranks may fail in, and raise its error on all of them.
+
+    A rank that raises alone leaves the others waiting in their next collective. A block in which a rank that fails
+    would leave out a collective of its own must not be run under this.
+    """
+    problems: list[str] = []
+    with collected(problems):
+        yield
+    raise_on_all_ranks(problems)
+
+
+def raise_on_all_ranks(problems: list[str], same: dict[str, Any] | None = None) -> None:
+    """Raise one InputError on every rank if any has problems, or if a value of `same` is not that of rank 0."""
+    each: list[tuple[list[str], dict[str, Any]]] = gather_object([(problems, same or {})])
+    first, stopped = each[0][1], any(problems for problems, _ in each)
+    ranks: dict[str, list[str]] = {}  # by problem
+    for rank, (problems, values) in enumerate(each):
+        differing = [name for name in first if not stopped and values[name] != first[name]]
+        problems = problems + [
+            f"{name}: {values[name]}, on rank 0 {first[name]}. Use storage that all nodes share, or equal copies."
+            for name in differing
+        ]
+        for problem in problems:
+            ranks.setdefault(problem, []).append(str(rank))
+    if ranks:
+        lines = [line if len(on) == len(each) else f"rank {', '.join(on)}: {line}" for line, on in ranks.items()]
+        raise InputError("\nerror: ".join(lines))
 
 
 def check_numbers(*arguments: Any) -> list[str]:
@@ -260,14 +300,6 @@ def check_output(output_dir: Path, training_args: TrainingArguments, overwrite: 
         ) from None
     asked = training_args.resume_from_checkpoint
     training_args.resume_from_checkpoint = resume_from(asked, output_dir, tell)
-    if torch.distributed.is_initialized():
-        of_rank_0 = [training_args.resume_from_checkpoint]
-        torch.distributed.broadcast_object_list(of_rank_0, src=0)
-        if of_rank_0[0] != training_args.resume_from_checkpoint:
-            raise InputError(
-                f"Rank 0 finds the checkpoint {of_rank_0[0]}, rank {training_args.process_index} finds "
-                f"{training_args.resume_from_checkpoint}: --output_dir must lie on storage that all nodes share."
-            )
     begun = any(output_dir.glob("checkpoint-*")) and asked != "auto"
     if overwrite or training_args.resume_from_checkpoint:
         return

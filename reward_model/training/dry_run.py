@@ -29,7 +29,8 @@ def whole_run_line(trainer: Trainer, steps: float) -> str:
     *_, log = (log for log in trainer.state.log_history if "pairs_per_second" in log)
     seconds = len(trainer.train_dataset) / log["pairs_per_second"]
     if torch.cuda.is_available():
-        memory = f"{torch.cuda.max_memory_allocated() / 1e9:.1f} GB of {torch.cuda.mem_get_info()[1] / 1e9:.1f} GB"
+        used, reserved = torch.cuda.max_memory_allocated() / 1e9, torch.cuda.max_memory_reserved() / 1e9
+        memory = f"{used:.1f} GB (reserved: {reserved:.1f}) of {torch.cuda.mem_get_info()[1] / 1e9:.1f} GB"
     else:
         memory = f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.1f} GB of main memory"
     hours = steps * seconds / 3600

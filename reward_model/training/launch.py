@@ -9,15 +9,38 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C among the imports would be a traceback
 
 import logging
+import os
+import shutil
+import subprocess
 import sys
 
+import torch
 from torch.distributed import run
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from reward_model.training.saving import STOPPED
 
+
+def usable_gpus() -> int:
+    """Return the number of GPUs that torch can use. Exit if nvidia-smi lists GPUs and torch can use none of them."""
+    if torch.accelerator.is_available():
+        return torch.accelerator.device_count()
+    listed = 0
+    if shutil.which("nvidia-smi") and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1"):
+        lines = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True).stdout.splitlines()
+        listed = sum(line.startswith("GPU ") for line in lines)
+    if listed:
+        sys.exit(
+            f"error: nvidia-smi lists {listed} GPU(s), but torch {torch.__version__} can use none of them. Install the "
+            "CUDA build of torch (make setup REQUIREMENTS=requirements.txt) or a newer driver, or correct "
+            "CUDA_VISIBLE_DEVICES (-1 trains on the CPU)."
+        )
+    return 0
+
+
 if __name__ == "__main__":
+    os.environ.setdefault("PET_NPROC_PER_NODE", str(usable_gpus() or 1))  # the default of torchrun's --nproc_per_node
     signal.signal(signal.SIGINT, signal.default_int_handler)
     logging.disable(logging.ERROR)  # of this process, which has nothing to say that the run does not
     try:

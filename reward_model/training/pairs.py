@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.compute
 from datasets import Dataset
 from transformers import PreTrainedModel
 
 from reward_model import InputError
 from reward_model.data.dataset import load_pairs
 from reward_model.data.files import data_files
+from reward_model.model.tokenization import stored_ids
 from reward_model.training.arguments import DataArguments
 
 SAMPLED = 48  # pairs of each file that are rendered
@@ -69,13 +69,11 @@ def check_tokens(tokenized: dict[str, Dataset], model: PreTrainedModel, tell: bo
         if limit and (longest := max(pairs["length"][:], default=0)) > limit:
             cure = f"--max_length {limit}" if name in ("training", "held_out") else "take it out of the file"
             raise InputError(f"The longest of the {name} pairs has {longest} tokens, the model takes {limit}: {cure}")
-        for side in ("chosen_ids", "rejected_ids"):
-            column = pairs.with_format("arrow")[:][side].combine_chunks().flatten()
-            if len(column) and (largest := pyarrow.compute.max(column).as_py()) >= vocabulary:
-                raise InputError(
-                    f"The tokenizer has the token {largest}, the model only {vocabulary} of them; they do not belong "
-                    "together."
-                )
+        if (largest := max((ids.max(initial=0) for ids in stored_ids(pairs)), default=0)) >= vocabulary:
+            raise InputError(
+                f"The tokenizer has the token {largest}, the model only {vocabulary} of them; they do not belong "
+                "together."
+            )
         near = np.flatnonzero(np.array(pairs["prefix_length"][:]) == np.array(pairs["length"][:]) - 1)
         equal = sum(row["chosen_ids"] == row["rejected_ids"] for row in pairs.select(near))
         if equal == len(pairs) > 0:

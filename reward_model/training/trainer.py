@@ -116,7 +116,7 @@ class ExactRewardTrainer(RewardTrainer):
 
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)
-        loss = sum(self._losses)
+        loss = self.accelerator.reduce(sum(self._losses), "mean")  # all ranks stop together
         self._losses.clear()
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, Watch):

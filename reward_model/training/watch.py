@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import gather_object
 from torch import nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
@@ -47,7 +48,9 @@ class Watch(TrainerCallback):
             self.batches.append(batch)
 
     def on_train_end(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
-        if not all(parameter.isfinite().all() for parameter in model.parameters()):
+        # ZeRO-3 leaves the parameters empty; each rank has a part of every one of them in ds_tensor.
+        parts = [getattr(parameter, "ds_tensor", parameter) for parameter in model.parameters()]
+        if not all(gather_object([bool(part.isfinite().all()) for part in parts])):
             raise InputError(f"After step {state.global_step} the weights are not finite; nothing more is saved.")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -64,7 +67,7 @@ class Watch(TrainerCallback):
         ]
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(rows, ensure_ascii=False, indent=1), encoding="utf-8")
-        places = [place for row in rows for place in row["places"]]
+        places = gather_object([place for row in rows for place in row["places"]])
         last = newest_complete(file.parent, tell=False)
         raise InputError(
             f"Step {step + 1}: the loss is {loss:g}, the gradient's norm {norm:g}. The pairs of this step are "

@@ -1,0 +1,107 @@
+"""What only one of two ranks finds wrong stops both: nodes may see other files, or a disk that cannot be written."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, demo_pairs, free_port, jsonl
+
+# Runs each case with the arguments of its rank, and writes down what it raises.
+SCRIPT = """
+import json, os, sys
+from types import SimpleNamespace
+
+import deepspeed
+import torch
+
+import train
+from reward_model import InputError
+from reward_model.training.watch import Watch
+
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+rank = int(os.environ["RANK"])
+
+
+def infinite_weights():
+    with deepspeed.zero.Init():
+        layer = torch.nn.Linear(8, 8)
+    layer.weight.ds_tensor.data[0] = float("nan") if rank else 0
+    Watch(None).on_train_end(None, SimpleNamespace(global_step=3), None, layer)
+
+
+for name, words in json.load(open(sys.argv[1])).items():
+    try:
+        train.main(words[rank]) if words else infinite_weights()
+        said = "nothing"
+    except InputError as error:
+        said = str(error)
+    with open(f"{sys.argv[1]}.{rank}", "a") as log:
+        log.write(json.dumps([name, said]) + "\\n")
+"""
+MORE = "--max_steps 1 --per_device_train_batch_size 4 --eval_size 0 --report_to none --save_strategy no"
+# What rank 1 finds, or what both do -> what both must say.
+SAID = {
+    "read-only directory": "rank 1: --output_dir /proc/out: nothing can be written there",
+    "a trained model": "rank 1: .*other holds a trained model or checkpoints",
+    "no checkpoint": "rank 1: --resume_from_checkpoint: None, on rank 0 .*checkpoint-1",
+    "no model": "rank 1: .*nowhere",
+    "another model": "rank 1: hash of the weights: ",
+    "no data": r"rank 1: .*nowhere\.jsonl",
+    "other data": "rank 1: hashes of the data: ",
+    "longer data": r"rank 1: Every one of the 24 training pairs is longer than --max_length 1 ",
+    "run.json cannot be written": r"rank 0: .*run\.json",
+    "infinite loss": r"Step 1: the loss is inf.*The pairs of this step are .*pairs\.jsonl:\d",
+    # of ZeRO-3, whose parameters are empty
+    "infinite weights": "After step 3 the weights are not finite",
+    "nothing": "nothing",
+}
+
+
+@pytest.mark.slow
+def test_both_ranks_stop(base_model: Path, tiny_model, few_pairs: Path, tmp_path: Path) -> None:
+    other, begun, blocked = tmp_path / "other", tmp_path / "begun", tmp_path / "blocked"
+    (begun / "checkpoint-1").mkdir(parents=True)
+    (begun / "checkpoint-1" / "complete.json").write_text("{}")
+    (blocked / "run.json.new").mkdir(parents=True)
+    other.mkdir()
+    (other / "model.safetensors").touch()
+    copy = jsonl(other / few_pairs.name, demo_pairs()[:23])
+    margins = [pair | {"margin": 3.5e38 if n == 5 else 0.5} for n, pair in enumerate(demo_pairs()[:8])]
+
+    def words(more: str = "", **changes: Path) -> list[str]:
+        paths = {"model_name_or_path": base_model, "dataset_name": few_pairs, "output_dir": tmp_path / "out"}
+        return [word for name, path in (paths | changes).items() for word in (f"--{name}", str(path))] + [
+            *MORE.split(), *more.split()
+        ]  # fmt: skip
+
+    good, auto = words(), "--resume_from_checkpoint auto"
+    infinite = words(output_dir=tmp_path / "infinite", dataset_name=jsonl(tmp_path / "pairs.jsonl", margins))
+    cases = {
+        "read-only directory": [good, words(output_dir=Path("/proc/out"))],
+        "a trained model": [good, words(output_dir=other)],
+        "no checkpoint": [words(auto, output_dir=begun), words(auto)],
+        "no model": [good, words(model_name_or_path=tmp_path / "nowhere")],
+        "another model": [good, words(model_name_or_path=tiny_model("llama"))],
+        "no data": [good, words(dataset_name=tmp_path / "nowhere.jsonl")],
+        "other data": [good, words(dataset_name=copy)],
+        "longer data": [good, words("--max_length 1")],
+        "run.json cannot be written": [words("--overwrite_output_dir", output_dir=blocked)] * 2,
+        "infinite loss": [infinite] * 2,
+        "infinite weights": [],
+        "nothing": [words(output_dir=tmp_path / "right")] * 2,
+    }
+    (tmp_path / "cases.json").write_text(json.dumps(cases))
+    (tmp_path / "script.py").write_text(SCRIPT)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", free_port()]
+    command = ["env", f"PYTHONPATH={ROOT}", *launch, tmp_path / "script.py", tmp_path / "cases.json"]
+    done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for rank in (0, 1):
+        lines = (tmp_path / f"cases.json.{rank}").read_text().splitlines()
+        found = dict(map(json.loads, lines))
+        assert found.keys() == SAID.keys()
+        for name, said in found.items():
+            assert re.match(SAID[name], said), f"rank {rank}, {name}: {said}"
