@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from client import FileError, Reading, answer_messages, look_at, prompt_messages, score_file
+from client import DRIFT, FileError, Reading, answer_messages, look_at, prompt_messages, score_file
 from reward_model import InputError
 from reward_model.data.files import place_of, read_rows
 from reward_model.data.pair import Messages, check_conversation
@@ -85,7 +85,7 @@ def score_rows(
 
 def score_input(args: argparse.Namespace) -> int:
     """How many rows of the file have an error."""
-    from reward_model.model.contract import drift
+    from reward_model.model.contract import drift, rounding_noise
     from reward_model.scoring.local import load_reward_model
 
     if args.output.exists() and args.output.samefile(args.input):
@@ -95,7 +95,8 @@ def score_input(args: argparse.Namespace) -> int:
     model, tokenizer = load_reward_model(args.model, args.dtype)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # from here on there is something to say
     exact = str(model.dtype) == "torch.float32"
-    if not exact and (found := drift(model, tokenizer, Path(args.model))):
+    noise = rounding_noise(Path(args.model))
+    if not exact and (found := drift(model, tokenizer, Path(args.model))) > DRIFT * noise:
         print(f"warning: in {model.dtype} scores drift by up to {found:.2g}; try --dtype float32.", file=sys.stderr)
     return score_file(output, partial(score_rows, model, tokenizer, args.tokens_per_batch), exact)
 

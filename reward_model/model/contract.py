@@ -8,7 +8,6 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
-from importlib.metadata import PackageNotFoundError, version
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -163,7 +162,6 @@ def write_contract(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path)
         "dtype": config.get("dtype") or "float32",
         "pad_token_id": config.get("pad_token_id"),
         "template": sha256(template.read_bytes()).hexdigest() if template.is_file() else None,
-        "versions": {name: _version(name) for name in ("torch", "transformers", "trl", "vllm")},
         "conversations": conversations,
     }
     (folder / FILE).write_text(json.dumps(contract, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
@@ -178,18 +176,9 @@ def normalisation(folder: Path) -> tuple[float, float]:
 
 
 def drift(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> float:
-    """Return the largest difference of the model's scores from its reference scores, if rounding does not explain it
-    (as `DRIFT` in client.py says); otherwise, and without reference scores, 0."""
+    """Return the largest difference of the model's scores from its reference scores; 0 where it has none."""
     if not (folder / FILE).is_file():
         return 0.0
     contract = json.loads((folder / FILE).read_text(encoding="utf-8"))["conversations"]
     scores = {one["text"]: one["score"] for one in contract_scores(model, tokenizer)}
-    worst = max(abs(scores.get(one["text"], float("inf")) - one["score"]) for one in contract)
-    return worst if worst > 5 * rounding_noise(folder) else 0.0
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+    return max(abs(scores.get(one["text"], float("inf")) - one["score"]) for one in contract)

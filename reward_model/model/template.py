@@ -1,11 +1,9 @@
-"""The chat template: rendering with it, and what is written into it, so that all who render it do so alike.
-
-Nothing heavy is imported, so that the check of `infer_vllm.sh` takes no time.
-"""
+"""The chat template: rendering with it, and what is written into it, so that all who render it do so alike."""
 
 import json
 import re
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError, TemplateSyntaxError, meta
@@ -14,27 +12,8 @@ from reward_model import InputError
 
 OF_EVERY_CALL = {"messages", "tools", "add_generation_prompt"}
 MARK = "{# special tokens in texts are split #}"
-# What stands before a template of --split_special_tokens; lines of blocks leave no trace in what is rendered.
-SPLIT = (
-    MARK
-    + """
-{% set split = namespace(messages=[], text='') %}
-{% for message in messages %}
-  {% if message.content %}
-    {% set split.text = message.content %}
-    {% if split.text is not string %}
-      {% set split.text = split.text | map(attribute='text') | join('\\n') %}
-    {% endif %}
-    {% for token in TOKENS %}
-      {% set split.text = split.text | replace(token, token[0] ~ ' ' ~ token[1:]) %}
-    {% endfor %}
-    {% set message = dict(message, content=split.text) %}
-  {% endif %}
-  {% set split.messages = split.messages + [message] %}
-{% endfor %}
-{% set messages = split.messages %}
-"""
-)
+# Prepended to a template by --split_special_tokens; lines of blocks leave no trace in what is rendered.
+SPLIT = (Path(__file__).parent / "split_special_tokens.jinja").read_text(encoding="utf-8")
 
 
 def render(messages: list[dict[str, Any]], tokenizer: Any, tools: Any = None, **more: Any) -> str:

@@ -329,12 +329,8 @@ def skeleton(training_args: TrainingArguments, model_args: ModelArguments) -> Pr
     """
     unset_hf_deepspeed_config()  # or the shapes would be split over the ranks
     try:
-        model = load_model(
-            model_args.model_name_or_path,
-            new_head=True,
-            device_map="meta",
-            **load_options(training_args, model_args),
-        )
+        options = load_options(training_args, model_args)
+        model = load_model(model_args.model_name_or_path, new_head=True, device_map="meta", **options)
     finally:
         if training_args.deepspeed:
             set_hf_deepspeed_config(training_args.hf_deepspeed_config)

@@ -27,13 +27,10 @@ class AttentionChooser(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
         half = args.bf16 or args.fp16
         with torch.autocast(args.device.type, torch.float16 if args.fp16 else torch.bfloat16, half):
+            half = half or bool(args.tf32)
+            collator = self.collator
             reason = choose_attention(
-                model,
-                self.collator.pad_token_id,
-                self.pairs,
-                self.collator.shared_prefix,
-                half=half or bool(args.tf32),
-                on_every_rank=True,
+                model, collator.pad_token_id, self.pairs, collator.shared_prefix, half, on_every_rank=True
             )
         self.collator.shared_prefix = reason is None
         if reason and state.is_world_process_zero:
