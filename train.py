@@ -11,6 +11,7 @@ All arguments: python train.py --help. They are those of trl's ScriptArguments, 
 ours is in reward_model/training/arguments.py.
 """
 
+import os
 import signal
 import sys
 
@@ -22,6 +23,7 @@ from pathlib import Path
 from shlex import quote
 
 import numpy as np
+import torch
 from transformers import set_seed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from trl import get_peft_config, get_quantization_config
@@ -145,15 +147,20 @@ def main(argv: list[str]) -> ExactRewardTrainer:
         metrics = trainer.evaluate()
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
-    if adapter_dir and trainer.is_world_process_zero():
+    trainer.accelerator.wait_for_everyone()
+    trainer.end()
+    # Merging takes minutes and only rank 0: within the process group the others would wait until NCCL ends the run.
+    if not trainer.is_world_process_zero():
+        return trainer
+    if adapter_dir:
+        if training_args.world_size > 1:  # torchrun has given each rank one thread
+            torch.set_num_threads(len(os.sched_getaffinity(0)))
         print(f"Merging the adapter into {model_args.model_name_or_path}.")
         unset_hf_deepspeed_config()  # or the merged model would be split over the ranks again
         merge_adapter(adapter_dir, check_adapter(adapter_dir), output_dir, str(model.dtype).removeprefix("torch."))
         if model_args.load_in_4bit or model_args.load_in_8bit:
             print("Trained on quantised weights, merged into the whole ones: scores differ a little from training's.")
-    trainer.accelerator.wait_for_everyone()
-    trainer.accelerator.print(f"Reward model: {output_dir}   Serve it: sh infer_vllm.sh {quote(str(output_dir))}")
-    trainer.end()
+    print(f"Reward model: {output_dir}   Serve it: sh infer_vllm.sh {quote(str(output_dir))}")
     return trainer
 
 

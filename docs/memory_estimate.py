@@ -14,6 +14,9 @@ from dataclasses import asdict, dataclass, fields, replace
 PEAK = {"H100": 989e12, "4090": 165e12}  # bf16, dense, per second: the makers' data sheets
 USE = 0.3  # of it: assumed
 LINK = 50e9  # bytes per second of one GPU to other nodes (400 Gbit/s): assumed; within a node nothing is counted
+DISK, CPU_MEMORY = 1e9, 50e9  # bytes per second: assumed
+GPU_FP32, CPU_FP32 = 30e12, 1.5e12  # operations per second on an H100 and on 64 cores: assumed
+SCORED = 5_000  # token positions of the reference conversations
 PAIRS, POSITIONS = 80_000, 1_000  # of the data, and of one pair in the packed row: assumed
 
 
@@ -76,6 +79,12 @@ class Run:
         }
         return {name: part / 1e9 for name, part in parts.items()}
 
+    def merge(self) -> tuple[float, float]:
+        """GB of main memory and minutes of merging a LoRA adapter: weights in and out, ten passes over them, scores."""
+        scores = 2 * self.body * SCORED / (GPU_FP32 if 4 * self.parameters + 4e9 < 0.75 * 80e9 else CPU_FP32)
+        weights = 4 * self.parameters / DISK + 10 * 4 * self.parameters / CPU_MEMORY
+        return 4 * self.parameters / 1e9, (weights + scores) / 60
+
     def hours(self) -> float:
         """Of one epoch over PAIRS."""
         passes = 2 + (2 if self.lora else 4) + 2 * self.checkpointing  # forward, backward, recomputation
@@ -122,4 +131,6 @@ if __name__ == "__main__":
         print(f"{run.parameters / 1e9:.2f} billion parameters, {run.trained / 1e9:.3f} trained. GB per GPU, computed:")
         for part, value in [*run.memory().items(), ("together", sum(run.memory().values()))]:
             print(f"{value:8.1f}  {part}")
+        if run.lora:
+            print("Merging the adapter takes {:.0f} GB of main memory and {:.1f} minutes.".format(*run.merge()))
         print(f"{run.hours():8.1f}  hours for {PAIRS:,} pairs of {POSITIONS:,} positions, on {run.card}")

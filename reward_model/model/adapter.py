@@ -66,4 +66,15 @@ def merge_adapter(adapter: Path, base: str, output_dir: Path, dtype: str = "auto
     model.to(dtype or torch.float32).save_pretrained(output_dir)
     tokenizer.save_pretrained(output_dir)
     print("Merged; scoring the conversations of its score contract.", flush=True)
-    write_contract(prepare(model.float(), tokenizer.pad_token_id), tokenizer, output_dir)
+    device = scoring_device(model.num_parameters())
+    write_contract(prepare(model.float().to(device), tokenizer.pad_token_id), tokenizer, output_dir)
+
+
+def scoring_device(parameters: int) -> str:
+    """Return "cuda" if the reference scores of an fp32 model with so many parameters fit there, "cpu" if not."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return "cpu"
+    torch.cuda.empty_cache()  # of what a training run has left
+    return "cuda" if torch.cuda.mem_get_info()[0] > 4 * parameters + 4e9 else "cpu"  # 4 GB for the longest conversation

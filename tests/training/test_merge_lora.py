@@ -8,11 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import demo_pairs, jsonl
 
 import merge_lora
 import train as train_script
 from reward_model import InputError
+from reward_model.model.adapter import scoring_device
 
 ARGUMENTS = "--max_steps 1 --eval_size 0 --save_strategy no --report_to none --use_peft --lora_r 4"
 
@@ -86,3 +88,11 @@ def test_its_own_base_is_known_under_another_name(merging: Callable, base_model:
     moved = shutil.copytree(base_model, tmp_path / "moved")
     merging(lambda adapter: entry(adapter, "/no/base"), f"--base_model {moved}", tmp_path / "a model")
     assert f"sh infer_vllm.sh '{tmp_path}/a model'" in capsys.readouterr().out
+
+
+def test_reference_scores_are_computed_on_a_gpu_where_the_model_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With stand-ins for what a GPU of 80 GB reports; in fp32, 7B is 28 GB and 32B 128 GB."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (60e9, 80e9))
+    assert [scoring_device(size) for size in (7_000_000_000, 32_000_000_000)] == ["cuda", "cpu"]

@@ -1,6 +1,7 @@
 """What only one of two ranks finds wrong stops both: nodes may see other files, or a disk that cannot be written."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -32,6 +33,17 @@ def infinite_weights():
     Watch(None).on_train_end(None, SimpleNamespace(global_step=3), None, layer)
 
 
+merge_adapter = train.merge_adapter
+
+
+def merge(*arguments):
+    assert not torch.distributed.is_initialized()
+    with open(f"{sys.argv[1]}.threads", "a") as log:
+        log.write(str(torch.get_num_threads()))
+    merge_adapter(*arguments)
+
+
+train.merge_adapter = merge
 for name, words in json.load(open(sys.argv[1])).items():
     try:
         train.main(words[rank]) if words else infinite_weights()
@@ -91,7 +103,7 @@ def test_both_ranks_stop(base_model: Path, tiny_model, few_pairs: Path, tmp_path
         "run.json cannot be written": [words("--overwrite_output_dir", output_dir=blocked)] * 2,
         "infinite loss": [infinite] * 2,
         "infinite weights": [],
-        "nothing": [words(output_dir=tmp_path / "right")] * 2,
+        "nothing": [words("--use_peft --lora_r 4", output_dir=tmp_path / "right")] * 2,
     }
     (tmp_path / "cases.json").write_text(json.dumps(cases))
     (tmp_path / "script.py").write_text(SCRIPT)
@@ -99,6 +111,9 @@ def test_both_ranks_stop(base_model: Path, tiny_model, few_pairs: Path, tmp_path
     command = ["env", f"PYTHONPATH={ROOT}", *launch, tmp_path / "script.py", tmp_path / "cases.json"]
     done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-3000:]
+    # Merging, which takes minutes for a large model, begins when the ranks are no longer connected, with all cores.
+    assert (tmp_path / "cases.json.threads").read_text() == str(len(os.sched_getaffinity(0)))
+    assert (tmp_path / "right" / "score_contract.json").exists()
     for rank in (0, 1):
         lines = (tmp_path / f"cases.json.{rank}").read_text().splitlines()
         found = dict(map(json.loads, lines))
