@@ -86,7 +86,9 @@ def chat_message(turn: Any) -> Any:
     if role == "function_call":
         return _tool_calls(said)
     if isinstance(said, list) and said and all(isinstance(part, dict) and part.get("type") == "text" for part in said):
-        turn = turn | {"content": "\n".join(str(part.get("text")) for part in said)}  # joined as vLLM joins them
+        texts = [part.get("text", part.get("value")) for part in said]  # LLaMA-Factory v1 has value
+        if all(isinstance(text, str) for text in texts):
+            turn = turn | {"content": "\n".join(texts)}  # joined as vLLM joins them
     return turn | {"role": OTHER_ROLES[role]} if isinstance(role, str) and role in OTHER_ROLES else turn
 
 

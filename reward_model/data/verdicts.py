@@ -49,7 +49,7 @@ VERDICTS = [
     Verdict("response1", "response2", ("overall_preference",)),  # HelpSteer3
     Verdict("response_1", "response_2", ("preference_strength",)),  # HelpSteer2
     Verdict("output_1", "output_2", ("label",), (("1",), ("2",), ())),  # LLMBar
-    Verdict("output_1", "output_2", ("preference",), (("1",), ("2",), ())),  # AlpacaFarm
+    Verdict("output_1", "output_2", ("preference",)),  # AlpacaFarm, AlpacaEval
     Verdict("human_ref_A", "human_ref_B", ("labels",), (("1",), ("0",), ()), lambda row: row["history"]),  # SHP
     Verdict("answer_0", "answer_1", ("score_0", "score_1"), (), lambda row: field(row, "question.full_text")),  # WebGPT
     Verdict("summaries.0.text", "summaries.1.text", ("choice",), (("0",), ("1",), ()), _summarized),
@@ -73,6 +73,8 @@ def judged(row: Row, margin_from_gap: bool) -> Pair:
         both = [_until(conversation, row.get("turn")) for conversation in both]
     elif known.by[0] == "winner_model_a":
         both, prompt = [_alternating(prompt, answers) for answers in both], None
+    if known.by == ("preference",):  # 1 to 2, and 0 or 1.5 for a draw
+        said = [number(said[0]) and number(said[0]) - 1.5]
     if known.words:
         return judged_pair(prompt, both, said[0], known.words, row)
     gap = number(said[0]) - number(said[1]) if len(said) > 1 else -number(said[0])

@@ -22,16 +22,9 @@ from reward_model.model.tokenization import render, token_ids
 FILE = "score_contract.json"
 NORMALISATION = "score_normalisation.json"  # named as vLLM names them: logit_mean, logit_sigma
 LONG = 3000  # tokens of one conversation, where the model takes as many
-TOOLS = [
-    {
-        "type": "function",
-        "function": {
-            "name": "weather",
-            "description": "The weather of a town.",
-            "parameters": {"type": "object", "properties": {"town": {"type": "string"}}, "required": ["town"]},
-        },
-    }
-]
+PARAMETERS = {"type": "object", "properties": {"town": {"type": "string"}}, "required": ["town"]}
+FUNCTION = {"name": "weather", "description": "The weather of a town.", "parameters": PARAMETERS}
+TOOLS = [{"type": "function", "function": FUNCTION}]
 # The call has the key order in which vLLM gives calls to a template, so that a template that prints a call as JSON
 # renders the same text in both. Mistral's templates want an id of nine characters.
 CALL = {"id": "weatherI1", "function": {"arguments": {"town": "Zürich"}, "name": "weather"}, "type": "function"}

@@ -61,7 +61,6 @@ NO_USE = {
     "torch_compile": "it would compile anew for every batch: no two have the same lengths",
     "dataset_streaming": "pairs are tokenized once, before training",
     "dataset_config": "name the data set's files or folder instead",
-    "ignore_bias_buffers": "it does nothing here",
     "pad_to_multiple_of": "packed rows have no padding",
     "pad_token": "train.py takes one that stands in no conversation",
     "enable_jit_checkpoint": "SIGTERM and Ctrl-C save without it, on every rank at the same step",
@@ -279,11 +278,9 @@ def check_metric(training_args: TrainingArguments, benchmarks: list[str]) -> Non
     files = [f"{name}_" for name in ("held_out", *benchmarks)] if benchmarks else [""]
     known = [f"{file}{figure}" for file in files for figure in FIGURES]
     metric, saves_best = training_args.metric_for_best_model, training_args.save_strategy == "best"
-    if (
-        (metric or saves_best)
-        and str(metric).removeprefix("eval_") not in known
-        and training_args.eval_strategy != "no"
-    ):
+    if training_args.eval_strategy == "no" or not (metric or saves_best):
+        return
+    if str(metric).removeprefix("eval_") not in known:
         raise InputError(f"--metric_for_best_model {metric}: choose one of {', '.join(known)}.")
 
 

@@ -16,14 +16,10 @@ from reward_model import InputError
 from reward_model.training.saving import newest_complete
 
 LEAK_PAIRS = 256  # that were all right from the first on
-STILL_LOGS = 20  # in which the loss moved by less than STILL
-STILL = 1e-4
 DRIFTED = 30.0  # the mean reward, since the first log
 WARNINGS = {
     "leak": "All of the first {pairs} pairs are right. Pairs are seldom that easy: see whether the sides differ in "
     "length or form only (prepare_data.py reports it), or whether this model has seen them.",
-    "still": "The loss has not moved by {STILL:g} for {STILL_LOGS} logs. The learning rate may be too small or has "
-    "decayed to 0, or the sides of the pairs say the same.",
     "drift": "The mean reward has drifted from {first:.0f} to {mean:.0f}, and large rewards lose digits in bf16. "
     "--center_rewards_coefficient 0.01 keeps them near 0.",
 }
@@ -81,22 +77,15 @@ class Watch(TrainerCallback):
             return
         pairs = state.global_step * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         self.logs.append(logs)
-        recent = self.logs[-STILL_LOGS:]
-        losses, accuracies = ([float(log.get(name, 0)) for log in recent] for name in ("loss", "accuracy"))
         first, mean = (float(log.get("mean_reward", 0)) for log in (self.logs[0], logs))
         signs = {
             "leak": pairs >= LEAK_PAIRS and all(float(log.get("accuracy", 0)) == 1 for log in self.logs),
-            # Once all pairs are right, the loss may rest near 0.
-            "still": len(recent) == STILL_LOGS and max(losses) - min(losses) < STILL and min(accuracies) < 1,
             # Untrained scores can be far from 0: the final norm of some models is large.
             "drift": abs(mean - first) > DRIFTED,
         }
         for sign in [name for name, shown in signs.items() if shown and name not in self.warned]:
             self.warned.add(sign)
-            print(
-                "Warning: "
-                + WARNINGS[sign].format(pairs=pairs, first=first, mean=mean, STILL=STILL, STILL_LOGS=STILL_LOGS)
-            )
+            print("Warning: " + WARNINGS[sign].format(pairs=pairs, first=first, mean=mean))
 
     @contextmanager
     def out_of_memory_told(self) -> Iterator[None]:
