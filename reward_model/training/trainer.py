@@ -174,8 +174,7 @@ class ExactRewardTrainer(RewardTrainer):
             new, seconds = self._over_ranks(new), self._counted[0] - since
             logs |= speed(new, seconds)
             peak = peak_flops(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
-            flops = flops_per_position(self.model)
-            if peak and flops and (self.args.bf16 or self.args.fp16):
+            if peak and (self.args.bf16 or self.args.fp16) and (flops := flops_per_position(self.model)):
                 share = flops / seconds / peak / self.accelerator.num_processes
                 logs |= {"mfu": share * new[2], "mfu_as_if_padded": share * new[3]}
             if self.accelerator.num_processes > 1:

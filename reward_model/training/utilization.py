@@ -5,13 +5,11 @@ from torch import nn
 
 # TFLOP/s, dense, in bf16 and fp16: NVIDIA's data sheets. The first name that the device's name contains counts.
 PEAK = {"GB200": 2500, "B200": 2250, "H200": 989, "H100 NVL": 835, "H100 PCIe": 756, "H100": 989, "A100": 312}
-PEAK |= {"A800": 312, "L40S": 362}
 
 
 def peak_flops(device_name: str) -> float | None:
     """Return the peak of a GPU in FLOP/s, or None if it is unknown, as for a MIG instance."""
-    peaks = [peak * 1e12 for name, peak in PEAK.items() if name in device_name and " MIG " not in device_name]
-    return peaks[0] if peaks else None
+    return next((1e12 * peak for name, peak in PEAK.items() if name in device_name and "MIG" not in device_name), None)
 
 
 def flops_per_position(model: nn.Module) -> int | None:
