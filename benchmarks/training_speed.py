@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -164,16 +165,32 @@ def gradients(trainer: RewardTrainer, batch: dict) -> torch.Tensor:
     return torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None])
 
 
-def matmul_peak(size: int = 2048, rounds: int = 5) -> float:
-    """GFLOP/s of the best of some matrix products, in the dtype of the training."""
+def matmul_peak(rounds: int = 10) -> float:
+    """Return the GFLOP/s of the best of some matrix products, in the dtype of the training.
+
+    On a GPU they are large, since a small one ends before the host has started the next, and timed by the device.
+    """
     device, dtype = ("cuda", torch.bfloat16) if bf16_is_fast() else ("cpu", torch.float32)
+    size = 8192 if device == "cuda" else 2048
     a, b = torch.randn(2, size, size, device=device, dtype=dtype).unbind()
-    best = float("inf")
-    for _ in range(rounds):
-        begin = now()
+    a @ b  # loads the kernel
+    marks = [torch.Event(device, enable_timing=True) if device == "cuda" else HostEvent() for _ in range(rounds + 1)]
+    marks[0].record()
+    for mark in marks[1:]:
         a @ b
-        best = min(best, now() - begin)
-    return 2 * size**3 / best / 1e9
+        mark.record()
+    now()
+    return 2 * size**3 / min(begin.elapsed_time(end) for begin, end in pairwise(marks)) / 1e6
+
+
+class HostEvent:
+    """A torch.Event on a CPU, which has none that measures time."""
+
+    def record(self) -> None:
+        self.time = time.perf_counter()
+
+    def elapsed_time(self, end: "HostEvent") -> float:
+        return 1000 * (end.time - self.time)
 
 
 def peak_memory(side: str) -> float:

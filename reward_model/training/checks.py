@@ -91,6 +91,7 @@ def check_setup(data_args: DataArguments, training_args: TrainingArguments, mode
         raise InputError(f"{needed}; .venv/bin/python train.py --help says more.")
     problems = check_numbers(data_args, training_args, model_args) + check_words(data_args, training_args, model_args)
     read: dict[str, Any] = {}
+    marks: dict[str, Any] = {}
     asked = training_args.resume_from_checkpoint
     with collected(problems):
         check_output(Path(training_args.output_dir), training_args, data_args.overwrite_output_dir, tell)
@@ -122,7 +123,8 @@ def check_setup(data_args: DataArguments, training_args: TrainingArguments, mode
             check_libraries(read["skeleton"], training_args)
     with collected(problems), training_args.main_process_first(desc="data"):
         read["train_pairs"], read["eval_pairs"] = read_pairs(data_args, tell)
-        read["record"] = record(data_args, training_args, model_args)
+        read["record"] = started_with = record(data_args, training_args, model_args)
+        marks = {"weights": started_with["weights"], "data files": started_with["arguments"]["data"]}
         if resumed := training_args.resume_from_checkpoint:
             compare(read["record"], Path(training_args.output_dir), asked not in ("auto", "True", "true"), tell)
             if not (any(Path(resumed).glob("optimizer*")) or any(Path(resumed).glob("global_step*"))) and tell:
@@ -136,11 +138,15 @@ def check_setup(data_args: DataArguments, training_args: TrainingArguments, mode
             pairs = [pair for file in files if file for pair in sample(file)]
             warnings += check_rows(pairs, read["tokenizer"], data_args.allow_stripped_reasoning)
             print(*(f"{line}\n" for line in warnings if tell), sep="", end="")
-    same = {"--resume_from_checkpoint": training_args.resume_from_checkpoint}
-    if "record" in read:
-        same |= {"hash of the weights": read["record"]["weights"]}
-        same |= {"hashes of the data": read["record"]["arguments"]["data"]}
-    raise_on_all_ranks(problems, same)
+    own = {"--resume_from_checkpoint": training_args.resume_from_checkpoint, **marks}
+    of_rank_0 = gather_object([own])[0]
+    if not problems:
+        problems += [
+            f"{name}: {own[name]}, on rank 0 {value}. Use storage that all nodes share, or equal copies."
+            for name, value in of_rank_0.items()
+            if own[name] != value
+        ]
+    raise_on_all_ranks(problems)
     return Inputs(**read)
 
 
@@ -181,21 +187,14 @@ def on_all_ranks() -> Iterator[None]:
     raise_on_all_ranks(problems)
 
 
-def raise_on_all_ranks(problems: list[str], same: dict[str, Any] | None = None) -> None:
-    """Raise one InputError on every rank if any has problems, or if a value of `same` is not that of rank 0."""
-    each: list[tuple[list[str], dict[str, Any]]] = gather_object([(problems, same or {})])
-    first, stopped = each[0][1], any(problems for problems, _ in each)
-    ranks: dict[str, list[str]] = {}  # by problem
-    for rank, (problems, values) in enumerate(each):
-        differing = [name for name in first if not stopped and values[name] != first[name]]
-        problems = problems + [
-            f"{name}: {values[name]}, on rank 0 {first[name]}. Use storage that all nodes share, or equal copies."
-            for name in differing
-        ]
-        for problem in problems:
-            ranks.setdefault(problem, []).append(str(rank))
-    if ranks:
-        lines = [line if len(on) == len(each) else f"rank {', '.join(on)}: {line}" for line, on in ranks.items()]
+def raise_on_all_ranks(problems: list[str]) -> None:
+    """Raise one InputError with the problems of all ranks on every rank."""
+    each: list[list[str]] = gather_object([problems])
+    lines = list(dict.fromkeys(line for found in each for line in found))
+    for number, line in enumerate(lines):
+        ranks = [str(rank) for rank, found in enumerate(each) if line in found]
+        lines[number] = line if len(ranks) == len(each) else f"rank {', '.join(ranks)}: {line}"
+    if lines:
         raise InputError("\nerror: ".join(lines))
 
 

@@ -26,11 +26,10 @@ def usable_gpus() -> int:
     """Return the number of GPUs that torch can use. Exit if nvidia-smi lists GPUs and torch can use none of them."""
     if torch.accelerator.is_available():
         return torch.accelerator.device_count()
-    listed = 0
-    if shutil.which("nvidia-smi") and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1"):
-        lines = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True).stdout.splitlines()
-        listed = sum(line.startswith("GPU ") for line in lines)
-    if listed:
+    if not shutil.which("nvidia-smi") or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return 0
+    shown = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True).stdout
+    if listed := sum(line.startswith("GPU ") for line in shown.splitlines()):
         sys.exit(
             f"error: nvidia-smi lists {listed} GPU(s), but torch {torch.__version__} can use none of them. Install the "
             "CUDA build of torch (make setup REQUIREMENTS=requirements.txt) or a newer driver, or correct "

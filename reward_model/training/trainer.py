@@ -16,6 +16,7 @@ from reward_model.model.attention import PathCounts
 from reward_model.model.contract import write_contract
 from reward_model.training.sampler import StepSampler
 from reward_model.training.saving import COMPLETE, full_disk_told, mark_complete
+from reward_model.training.utilization import flops_per_position, peak_flops
 from reward_model.training.watch import Watch
 
 
@@ -24,7 +25,9 @@ class ExactRewardTrainer(RewardTrainer):
 
     Adds to every training log `pairs_per_second`, `tokens_per_second` (tokens of both sides, without padding, of all
     ranks), `positions_saved` (share of the padded batches' token positions that were not computed) and, on several
-    ranks, `rank_balance` (positions of the mean rank over those of the one that each step waits for). Honours
+    ranks, `rank_balance` (positions of the mean rank over those of the one that each step waits for); on a GPU whose
+    peak is known, `mfu` (model FLOPs utilization, of the positions computed) and `mfu_as_if_padded` (the utilization at
+    which padded batches would be as fast). Honours
     `label_smoothing_factor` and what TrainingArguments says of batches. The model must have been through
     `reward_model.model.attention.install`, which counts.
     """
@@ -168,7 +171,12 @@ class ExactRewardTrainer(RewardTrainer):
             since, before = self._counted
             self._counted = (time.perf_counter(), self._counts())
             new = [after - earlier for after, earlier in zip(self._counted[1], before, strict=True)]
-            logs |= speed(self._over_ranks(new), self._counted[0] - since)
+            new, seconds = self._over_ranks(new), self._counted[0] - since
+            logs |= speed(new, seconds)
+            peak = peak_flops(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
+            if peak and (self.args.bf16 or self.args.fp16) and (flops := flops_per_position(self.model)):
+                share = flops / seconds / peak / self.accelerator.num_processes
+                logs |= {"mfu": share * new[2], "mfu_as_if_padded": share * new[3]}
             if self.accelerator.num_processes > 1:
                 computed = torch.tensor(self._after_steps, device=self.args.device).diff()[None]
                 each = self.accelerator.gather(computed).double()  # (ranks, steps)

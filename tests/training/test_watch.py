@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 
 import train as train_script
 from reward_model import InputError
+from reward_model.training.utilization import peak_flops
 from reward_model.training.watch import Watch
 
 QUICK = "--eval_size 0 --logging_steps 1 --learning_rate 1e-3 --report_to none --max_steps 2 --save_strategy no"
@@ -150,3 +152,35 @@ def test_dry_run_tells_memory_and_time_and_keeps_nothing(more: str, base_model, 
         r"Dry run: the longest step takes \d+\.\d\d s and \d+\.\d GB of main memory .* about \S+ minutes", said
     )
     assert not list((tmp_path / "out").glob("**/*.safetensors")) and not (tmp_path / "out" / "run.json").exists()
+
+
+@pytest.mark.parametrize("more", ["", "--use_peft --lora_r 4"])
+def test_utilization_is_logged_where_the_peak_is_known(more: str, base_model, few_pairs, tmp_path, monkeypatch) -> None:
+    """With stand-ins for a GPU's name and for its having computed in bf16."""
+    trainer = start(base_model, few_pairs, tmp_path / "out", more)
+    assert not any("mfu" in log for log in trainer.state.log_history)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 PCIe")
+    trainer.args.bf16, trainer._counted = True, (time.perf_counter() - 10, [0, 0, 0, 0])
+    trainer.log(logs := {"loss": 0.5})
+    counts = trainer._counts()
+    assert logs["mfu_as_if_padded"] / logs["mfu"] == pytest.approx(counts[3] / counts[2])
+    body = [p for name, p in trainer.model.named_parameters() if "embed_tokens" not in name]
+    trained = sum(p.numel() for p in body if p.requires_grad)
+    flops = (4 * sum(p.numel() for p in body) + 2 * trained) * counts[2]
+    assert logs["mfu"] == pytest.approx(flops / 10 / 756e12, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 NVL", 835e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA GB200", 2500e12),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
+        ("Tesla T4", None),
+    ],
+)
+def test_peaks_of_devices(name: str, peak: float | None) -> None:
+    assert peak_flops(name) == peak
