@@ -85,7 +85,7 @@ def test_launch_lines_are_the_recipes_that_were_computed() -> None:
     assert len(LAUNCHES) == len(RECIPES) + 1  # and Slurm
     for name, line in zip(RECIPES, LAUNCHES, strict=False):
         recipe = RECIPES[name]
-        defaults = {"per_device_train_batch_size": "4", "gradient_accumulation_steps": "2", "max_length": "2048"}
+        defaults = {"per_device_train_batch_size": "8", "gradient_accumulation_steps": "1", "max_length": "2048"}
         given = defaults | dict(re.findall(r"--(\w+) (\d+)\b", line))
         assert int(given["per_device_train_batch_size"]) == recipe.pairs, name
         assert int(given["gradient_accumulation_steps"]) == recipe.accumulation, name

@@ -84,7 +84,7 @@ def tools_of(row: Row) -> Any:
 
 def labels_of(row: Row) -> dict[str, Any]:
     """What a row says of a pair besides its text: source, subset, id, margin and tools, where it has them."""
-    margin = from_json(row.get("margin") or None, int | float)  # text in a CSV file
+    margin = None if row.get("margin") == "" else from_json(row.get("margin"), int | float)  # text in a CSV file
     labels = {} if margin is None else {"margin": margin}
     if tools := tools_of(row):
         labels["tools"] = tools

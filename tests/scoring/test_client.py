@@ -415,4 +415,8 @@ def test_broken_rules_are_named() -> None:
         (2.4, -1.1, 0.5, 3.3): "a coarse rounding",
         (-1.0, 3.0, 0.5, 0.2): "other weights",
     }.items():
-        assert said in client.broken_rule(here, list(served), [1.0, 0.0, 0.2, 0.3])
+        is_fault, why = client.compare_scores(here, list(served), 1e-4, 1e-2, [1.0, 0.0, 0.2, 0.3])
+        assert said in why and is_fault == ("round" not in said and "bfloat16" not in said)
+    # Rounding explains what is within five times its noise; of scores that hardly differ, nothing more can be said.
+    assert client.compare_scores(here, [2.2, -1.2, 0.4, 3.1], 0.05, 0.05) == (False, "")
+    assert not client.compare_scores([0.01, 0.02, 0.0], [0.03, -0.01, 0.02], 0.004, 0.004)[0]
