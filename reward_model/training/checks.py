@@ -17,7 +17,6 @@ from datasets import Dataset
 from huggingface_hub import HfApi
 from peft import get_peft_model
 from torch.utils.checkpoint import checkpoint
-from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, get_scheduler
 from transformers.integrations import get_available_reporting_integrations
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
@@ -61,7 +60,6 @@ NO_USE = {
     "torch_compile": "it would compile anew for every batch: no two have the same lengths",
     "dataset_streaming": "pairs are tokenized once, before training",
     "dataset_config": "name the data set's files or folder instead",
-    "pad_to_multiple_of": "packed rows have no padding",
     "pad_token": "train.py takes one that stands in no conversation",
     "enable_jit_checkpoint": "SIGTERM and Ctrl-C save without it, on every rank at the same step",
 }
@@ -262,8 +260,6 @@ def check_libraries(model: PreTrainedModel, args: TrainingArguments) -> None:
         optimizer = optimizer_class(given or torch.nn.Linear(1, 1).parameters(), **options)
     with reported(args, "lr_scheduler_type", "lr_scheduler_kwargs"):
         get_scheduler(args.lr_scheduler_type, optimizer, args.get_warmup_steps(steps), steps, args.lr_scheduler_kwargs)
-    with reported(args, "dataloader_num_workers", "dataloader_persistent_workers"):
-        DataLoader([0], num_workers=args.dataloader_num_workers, persistent_workers=args.dataloader_persistent_workers)
     with reported(args, "gradient_checkpointing_kwargs"):
         settings = {"use_reentrant": True, **(args.gradient_checkpointing_kwargs or {})}
         checkpoint(torch.relu, torch.ones(1, requires_grad=True), **settings)

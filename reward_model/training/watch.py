@@ -15,14 +15,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 from reward_model import InputError
 from reward_model.training.saving import newest_complete
 
-LEAK_PAIRS = 256  # that were all right from the first on
 DRIFTED = 30.0  # the mean reward, since the first log
-WARNINGS = {
-    "leak": "All of the first {pairs} pairs are right. Pairs are seldom that easy: see whether the sides differ in "
-    "length or form only (prepare_data.py reports it), or whether this model has seen them.",
-    "drift": "The mean reward has drifted from {first:.0f} to {mean:.0f}, and large rewards lose digits in bf16. "
-    "--center_rewards_coefficient 0.01 keeps them near 0.",
-}
 
 
 class Watch(TrainerCallback):
@@ -31,11 +24,11 @@ class Watch(TrainerCallback):
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
         self.batches: list[dict[str, Any]] = []
-        self.warned: set[str] = set()
-        self.logs: list[dict[str, Any]] = []  # of the training loss
+        self.warned = False
+        self.first: dict[str, Any] = {}  # log of the training loss
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
-        self.logs = [log for log in state.log_history if "loss" in log]  # of a resumed run
+        self.first = next((log for log in state.log_history if "loss" in log), {})  # of a resumed run
         body = next(module for module in model.modules() if hasattr(module, "path_counts"))
         body.register_forward_pre_hook(self._remember, with_kwargs=True)
 
@@ -75,17 +68,15 @@ class Watch(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
         if "loss" not in logs or not state.is_world_process_zero:
             return
-        pairs = state.global_step * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        self.logs.append(logs)
-        first, mean = (float(log.get("mean_reward", 0)) for log in (self.logs[0], logs))
-        signs = {
-            "leak": pairs >= LEAK_PAIRS and all(float(log.get("accuracy", 0)) == 1 for log in self.logs),
-            # Untrained scores can be far from 0: the final norm of some models is large.
-            "drift": abs(mean - first) > DRIFTED,
-        }
-        for sign in [name for name, shown in signs.items() if shown and name not in self.warned]:
-            self.warned.add(sign)
-            print("Warning: " + WARNINGS[sign].format(pairs=pairs, first=first, mean=mean))
+        self.first = self.first or logs
+        # Untrained scores can be far from 0: the final norm of some models is large.
+        first, mean = (float(log.get("mean_reward", 0)) for log in (self.first, logs))
+        if abs(mean - first) > DRIFTED and not self.warned:
+            self.warned = True
+            print(
+                f"Warning: The mean reward has drifted from {first:.0f} to {mean:.0f}, and large rewards lose digits "
+                "in bf16. --center_rewards_coefficient 0.01 keeps them near 0."
+            )
 
     @contextmanager
     def out_of_memory_told(self) -> Iterator[None]:

@@ -131,7 +131,7 @@ def test_drift_from_the_contract_is_told(models, tmp_path: Path, capsys) -> None
         (folder / FILE).write_text(json.dumps(contract))
         with pytest.raises(SystemExit, match="0"):
             infer_transformers.main([*command(folder, source, tmp_path / f"{number}.jsonl")[2:], "--dtype", "bfloat16"])
-        assert ("warning: in bfloat16 scores drift by up to" in capsys.readouterr().err) == bool(shift)
+        assert ("warning: in torch.bfloat16 scores drift by up to" in capsys.readouterr().err) == bool(shift)
 
 
 @pytest.mark.slow

@@ -62,7 +62,6 @@ ARGUMENTS = {
     '--lr_scheduler_kwargs {"power":2}': r"_kwargs \{'power': 2\}: .* unexpected keyword argument 'power'",
     "--learning_rate 1e-8 --lr_scheduler_type polynomial": r"lr_end \(1e-07\) must be smaller than initial lr",
     '--gradient_checkpointing_kwargs {"all":true}': r"\{'all': True\}: Unexpected keyword arguments: all",
-    "--dataloader_persistent_workers True": r"persistent_workers option needs num_workers > 0",
     '--model_init_kwargs {"nonsense":1}': "the model cannot be loaded: .*nonsense",
     '--accelerator_config {"steps":1}': r"got an unexpected keyword argument 'steps'",
     "--use_liger_kernel True": r"--use_liger_kernel needs liger-kernel: pip install liger-kernel",

@@ -57,7 +57,6 @@ def test_memory_that_runs_out_is_told_with_the_batch(make_tokenizer) -> None:
 @pytest.mark.parametrize(
     ("logs", "said"),
     [
-        ([{"loss": 0.1 / step, "accuracy": 1.0} for step in range(1, 40)], "All of the first 256 pairs are right"),
         (
             [{"loss": 1 / step, "accuracy": 0.5, "mean_reward": 9.0 * step} for step in range(1, 40)],
             "The mean reward has drifted from 9 to 45",
