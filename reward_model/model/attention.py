@@ -108,7 +108,7 @@ def _forward(
 ) -> SequenceClassifierOutputWithPast:
     """Return rewards, (branches, 1) at `end_positions` of a packed row or (conversations, 1) of a padded batch.
 
-    Of a batch padded on the right, the last token is the last one of the mask, whatever the pad token is.
+    Of a padded batch, the last token is the last one of the mask, whatever the pad token is.
     """
     if self.training:
         self.path_counts.positions += input_ids.numel()
@@ -120,10 +120,10 @@ def _forward(
     is_long, switch = None, rope_switch(self.config)
     if end_positions is None:
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        lengths = attention_mask.sum(1)
-        ends = torch.arange(len(lengths), device=lengths.device), lengths - 1
+        rows, positions = (torch.arange(size, device=input_ids.device) for size in input_ids.shape)
+        ends = rows, (attention_mask * positions).argmax(1)
         if switch:
-            is_long = (lengths > switch)[:, None]
+            is_long = attention_mask.sum(1, keepdim=True) > switch
     else:
         attention_mask, ends = None, (torch.zeros_like(end_positions), end_positions)
         kwargs["path_counts"] = self.path_counts
