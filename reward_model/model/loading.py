@@ -14,8 +14,6 @@ from transformers.utils import logging
 
 from reward_model import InputError
 
-HEAD = "score.weight"
-
 
 def load_model(name: str, new_head: bool = False, **options: Any) -> PreTrainedModel:
     """Return the sequence classifier with one label of a directory or Hub id.
@@ -35,9 +33,8 @@ def load_model(name: str, new_head: bool = False, **options: Any) -> PreTrainedM
         raise InputError(f"{name}: no model can be made of its config.json: {_words(error)}") from error
     quantized = getattr(config, "quantization_config", None)
     if new_head and quantized:
-        method = quantized.get("quant_method", "an unknown method") if isinstance(quantized, dict) else quantized
         raise InputError(
-            f"{name} is quantized ({method}), and quantized weights cannot be trained or merged. Start from the "
+            f"{name} is quantized ({quantized.get('quant_method')}), and quantized weights cannot be trained or merged. Start from the "
             "original model; --load_in_4bit --use_peft quantizes it for training."
         )
     options |= {"num_labels": 1, "output_loading_info": True, "ignore_mismatched_sizes": True}
@@ -56,7 +53,7 @@ def load_model(name: str, new_head: bool = False, **options: Any) -> PreTrainedM
 
 def check_report(name: str, model: PreTrainedModel, report: dict[str, Any], new_head: bool) -> None:
     """Raise InputError if the loading report of `model` lists weights that do not fit its config."""
-    missing = set(report["missing_keys"]) - ({HEAD} if new_head else set())
+    missing = set(report["missing_keys"]) - ({"score.weight"} if new_head else set())
     if missing:
         raise InputError(
             f"{name}: {_names(missing)} of its config.json are missing from the weights and would be random"
@@ -79,8 +76,13 @@ def check_report(name: str, model: PreTrainedModel, report: dict[str, Any], new_
 def _ignored(model: PreTrainedModel, unexpected: Any) -> set[str]:
     """Return the unexpected weights of further layers and of modules that the model has, such as a bias.
 
-    Heads of other tasks, vision towers and the like are nowhere in the model and do not matter.
+    Heads of other tasks, vision towers and the like are nowhere in the model and do not matter, nor do the layers of
+    DeepSeek-V3 and its relatives that predict further tokens.
     """
+    config = model.config.get_text_config()
+    layers = config.num_hidden_layers
+    further = range(layers, layers + (getattr(config, "num_nextn_predict_layers", None) or 0))
+    unexpected = [key for key in unexpected if not key.startswith(tuple(f"model.layers.{n}." for n in further))]
     known = {re.sub(r"\.\d+\.", ".*.", key) for key in model.state_dict()}
     modules = {name for name, module in model.named_modules() if not any(module.children())}
     return {key for key in unexpected if re.sub(r"\.\d+\.", ".*.", key) in known or key.rpartition(".")[0] in modules}

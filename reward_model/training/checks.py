@@ -53,7 +53,6 @@ RANGES: list[tuple[str, str, Callable[[Any], bool]]] = [
     ("eval_steps save_steps logging_steps", "above 0", lambda value: 0 < value < math.inf),
     ("weight_decay max_grad_norm center_rewards_coefficient", "0 or more", lambda value: 0 <= value < math.inf),
     ("label_smoothing_factor", "from 0 to below 0.5", lambda value: 0 <= value < 0.5),
-    ("lora_dropout", "from 0 to below 1", lambda value: 0 <= value < 1),
 ]
 # Arguments of trl and Transformers that would do nothing here, or harm.
 NO_USE = {
@@ -61,7 +60,6 @@ NO_USE = {
     "dataset_streaming": "pairs are tokenized once, before training",
     "dataset_config": "name the data set's files or folder instead",
     "pad_token": "train.py takes one that stands in no conversation",
-    "enable_jit_checkpoint": "SIGTERM and Ctrl-C save without it, on every rank at the same step",
 }
 
 

@@ -55,6 +55,14 @@ RIGHT = {
 }
 
 
+def test_layers_that_predict_further_tokens_do_not_matter(base_model, tmp_path: Path) -> None:
+    """As in models of DeepSeek-V3's architecture with another number of layers, where Transformers reports them."""
+    folder = changed(base_model, tmp_path / "model", with_one("model.layers.2.mlp.up_proj.weight", 96, 128))
+    config = Path(folder, "config.json")
+    config.write_text(json.dumps({**json.loads(config.read_text()), "num_nextn_predict_layers": 1}))
+    load_model(folder, new_head=True)
+
+
 def changed(folder: Path, target: Path, change: Callable[[Tensors], Tensors]) -> str:
     shutil.copytree(folder, target)
     tensors = change(load_file(folder / "model.safetensors"))
