@@ -34,7 +34,7 @@ def load_model(name: str, new_head: bool = False, **options: Any) -> PreTrainedM
     quantized = getattr(config, "quantization_config", None)
     if new_head and quantized:
         raise InputError(
-            f"{name} is quantized ({quantized.get('quant_method')}), and quantized weights cannot be trained or merged. "
+            f"{name} is quantized ({quantized.get('quant_method')}), and quantized weights cannot be trained. "
             "Start from the original model; --load_in_4bit --use_peft quantizes it for training."
         )
     options |= {"num_labels": 1, "output_loading_info": True, "ignore_mismatched_sizes": True}
