@@ -57,9 +57,7 @@ def install(model: PreTrainedModel, disable_dropout: bool = True) -> None:
         zero_dropout(model)
     else:
         rates = model.config.get_text_config().to_dict().items()
-        model.path_counts.attention_dropout = [
-            name for name, rate in rates if "att" in name and "drop" in name and rate
-        ]
+        model.path_counts.attention_dropout = [key for key, rate in rates if "att" in key and "drop" in key and rate]
     if rope_switch(model.config):
         for module in model.modules():
             if getattr(module, "rope_type", None) == "longrope":

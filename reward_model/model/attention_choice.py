@@ -18,8 +18,6 @@ from reward_model.model.packing import Group, pack, tree
 # (the table is in tests/model/test_preflight.py): correct packing differs by 1e-6 and by 2 %, one pair in 40 by 6 %; a
 # leak by 12 % and more, in every pair. So several pairs are compared, and the one that differs least decides.
 IN_FP32, IN_HALF = 1e-3, 5e-2
-# What sdpa computes although it is more than causal attention.
-KNOWN_TO_SDPA = {"attention_mask", "dropout", "is_causal=False"}
 Pair = tuple[list[int], list[int]]
 
 
@@ -37,13 +35,12 @@ def choose_attention(
     pairs: list[Pair] = [],  # noqa: B006
     shared_prefix: bool = True,
     half: bool = False,
-    on_every_rank: bool = False,
 ) -> str | None:
     """Set the attention of a model that has been through `install`, and return why rows must be padded, if they must.
 
     Compares packed rows with padded ones, and sdpa with eager attention, on three short probes; then packed with padded
-    rows on `pairs`. Pass the longest pairs: what only shows beyond a window shows there. Every rank makes the same
-    forward passes, as ZeRO-3 needs.
+    rows on `pairs`. Pass the longest pairs: what only shows beyond a window shows there. All ranks call this
+    together, make the same forward passes, as ZeRO-3 needs, and decide alike.
 
     Args:
         model: The model, which a wrapper (DeepSpeed, PEFT) may contain.
@@ -51,7 +48,6 @@ def choose_attention(
         pairs: Pairs of conversations as token ids.
         shared_prefix: Whether packed rows are wanted.
         half: Whether half precision computes, where the dtype of the weights does not say so (autocast, TF32).
-        on_every_rank: Whether all ranks call this together, and must decide alike.
     """
     reward_model: PreTrainedModel = next(module for module in model.modules() if hasattr(module, "path_counts"))
     counts, config = reward_model.path_counts, reward_model.config.get_text_config()
@@ -73,7 +69,7 @@ def choose_attention(
         reason = f"layers of the kind {', '.join(sorted(kinds))} do more than attend to earlier tokens"
     else:
         calls = counts.attention_calls
-        difference = _difference(last_states(model, probes, pad_token_id, packed=True), eager, on_every_rank)
+        difference = _difference(last_states(model, probes, pad_token_id, packed=True), eager)
         if left_out := max(0, config.num_hidden_layers - (counts.attention_calls - calls)):
             unsupported.add(f"{left_out} of {config.num_hidden_layers} layers that take no packed row")
         if unsupported:
@@ -85,11 +81,12 @@ def choose_attention(
         elif not difference <= allowed:
             reason = f"packed rows change the hidden states of {type(reward_model).__name__} by {difference:.2g}"
         else:
-            reason = _longest_differ(model, pairs, pad_token_id, allowed, on_every_rank)
+            reason = _longest_differ(model, pairs, pad_token_id, allowed)
     if reason:
         reward_model.set_attn_implementation(own)
-        ignored = own == "sdpa" and unsupported - KNOWN_TO_SDPA
-        if ignored or not _difference(last_states(model, probes, pad_token_id), eager, on_every_rank) <= allowed:
+        # What sdpa computes although it is more than causal attention.
+        ignored = own == "sdpa" and unsupported - {"attention_mask", "dropout", "is_causal=False"}
+        if ignored or not _difference(last_states(model, probes, pad_token_id), eager) <= allowed:
             reward_model.set_attn_implementation("eager")
     model.train(training)
     return reason
@@ -120,9 +117,7 @@ def padded(conversations: list[list[int]], pad_token_id: int | None) -> dict[str
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def _longest_differ(
-    model: nn.Module, pairs: list[Pair], pad_token_id: int | None, allowed: float, on_every_rank: bool
-) -> str | None:
+def _longest_differ(model: nn.Module, pairs: list[Pair], pad_token_id: int | None, allowed: float) -> str | None:
     """Return why `pairs` cannot be packed, if they all differ from the padded path. Rewards would be no measure, as
     their noise grows with the norm of the head."""
     quiet = torch.distributed.is_initialized() and torch.distributed.get_rank() > 0
@@ -130,17 +125,17 @@ def _longest_differ(
     # A second on a GPU; the bar is for what takes longer.
     for pair in tqdm(pairs, "Comparing packed with padded rows", leave=False, delay=2, disable=quiet):
         packed, reference = (last_states(model, [pair], pad_token_id, packed) for packed in (True, False))
-        differences.append(_difference(packed, reference, on_every_rank))
+        differences.append(_difference(packed, reference))
     if not pairs or (difference := min(differences)) <= allowed:
         return None
     return f"packed rows change the hidden states at the end of the longest pairs by {difference:.2g}"
 
 
-def _difference(states: torch.Tensor, reference: torch.Tensor, on_every_rank: bool) -> float:
+def _difference(states: torch.Tensor, reference: torch.Tensor) -> float:
     """Return the largest relative difference within a pair, of the pair that differs least, and of all ranks."""
     each = (states - reference).norm(dim=-1) / reference.norm(dim=-1)
     least = each.view(-1, 2).amax(1).min()
-    if on_every_rank and torch.distributed.is_initialized():
+    if torch.distributed.is_initialized():
         torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MAX)
     return least.item()
 

@@ -1,7 +1,7 @@
 """What a folder holds (a reward model, an adapter, a causal LM), and whether all of it is there.
 
 `python -m reward_model.model.checkpoint FOLDER` prints the dtype of a full reward model, in which it must be served;
-for anything else it says what that is and exits with 1. It loads no weights.
+for anything else it says what that is and exits with 1. It imports neither torch nor weights.
 """
 
 import json
@@ -15,7 +15,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from reward_model import InputError
-from reward_model.model.template import pin_date
+from reward_model.model.template import pin_date, single_template
 from reward_model.model.template_proof import prove_template
 
 MARKED = 2**20  # bytes of each file, three times
@@ -156,6 +156,19 @@ def set_pad_token(model: Any, tokenizer: Any) -> None:
         model.resize_token_embeddings(tokenizer.pad_token_id + 1, mean_resizing=False)
 
 
+def light_tokenizer(folder: str) -> Any:
+    """Return the tokenizer of a directory, if possible without AutoTokenizer, whose import takes seconds."""
+    from transformers import PreTrainedTokenizerFast
+
+    if not (Path(folder) / "tokenizer.json").is_file():
+        from reward_model.model.tokenization import load_tokenizer
+
+        return load_tokenizer(folder)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    tokenizer.chat_template = single_template(tokenizer.chat_template, folder)
+    return tokenizer
+
+
 def check_template(tokenizer: Any, folder: str) -> None:
     """Refuse a chat template that cannot be trusted. One of others that prints today's date is only warned of, as
     nothing else renders what they trained with."""
@@ -173,11 +186,9 @@ def check_template(tokenizer: Any, folder: str) -> None:
 
 
 if __name__ == "__main__":
-    from reward_model.model.tokenization import load_tokenizer  # seconds, and imports this module
-
     try:
         config = check_reward_model(sys.argv[1])
-        check_template(load_tokenizer(sys.argv[1]), sys.argv[1])
+        check_template(light_tokenizer(sys.argv[1]), sys.argv[1])
         print(config.get("dtype") or config.get("torch_dtype") or "auto")
     except InputError as error:
         sys.exit(f"error: {error}")

@@ -47,9 +47,22 @@ def as_served(message: dict[str, Any], template: str) -> dict[str, Any]:
     return served
 
 
-def one_template(named: dict[str, str], source: str) -> str:
-    """Return one template for the named ones of a tokenizer (Command-R, Hermes), chosen as Transformers chooses:
-    `tool_use` where there are tools, otherwise `default`."""
+def single_template(template: str | dict[str, str] | None, source: str) -> str:
+    """Return the template of a tokenizer, with named templates (Command-R, Hermes) combined into one.
+
+    The combined template chooses as Transformers does: `tool_use` where there are tools, otherwise `default`.
+
+    Raises:
+        InputError: There is no template, or there are several and none is the default.
+    """
+    if not template:
+        raise InputError(
+            f"The tokenizer of {source} has no chat template. Pass the one that its users will render with: "
+            "--chat_template_path template.jinja, or the directory or Hub id of a tokenizer that has one."
+        )
+    if isinstance(template, str):
+        return template
+    named = template
     if "default" not in named:
         raise InputError(
             f"{source} has the chat templates {', '.join(sorted(named))} and no default. Save one of them to a file "

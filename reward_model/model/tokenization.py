@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from reward_model import InputError
 from reward_model.data.dataset import code_stamp
 from reward_model.data.pair import common_prefix_length
-from reward_model.model.template import one_template, render
+from reward_model.model.template import render, single_template
 
 # Below this many pairs, starting processes takes longer than tokenizing.
 PAIRS_WORTH_PROCESSES = 5_000
@@ -36,13 +36,7 @@ def load_tokenizer(model: str, chat_template_path: str | None = None, **kwargs: 
         tokenizer.chat_template = Path(chat_template_path).read_text(encoding="utf-8")
     elif chat_template_path:
         tokenizer.chat_template = _load(chat_template_path).chat_template
-    if isinstance(tokenizer.chat_template, dict):
-        tokenizer.chat_template = one_template(tokenizer.chat_template, model)
-    if not tokenizer.chat_template:
-        raise InputError(
-            f"The tokenizer of {model} has no chat template; give the one that its users will render with: "
-            "--chat_template_path template.jinja, or the folder or hub id of a tokenizer that has one."
-        )
+    tokenizer.chat_template = single_template(tokenizer.chat_template, model)
     return tokenizer
 
 

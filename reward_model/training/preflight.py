@@ -25,13 +25,11 @@ class AttentionChooser(TrainerCallback):
         self.pairs = [(list(pair[SIDES[0]]), list(pair[SIDES[1]])) for pair in pairs]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
-        half = args.bf16 or args.fp16
+        half, collator = args.bf16 or args.fp16, self.collator
         with torch.autocast(args.device.type, torch.float16 if args.fp16 else torch.bfloat16, half):
-            half = half or bool(args.tf32)
-            collator = self.collator
             reason = choose_attention(
-                model, collator.pad_token_id, self.pairs, collator.shared_prefix, half, on_every_rank=True
+                model, collator.pad_token_id, self.pairs, collator.shared_prefix, half or args.tf32
             )
-        self.collator.shared_prefix = reason is None
+        collator.shared_prefix = reason is None
         if reason and state.is_world_process_zero:
             print(f"Shared-prefix training is off, batches are padded: {reason}.")

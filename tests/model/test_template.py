@@ -2,14 +2,16 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import trl
-from conftest import CHATML, ENDS_WITH_EOS, WITH_TOOLS, conversation
+from conftest import CHATML, ENDS_WITH_EOS, WITH_TOOLS, conversation, run
 
 from reward_model import InputError
-from reward_model.model.template import one_template, pin_arguments, pin_date, render, split_special_tokens
+from reward_model.model.checkpoint import light_tokenizer
+from reward_model.model.template import pin_arguments, pin_date, render, single_template, split_special_tokens
 from reward_model.model.template_proof import check_rows, prove_template
 from reward_model.model.tokenization import load_tokenizer
 
@@ -176,11 +178,11 @@ def test_named_templates_become_one(tools, make_tokenizer, base_model, tmp_path:
     (listed / "tokenizer_config.json").write_text(json.dumps(config))
     (listed / "tekken.json").write_text("{}")  # of another tokenizer, which is left alone
     for folder in (files, listed):
-        tokenizer = load_tokenizer(str(folder))
-        assert render(messages, tokenizer, tools) == expected
-        assert prove_template(tokenizer) == []
+        for tokenizer in (load_tokenizer(str(folder)), light_tokenizer(str(folder))):
+            assert render(messages, tokenizer, tools) == expected
+            assert prove_template(tokenizer) == []
     with pytest.raises(InputError, match="has the chat templates rag and no default"):
-        one_template({"rag": CHATML}, "a model")
+        single_template({"rag": CHATML}, "a model")
 
 
 def test_arguments_are_written_into_the_template(make_tokenizer) -> None:
@@ -192,3 +194,9 @@ def test_arguments_are_written_into_the_template(make_tokenizer) -> None:
             pin_arguments(thinking, wrong)
     with pytest.raises(InputError, match="no variable thinking, nor any other"):  # set already
         pin_arguments(str(tokenizer.chat_template), '{"thinking": true}')
+
+
+def test_check_before_serving_is_light() -> None:
+    """Neither torch nor trl is imported, which would take seconds at every start of a server."""
+    code = "import sys; from reward_model.model import checkpoint; from transformers import PreTrainedTokenizerFast; "
+    run(sys.executable, "-c", code + "assert not {'torch', 'trl', 'datasets'} & sys.modules.keys()")

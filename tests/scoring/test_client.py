@@ -367,7 +367,7 @@ def test_a_run_stops_when_no_server_is_left(server, tmp_path: Path) -> None:
         time.sleep(0.02)
     server.die()
     _, said = process.communicate(timeout=30)
-    assert process.returncode == 1 and said.splitlines()[-1].startswith("error: No server answers at"), said
+    assert process.returncode == 1 and "\nerror: No server answers at" in "\n" + said, said
     assert b"error" not in output.read_bytes()
 
 

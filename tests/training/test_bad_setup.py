@@ -13,8 +13,7 @@ from transformers import AutoModelForSequenceClassification
 
 import train as train_script
 from reward_model import InputError
-from reward_model.model.checkpoint import check_reward_model, check_template
-from reward_model.model.tokenization import load_tokenizer
+from reward_model.model.checkpoint import check_reward_model, check_template, light_tokenizer
 from reward_model.training.arguments import DataArguments
 from reward_model.training.pairs import check_tokens, read_pairs
 
@@ -312,14 +311,14 @@ def test_what_cannot_be_trusted_is_not_served(broken: str, tiny_reward_model: Pa
     breaks(model)
     with pytest.raises(InputError, match=said):
         check_reward_model(str(model))
-        check_template(load_tokenizer(str(model)), str(model))
+        check_template(light_tokenizer(str(model)), str(model))
 
 
 def test_a_date_in_a_template_of_others_is_warned_of(tiny_reward_model: Path, tmp_path: Path, capsys) -> None:
     model = shutil.copytree(tiny_reward_model, tmp_path / "model")
     template = model / "chat_template.jinja"
     template.write_text("{{ strftime_now('%d %b %Y') }}" + template.read_text())
-    check_template(load_tokenizer(str(model)), str(model))
+    check_template(light_tokenizer(str(model)), str(model))
     assert "prints today's date, so scores change from day to day" in capsys.readouterr().err
 
 
