@@ -594,13 +594,11 @@ def write_pairs(ranked_rows: Path, pairs_out: Path) -> None:
 
 def check(folder: Path, client: RewardClient, dtype: str | None = None) -> str:
     """A sentence on a server that gives the scores of the contract; raises ServerError with the rule that it breaks."""
-    if not (folder / "score_contract.json").is_file():
-        return (
-            f"{folder} has no score_contract.json, so its scores are not checked: python evaluate.py contract {folder}"
-        )
-    contract = json.loads((folder / "score_contract.json").read_text(encoding="utf-8"))
+    if not (folder / "reference_scores.json").is_file():
+        return f"{folder} has no reference_scores.json, so scores are not checked: python evaluate.py contract {folder}"
+    contract = json.loads((folder / "reference_scores.json").read_text(encoding="utf-8"))
     if not all(math.isfinite(one["score"]) for one in contract["conversations"]):
-        raise ServerError(f"{folder}/score_contract.json has scores that are not finite: the model is broken.")
+        raise ServerError(f"{folder}/reference_scores.json has scores that are not finite: the model is broken.")
     template = folder / "chat_template.jinja"
     if template.is_file() and contract["template"] != hashlib.sha256(template.read_bytes()).hexdigest():
         raise ServerError(f"{template} is not the template that the scores of {folder} were made with.")

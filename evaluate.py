@@ -94,7 +94,7 @@ def parity(args: argparse.Namespace) -> None:
 
     from reward_model.data.pair import message_text
     from reward_model.evaluation.items import load_items
-    from reward_model.model.contract import rounding_noise
+    from reward_model.model.reference_scores import rounding_noise
     from reward_model.model.tokenization import render, token_ids
     from reward_model.scoring.local import load_reward_model, score
 
@@ -129,10 +129,10 @@ def parity(args: argparse.Namespace) -> None:
 
 def contract(args: argparse.Namespace) -> None:
     """Write the score contract of a reward model that was made without one; infer_vllm.sh checks it at every start."""
-    from reward_model.model.contract import FILE, write_contract
+    from reward_model.model.reference_scores import FILE, write_reference_scores
     from reward_model.scoring.local import load_reward_model
 
-    write_contract(*load_reward_model(args.model, "float32"), Path(args.model))
+    write_reference_scores(*load_reward_model(args.model, "float32"), Path(args.model))
     print(f"-> {args.model}/{FILE}")
 
 
@@ -141,7 +141,7 @@ def normalise(args: argparse.Namespace) -> None:
     import numpy as np
 
     from reward_model.evaluation.items import load_items
-    from reward_model.model.contract import NORMALISATION, write_contract
+    from reward_model.model.reference_scores import NORMALISATION, write_reference_scores
     from reward_model.scoring.local import load_reward_model, score
 
     items, file = load_items(args.data), Path(args.model, NORMALISATION)
@@ -153,7 +153,7 @@ def normalise(args: argparse.Namespace) -> None:
     if not 0 < sigma < np.inf:
         raise InputError(f"the scores of {len(values)} conversations have the deviation {sigma}; give more data.")
     file.write_text(json.dumps({"logit_mean": mean, "logit_sigma": sigma}) + "\n", encoding="utf-8")
-    write_contract(model, tokenizer, Path(args.model))
+    write_reference_scores(model, tokenizer, Path(args.model))
     print(f"{len(values)} scores had mean {mean:.4f} and deviation {sigma:.4f} -> {file} (remove it to undo that)")
 
 

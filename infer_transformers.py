@@ -23,8 +23,8 @@ from typing import Any
 
 from client import DRIFT, FileError, Reading, answer_messages, look_at, prompt_messages, score_file
 from reward_model import InputError
-from reward_model.data.files import place_of, read_rows
 from reward_model.data.pair import Messages, check_conversation
+from reward_model.data.readers import place_of, read_rows
 
 
 def infer_transformers(
@@ -85,7 +85,7 @@ def score_rows(
 
 def score_input(args: argparse.Namespace) -> int:
     """How many rows of the file have an error."""
-    from reward_model.model.contract import drift, rounding_noise
+    from reward_model.model.reference_scores import drift, rounding_noise
     from reward_model.scoring.local import load_reward_model
 
     if args.output.exists() and args.output.samefile(args.input):

@@ -6,7 +6,7 @@
 #   DATA_PARALLEL_SIZE=8 sh infer_vllm.sh save/my-run                                   a replica on each of eight GPUs
 #   HOST=0.0.0.0 VLLM_API_KEY=… sh infer_vllm.sh save/my-run      lets other machines in; client.py reads the key, too
 #   SERVED_MODEL_NAME=judge sh infer_vllm.sh save/my-run                                  another name than base_reward
-#   CHECK=0 sh infer_vllm.sh save/my-run             does not ask, when it is up, for the scores of score_contract.json
+#   CHECK=0 sh infer_vllm.sh save/my-run             does not ask, when it is up, for the scores of reference_scores.json
 #
 # Flags of vLLM: python -m vllm.entrypoints.openai.api_server --help=all
 set -eu

@@ -11,7 +11,7 @@ from pathlib import Path
 from shlex import quote
 
 from reward_model import InputError
-from reward_model.model.adapter import check_adapter, merge_adapter
+from reward_model.model.lora import check_adapter, merge_adapter
 
 
 def main() -> None:
@@ -25,7 +25,7 @@ def main() -> None:
     if args.output_dir.exists():
         raise InputError(f"{args.output_dir} exists already; name a new folder.")
     base = check_adapter(args.adapter, args.base_model, args.force)
-    from reward_model.training.saving import full_disk_told  # seconds, so only now
+    from reward_model.training.checkpointing import full_disk_told  # seconds, so only now
 
     try:
         args.output_dir.mkdir(parents=True)

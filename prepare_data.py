@@ -25,10 +25,10 @@ from pathlib import Path
 from typing import Any
 
 from reward_model import InputError
-from reward_model.data.features import DOUBTS, Work
-from reward_model.data.files import check_hub
 from reward_model.data.formats import FORMATS, Options
+from reward_model.data.readers import check_hub
 from reward_model.data.split import check_eval_size
+from reward_model.data.statistics import DOUBTS, Work
 from reward_model.data.workers import Source
 
 

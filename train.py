@@ -30,22 +30,21 @@ from trl import get_peft_config, get_quantization_config
 
 from reward_model import InputError
 from reward_model.data.dataset import split_by_prompt
-from reward_model.model.adapter import check_adapter, merge_adapter
 from reward_model.model.attention import install, rope_switch
 from reward_model.model.checkpoint import set_pad_token
-from reward_model.model.contract import write_contract
 from reward_model.model.loading import load_model
+from reward_model.model.lora import check_adapter, merge_adapter
+from reward_model.model.reference_scores import write_reference_scores
 from reward_model.model.tokenization import set_unused_pad_token, tokenize_pairs
 from reward_model.training.arguments import parse_arguments, schedule_line
-from reward_model.training.checks import check_setup, load_options, on_all_ranks
+from reward_model.training.callbacks import AttentionChooser, Watch
+from reward_model.training.checkpointing import STOPPED, StopAndSave, stop
 from reward_model.training.collator import PairCollator
+from reward_model.training.data import check_tokens
 from reward_model.training.dry_run import only_longest, whole_run_line
-from reward_model.training.pairs import check_tokens
-from reward_model.training.preflight import AttentionChooser
-from reward_model.training.record import write_record
-from reward_model.training.saving import STOPPED, StopAndSave, stop
+from reward_model.training.run_record import write_record
 from reward_model.training.trainer import ExactRewardTrainer
-from reward_model.training.watch import Watch
+from reward_model.training.validation import check_setup, load_options, on_all_ranks
 
 HERE = Path(__file__).resolve().parent
 
@@ -142,7 +141,7 @@ def main(argv: list[str]) -> ExactRewardTrainer:
     adapter_dir = output_dir / "adapter" if model_args.use_peft else None
     trainer.save_model(str(adapter_dir or output_dir))
     trainer.accelerator.print("Saved; scoring the conversations of its score contract.")
-    write_contract(trainer.model, tokenizer, output_dir)
+    write_reference_scores(trainer.model, tokenizer, output_dir)
     if eval_datasets:
         metrics = trainer.evaluate()
         trainer.log_metrics("eval", metrics)

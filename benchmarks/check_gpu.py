@@ -25,8 +25,8 @@ from benchmarks.generated import WORDS
 from benchmarks.training_speed import ROOT
 from reward_model.model import attention
 from reward_model.model.attention import install, sequence_attention
-from reward_model.model.attention_choice import choose_attention
 from reward_model.model.packing import pack
+from reward_model.model.packing_check import choose_attention
 from reward_model.training.collator import PairCollator
 
 Row = tuple[str, str, bool]  # what was checked, what was found, whether that is right

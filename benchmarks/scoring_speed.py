@@ -18,8 +18,8 @@ import torch
 from transformers import AutoModelForSequenceClassification, LlamaConfig, PreTrainedModel, logging
 
 from reward_model.evaluation.items import load_items
-from reward_model.model.attention_choice import prepare
 from reward_model.model.checkpoint import set_pad_token
+from reward_model.model.packing_check import prepare
 from reward_model.model.tokenization import load_tokenizer, render
 from reward_model.scoring.local import score
 

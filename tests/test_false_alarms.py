@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import trl
-from conftest import pair
+from helpers import pair
 
-from reward_model.data.conflicts import find_conflicts
-from reward_model.data.features import FACTS, Work, pair_facts
 from reward_model.data.formats import NO_OPTIONS
 from reward_model.data.pair import SIDES, check_pair, doubt
-from reward_model.model.template import pin_date, render
-from reward_model.model.template_proof import check_rows, prove_template
+from reward_model.data.quality import find_conflicts
+from reward_model.data.statistics import FACTS, Work, pair_facts
+from reward_model.model.chat_template import pin_date, render
+from reward_model.model.template_validation import check_rows, prove_template
 
 LINES = (Path(__file__).parent / "samples/hard_pairs.jsonl").read_text(encoding="utf-8").splitlines()
 PAIRS = [json.loads(line) for line in LINES]

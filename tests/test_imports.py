@@ -6,7 +6,7 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 
 # What each room may import, beside itself, reward_model/__init__.py and html.py.
 ROOMS = {

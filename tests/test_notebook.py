@@ -5,7 +5,7 @@ import time
 
 import nbformat
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 from nbclient import NotebookClient
 
 FILE = ROOT / "notebooks/walkthrough.ipynb"

@@ -8,12 +8,12 @@ from datasketch import MinHash, MinHashLSH
 from xxhash import xxh32_intdigest
 
 from reward_model import InputError, RowError
+from reward_model.data.convert import LOOKED_AT, pairs_of
 from reward_model.data.fields import PROMPTS
-from reward_model.data.files import data_files, place_of, read_rows
 from reward_model.data.formats import NO_OPTIONS, recognise
 from reward_model.data.messages import prompt_messages
 from reward_model.data.pair import Messages, prompt_key, shared_messages
-from reward_model.data.reader import LOOKED_AT, pairs_of
+from reward_model.data.readers import data_files, place_of, read_rows
 
 PERMUTATIONS = 128
 SHINGLE = 5  # characters: words would not do for Chinese

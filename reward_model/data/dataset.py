@@ -14,9 +14,9 @@ from datasets.exceptions import DatasetGenerationError
 
 from reward_model import InputError
 from reward_model.data.arrow import dataset_rows
-from reward_model.data.files import check_hub, read_rows, train_and_test_files
+from reward_model.data.convert import read_strictly
 from reward_model.data.pair import LABELS, SIDES, prompt_key, shared_messages
-from reward_model.data.reader import read_strictly
+from reward_model.data.readers import check_hub, read_rows, train_and_test_files
 from reward_model.data.split import held_out
 
 # Conversations are kept as JSON text: rows whose messages carry different keys (tool_calls, name) fit one Arrow column.

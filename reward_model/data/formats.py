@@ -25,9 +25,9 @@ from reward_model.data.messages import (
     transcript_messages,
 )
 from reward_model.data.pair import SIDES, Pair
+from reward_model.data.preferences import ANSWER_LISTS, judged, judged_pair, known_verdict, ranked
 from reward_model.data.proposal import proposal
 from reward_model.data.unused import check_all_used
-from reward_model.data.verdicts import ANSWER_LISTS, judged, judged_pair, known_verdict, ranked
 
 # Other names for chosen and rejected (argilla, stack-exchange-paired, …), for a conversation before the answers, and
 # for a system message.

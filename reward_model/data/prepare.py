@@ -18,10 +18,10 @@ import numpy as np
 from tqdm import tqdm
 
 from reward_model import InputError
-from reward_model.data.features import FACTS, GOOD, REASONS, Work
-from reward_model.data.files import data_files, place_of
 from reward_model.data.formats import NO_OPTIONS, Options
+from reward_model.data.readers import data_files, place_of
 from reward_model.data.split import held_out
+from reward_model.data.statistics import FACTS, GOOD, REASONS, Work
 from reward_model.data.workers import Bad, Source, converted
 
 PLACES = 5  # of bad rows of each reason, kept for the summary
@@ -87,7 +87,7 @@ def prepare(
         with open(made["rejected"], "w", encoding="utf-8") as file:
             rejected = Rejected(file, ties, strict)
             facts, files, labels, rows = _convert_all(sources, Path(folder), rejected, work, num_proc)
-            from reward_model.data.conflicts import find_conflicts  # pandas: workers that are done need none
+            from reward_model.data.quality import find_conflicts  # pandas: workers that are done need none
 
             reasons, doubts, others = find_conflicts(facts, work.drop)
             _tell_of_same_files(facts, files, others, np.maximum(reasons, doubts) == REASONS.index("duplicate"))

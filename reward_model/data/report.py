@@ -6,9 +6,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from reward_model import html as page
-from reward_model.data.features import SCRIPTS, trivial_judges
 from reward_model.data.pair import SIDES, Messages, Pair, excerpt, shared_messages
 from reward_model.data.prepare import Prepared
+from reward_model.data.statistics import SCRIPTS, trivial_judges
 
 BATCH_SIZES = (1, 2, 8)
 

@@ -14,10 +14,10 @@ import orjson
 from tqdm import tqdm
 
 from reward_model import RowError
-from reward_model.data.features import Work, pair_facts
-from reward_model.data.files import NumberedRow, data_files, hub_rows, raw_rows
+from reward_model.data.convert import readings, with_format
 from reward_model.data.pair import doubt
-from reward_model.data.reader import readings, with_format
+from reward_model.data.readers import NumberedRow, data_files, hub_rows, raw_rows
+from reward_model.data.statistics import Work, pair_facts
 
 CHUNK = 500  # rows
 BYTES_WORTH_PROCESSES = 8_000_000

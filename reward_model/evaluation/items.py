@@ -18,10 +18,10 @@ import numpy as np
 from xxhash import xxh3_64_hexdigest
 
 from reward_model import InputError, RowError
-from reward_model.data.files import hub_rows, read_rows, train_and_test_files
+from reward_model.data.convert import read
 from reward_model.data.formats import Options
 from reward_model.data.pair import Messages, message_text, prompt_key, shared_messages
-from reward_model.data.reader import read
+from reward_model.data.readers import hub_rows, read_rows, train_and_test_files
 from reward_model.evaluation.benchmarks import RM_BENCH, item_accuracy, item_protocol
 
 SAYS_NOTHING = ("dataset", "data", "test", "train", "eval")  # as the name of a file

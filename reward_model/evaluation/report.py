@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 
 from reward_model import InputError
 from reward_model import html as page
-from reward_model.data.features import FACTS, Work, pair_facts, trivial_judges
 from reward_model.data.formats import NO_OPTIONS
 from reward_model.data.pair import excerpt, message_text
+from reward_model.data.statistics import FACTS, Work, pair_facts, trivial_judges
 from reward_model.evaluation.benchmarks import official_figures
 from reward_model.evaluation.items import Scored
 from reward_model.evaluation.metrics import by_length, interval, length_correlation, measures, reliability

@@ -2,7 +2,7 @@
 
 `install` gives a *ForSequenceClassification model both ways: a batch that carries `cu_seq_lens_q` is a packed row and
 yields one reward per branch; any other batch is handled as before. Either way the reward head computes in fp32.
-Whether a model may take packed rows is decided in attention_choice.py.
+Whether a model may take packed rows is decided in packing_check.py.
 The CUDA call (`varlen_attn`) has not been run on a GPU yet; it takes the arguments that the CPU path, which is tested,
 takes.
 """

@@ -15,8 +15,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from reward_model import InputError
-from reward_model.model.template import pin_date, single_template
-from reward_model.model.template_proof import prove_template
+from reward_model.model.chat_template import pin_date, single_template
+from reward_model.model.template_validation import prove_template
 
 MARKED = 2**20  # bytes of each file, three times
 

@@ -4,7 +4,7 @@ import re
 
 from reward_model import InputError, RowError
 from reward_model.data.pair import SIDES, Pair, common_prefix_length
-from reward_model.model.template import render, special_tokens
+from reward_model.model.chat_template import render, special_tokens
 from reward_model.model.tokenization import load_tokenizer, token_ids
 
 

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from reward_model import InputError
 from reward_model.data.dataset import code_stamp
 from reward_model.data.pair import common_prefix_length
-from reward_model.model.template import render, single_template
+from reward_model.model.chat_template import render, single_template
 
 # Below this many pairs, starting processes takes longer than tokenizing.
 PAIRS_WORTH_PROCESSES = 5_000

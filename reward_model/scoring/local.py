@@ -11,11 +11,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from reward_model import InputError
 from reward_model.model.attention import rope_switch
-from reward_model.model.attention_choice import padded, prepare
 from reward_model.model.checkpoint import check_base_model, check_reward_model, check_template, set_pad_token
-from reward_model.model.contract import normalisation
 from reward_model.model.loading import load_model
 from reward_model.model.packing import Group, pack, positions, tree
+from reward_model.model.packing_check import padded, prepare
+from reward_model.model.reference_scores import normalisation
 from reward_model.model.tokenization import load_tokenizer, render, token_ids
 
 Conversation = list[dict[str, Any]]

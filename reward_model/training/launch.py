@@ -19,7 +19,7 @@ from torch.distributed import run
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-from reward_model.training.saving import STOPPED
+from reward_model.training.checkpointing import STOPPED
 
 
 def usable_gpus() -> int:

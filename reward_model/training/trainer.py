@@ -13,11 +13,11 @@ from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
 from trl import RewardTrainer
 
 from reward_model.model.attention import PathCounts
-from reward_model.model.contract import write_contract
+from reward_model.model.reference_scores import write_reference_scores
+from reward_model.training.callbacks import Watch
+from reward_model.training.checkpointing import COMPLETE, full_disk_told, mark_complete
 from reward_model.training.sampler import StepSampler
-from reward_model.training.saving import COMPLETE, full_disk_told, mark_complete
 from reward_model.training.utilization import flops_per_position, peak_flops
-from reward_model.training.watch import Watch
 
 
 class ExactRewardTrainer(RewardTrainer):
@@ -159,7 +159,7 @@ class ExactRewardTrainer(RewardTrainer):
         with full_disk_told(checkpoint):
             super()._save_checkpoint(*args, **kwargs)
             self.args.save_total_limit = limit
-            write_contract(self.model, self.processing_class, checkpoint)
+            write_reference_scores(self.model, self.processing_class, checkpoint)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 mark_complete(checkpoint)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, conversation, jsonl
+from helpers import ROOT, conversation, jsonl
 
 from reward_model import InputError
 from reward_model.data.dataset import load_pairs, split_by_prompt

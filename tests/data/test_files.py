@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import jsonl, lay_out, pair
 from datasets import Dataset, DatasetDict, load_dataset
+from helpers import jsonl, lay_out, pair
 
 from reward_model import InputError
 from reward_model.data.arrow import dataset_rows
 from reward_model.data.dataset import load_pairs
-from reward_model.data.features import Work
-from reward_model.data.files import data_files, read_rows
 from reward_model.data.formats import Options
 from reward_model.data.prepare import prepare
+from reward_model.data.readers import data_files, read_rows
+from reward_model.data.statistics import Work
 from reward_model.data.workers import Source
 
 ROWS = [{"prompt": f"{number}加1？", "chosen": f"{number + 1}。", "rejected": '"No;\t"'} for number in range(3)]

@@ -5,13 +5,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, pair, run, talk
+from helpers import ROOT, pair, run, talk
 
 from reward_model import RowError
+from reward_model.data.convert import read
 from reward_model.data.dataset import load_pairs
-from reward_model.data.files import read_rows
 from reward_model.data.formats import FORMATS, NO_OPTIONS, Options, convert
-from reward_model.data.reader import read
+from reward_model.data.readers import read_rows
 
 SAMPLES = ROOT / "data/formats"
 

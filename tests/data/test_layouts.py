@@ -11,13 +11,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import jsonl, pair, talk
+from helpers import jsonl, pair, talk
 
 import prepare_data
 from reward_model import InputError, RowError
-from reward_model.data.files import read_rows
+from reward_model.data.convert import read
 from reward_model.data.formats import NO_OPTIONS, Options
-from reward_model.data.reader import read
+from reward_model.data.readers import read_rows
 
 ASK, YES, NO = "Name a red fruit.", "A cherry.", "A banana."
 USER, GOOD, BAD = talk(f"u: {ASK}"), talk(f"a: {YES}"), talk(f"a: {NO}")

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import contents, demo_pairs, jsonl, lay_out
+from helpers import contents, demo_pairs, jsonl, lay_out
 
 import prepare_data
 from reward_model import InputError

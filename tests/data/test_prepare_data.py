@@ -10,14 +10,14 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, conversation, demo_pairs, jsonl, run
+from helpers import ROOT, conversation, demo_pairs, jsonl, run
 
 import prepare_data
 from reward_model import InputError
 from reward_model.data.contamination import Contamination
-from reward_model.data.features import DOUBTS, Work
 from reward_model.data.formats import Options
 from reward_model.data.prepare import Prepared, prepare
+from reward_model.data.statistics import DOUBTS, Work
 from reward_model.data.workers import Source
 
 MESSAGES = {"chosen": conversation("Why?", "Because."), "rejected": conversation("Why?", "No idea.")}

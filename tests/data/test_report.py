@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import conversation, jsonl
+from helpers import conversation, jsonl
 
-from reward_model.data.features import FACTS, SCRIPTS, Work, pair_facts, script, trivial_judges
 from reward_model.data.formats import NO_OPTIONS
 from reward_model.data.prepare import prepare
 from reward_model.data.report import html, saved, statistics, terminal
+from reward_model.data.statistics import FACTS, SCRIPTS, Work, pair_facts, script, trivial_judges
 from reward_model.data.workers import Source
 
 

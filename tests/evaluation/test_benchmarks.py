@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import conversation, jsonl
+from helpers import conversation, jsonl
 
 from reward_model import InputError
 from reward_model.evaluation.items import Item, Scored, load_items

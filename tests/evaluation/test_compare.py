@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import conversation, jsonl, run
+from helpers import conversation, jsonl, run
 
 from reward_model import InputError
 from reward_model.evaluation import compare, report

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import PAIRS, ROOT, conversation, jsonl, run
+from helpers import PAIRS, ROOT, conversation, jsonl, run
 
 from infer_transformers import infer_transformers
 from reward_model import InputError

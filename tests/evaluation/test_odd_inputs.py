@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import PAIRS, contents, jsonl, lay_out
+from helpers import PAIRS, contents, jsonl, lay_out
 
 import evaluate
 

@@ -1,7 +1,7 @@
 """Tiny configs of every decoder with a reward head: those that take packed rows, those that are padded, and refused."""
 
 import torch
-from conftest import tiny_config
+from helpers import tiny_config
 from transformers import AutoModelForSequenceClassification
 
 SLIDING = {"sliding_window": 8}

@@ -5,15 +5,15 @@ import random
 import pytest
 import torch
 from architectures import ARCHITECTURES, PADDED, REFUSED, reward_model
-from conftest import ROOT, demo_pairs, jsonl
+from helpers import ROOT, demo_pairs, jsonl
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import train as train_script
 from reward_model import InputError
 from reward_model.data.pair import common_prefix_length
 from reward_model.model.attention import _varlen_attention, install, sequence_attention
-from reward_model.model.attention_choice import choose_attention, padded
 from reward_model.model.packing import pack
+from reward_model.model.packing_check import choose_attention, padded
 from reward_model.training.collator import PairCollator
 
 GENERATOR = random.Random(0)
@@ -178,7 +178,7 @@ def test_collator_orders_rewards_like_trl() -> None:
 @pytest.mark.parametrize("window", [None, 16])
 def test_torchs_kernels_accept_our_call_on_cuda(dtype: torch.dtype, size: int, window: int | None) -> None:
     """Fake CUDA tensors run the checks of varlen_attn and of FlashAttention, forward and backward. Autograd needs torch
-    built with CUDA, so the backward is called by itself (tests/model/test_preflight.py goes through it on the CPU)."""
+    built with CUDA, so the backward is called alone (tests/model/test_packing_check.py covers it on the CPU)."""
     row = pack(GROUPS)
     lengths = row["max_length_q"], row["max_length_k"]
     tokens_, keys = row["input_ids"].shape[1], len(row["key_index"])

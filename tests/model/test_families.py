@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 from architectures import ARCHITECTURES, PADDED, TWO_REGIMES
-from conftest import conversation, demo_pairs, tiny_config
+from helpers import conversation, demo_pairs, tiny_config
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from infer_transformers import infer_transformers
-from reward_model.model.adapter import check_adapter, merge_adapter
 from reward_model.model.attention import install, rope_switch
-from reward_model.model.attention_choice import choose_attention
 from reward_model.model.checkpoint import set_pad_token
-from reward_model.model.contract import FILE, write_contract
 from reward_model.model.loading import load_model
+from reward_model.model.lora import check_adapter, merge_adapter
+from reward_model.model.packing_check import choose_attention
+from reward_model.model.reference_scores import FILE, write_reference_scores
 from reward_model.model.tokenization import load_tokenizer, render, token_ids
 from reward_model.training.collator import PairCollator
 
@@ -72,7 +72,7 @@ def test_every_path_gives_the_score_of_eager_transformers(name: str, make_tokeni
         rewards = model.eval()(**collator(pairs), use_cache=False).logits.view(2, -1).T.flatten()
     model.save_pretrained(trained)
     tokenizer.save_pretrained(trained)
-    write_contract(model, tokenizer, trained)
+    write_reference_scores(model, tokenizer, trained)
 
     expected = eager_scores(trained, CONVERSATIONS, [None] * len(CONVERSATIONS), tokenizer)
     assert max(expected) - min(expected) > 0.1, "scores that hardly differ prove nothing"

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-from conftest import conversation, demo_pairs, jsonl
 from datasets import Dataset
+from helpers import conversation, demo_pairs, jsonl
 
 from reward_model.data import dataset
 from reward_model.model import tokenization

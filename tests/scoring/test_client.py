@@ -16,7 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, conversation, jsonl, run
+from helpers import ROOT, conversation, jsonl, run
 
 import client
 

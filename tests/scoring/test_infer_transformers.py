@@ -10,13 +10,13 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, WITH_TOOLS, conversation, jsonl, run, tiny_config
+from helpers import ROOT, WITH_TOOLS, conversation, jsonl, run, tiny_config
 
 import evaluate
 import infer_transformers
 from client import FileError
 from reward_model import InputError
-from reward_model.model.contract import FILE
+from reward_model.model.reference_scores import FILE
 
 
 @pytest.fixture(scope="module")

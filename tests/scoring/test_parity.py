@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import requests
 import torch
-from conftest import PAIRS, VARIANTS, conversation, run
+from helpers import PAIRS, VARIANTS, conversation, run
 
 import client
 from reward_model.model.checkpoint import check_reward_model

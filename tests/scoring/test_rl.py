@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import requests
-from conftest import PAIRS, ROOT, conversation
+from helpers import PAIRS, ROOT, conversation
 
 import client
 from reward_model.model.tokenization import load_tokenizer, render

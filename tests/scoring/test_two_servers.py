@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import PAIRS, ROOT, Server, is_gone, jsonl, run
+from helpers import PAIRS, ROOT, Server, is_gone, jsonl, run
 
 
 @pytest.mark.slow

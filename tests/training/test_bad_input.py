@@ -7,13 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, conversation, run, train
+from helpers import ROOT, conversation, run, train
 
 import client
 import train as train_script
 from reward_model import InputError
-from reward_model.model.adapter import check_adapter
 from reward_model.model.checkpoint import check_reward_model
+from reward_model.model.lora import check_adapter
 
 pytestmark = pytest.mark.usefixtures("no_model_is_loaded")
 GOOD = {"chosen": conversation("What is 2 + 2?", "Four."), "rejected": conversation("What is 2 + 2?", "Five.")}

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import demo_pairs, jsonl, run, tiny_config, train
+from helpers import demo_pairs, jsonl, run, tiny_config, train
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
@@ -15,7 +15,7 @@ import train as train_script
 from reward_model import InputError
 from reward_model.model.checkpoint import check_reward_model, check_template, light_tokenizer
 from reward_model.training.arguments import DataArguments
-from reward_model.training.pairs import check_tokens, read_pairs
+from reward_model.training.data import check_tokens, read_pairs
 
 pytestmark = pytest.mark.usefixtures("no_model_is_loaded")
 PAIRS = demo_pairs()[:8]

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import HELD_OUT, ROOT, check_figures, conversation, demo_pairs, jsonl, margins, run
+from helpers import HELD_OUT, ROOT, check_figures, conversation, demo_pairs, jsonl, margins, run
 
 import train as train_script
 from reward_model.model.checkpoint import check_reward_model

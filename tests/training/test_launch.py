@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT, run
+from helpers import ROOT, run
 from torch.distributed.launcher.api import LaunchConfig
 
 from reward_model.training.arguments import parse_arguments

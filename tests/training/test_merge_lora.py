@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import demo_pairs, jsonl
+from helpers import demo_pairs, jsonl
 
 import merge_lora
 import train as train_script
 from reward_model import InputError
-from reward_model.model.adapter import scoring_device
+from reward_model.model.lora import scoring_device
 
 ARGUMENTS = "--max_steps 1 --eval_size 0 --save_strategy no --report_to none --use_peft --lora_r 4"
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SHARED_DATA, check_figures, demo_pairs, jsonl, run, train
+from helpers import ROOT, SHARED_DATA, check_figures, demo_pairs, jsonl, run, train
 
 import train as train_script
-from reward_model.model.contract import FILE, drift
+from reward_model.model.reference_scores import FILE, drift
 from reward_model.scoring.local import load_reward_model, score
 
 pytestmark = pytest.mark.slow  # each trains a model, some of them on two ranks

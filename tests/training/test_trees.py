@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import conversation, demo_pairs, jsonl, run
 from datasets import Dataset
+from helpers import conversation, demo_pairs, jsonl, run
 from safetensors.torch import load_file
 
 import train as train_script

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, demo_pairs, free_port, jsonl
+from helpers import ROOT, demo_pairs, free_port, jsonl
 
 # Runs each case with the arguments of its rank, and writes down what it raises.
 SCRIPT = """
@@ -20,7 +20,7 @@ import torch
 
 import train
 from reward_model import InputError
-from reward_model.training.watch import Watch
+from reward_model.training.callbacks import Watch
 
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 rank = int(os.environ["RANK"])
@@ -113,7 +113,7 @@ def test_both_ranks_stop(base_model: Path, tiny_model, few_pairs: Path, tmp_path
     assert done.returncode == 0, done.stderr[-3000:]
     # Merging, which takes minutes for a large model, begins when the ranks are no longer connected, with all cores.
     assert (tmp_path / "cases.json.threads").read_text() == str(len(os.sched_getaffinity(0)))
-    assert (tmp_path / "right" / "score_contract.json").exists()
+    assert (tmp_path / "right" / "reference_scores.json").exists()
     for rank in (0, 1):
         lines = (tmp_path / f"cases.json.{rank}").read_text().splitlines()
         found = dict(map(json.loads, lines))

@@ -25,18 +25,18 @@ from trl import get_peft_config
 
 from reward_model import InputError
 from reward_model.data.dataset import by_subset
-from reward_model.data.files import check_hub
+from reward_model.data.readers import check_hub
 from reward_model.data.split import check_eval_size
 from reward_model.model.attention import check_head
+from reward_model.model.chat_template import pin_arguments, pin_date, split_special_tokens
 from reward_model.model.checkpoint import check_base_model
 from reward_model.model.loading import load_model
-from reward_model.model.template import pin_arguments, pin_date, split_special_tokens
-from reward_model.model.template_proof import check_rows, prove_template
+from reward_model.model.template_validation import check_rows, prove_template
 from reward_model.model.tokenization import load_tokenizer
 from reward_model.training.arguments import DataArguments, ModelArguments, TrainingArguments
-from reward_model.training.pairs import read_pairs, sample
-from reward_model.training.record import compare, record
-from reward_model.training.saving import resume_from
+from reward_model.training.checkpointing import resume_from
+from reward_model.training.data import read_pairs, sample
+from reward_model.training.run_record import compare, record
 
 # Numbers, what they must be, and whether one is; an argument left at None is not asked.
 RANGES: list[tuple[str, str, Callable[[Any], bool]]] = [

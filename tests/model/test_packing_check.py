@@ -4,15 +4,15 @@ import random
 
 import pytest
 import torch
-from conftest import tiny_config
+from helpers import tiny_config
 from peft import LoraConfig, get_peft_model
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForSequenceClassification
 
-from reward_model.model import attention, attention_choice
+from reward_model.model import attention, packing_check
 from reward_model.model.attention import install
-from reward_model.model.attention_choice import choose_attention
 from reward_model.model.packing import pack
+from reward_model.model.packing_check import choose_attention
 from reward_model.training.collator import PairCollator
 
 GENERATOR = random.Random(0)
@@ -81,7 +81,7 @@ def test_leaks_are_a_reason_to_pad_and_nothing_else_is(leak, precision: str, mon
             leak(row, [(len(prefix), *map(len, branches)) for prefix, branches in groups])
         return row
 
-    monkeypatch.setattr(attention_choice, "pack", leaking)
+    monkeypatch.setattr(packing_check, "pack", leaking)
     windowed = leak is window_ignored
     if windowed:
         right = attention.sequence_attention

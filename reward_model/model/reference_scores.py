@@ -19,7 +19,7 @@ from reward_model import InputError
 from reward_model.model.attention import rope_switch, rotate_by_length
 from reward_model.model.tokenization import render, token_ids
 
-FILE = "score_contract.json"
+FILE = "reference_scores.json"
 NORMALISATION = "score_normalisation.json"  # named as vLLM names them: logit_mean, logit_sigma
 LONG = 3000  # tokens of one conversation, where the model takes as many
 PARAMETERS = {"type": "object", "properties": {"town": {"type": "string"}}, "required": ["town"]}
@@ -52,7 +52,7 @@ SENTENCE = "The river was wide, the bridge was old, and nobody could say who had
 
 
 @torch.no_grad()
-def contract_scores(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
+def reference_scores_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
     """Return the reference conversations, each with its text, a hash of its tokens, its score, its score when every
     module's output is rounded, and the mean score of all tokens, which identifies a wrong pooler.
 
@@ -136,12 +136,12 @@ def _scores_of_tokens(model: PreTrainedModel, encoded: list[list[int]]) -> list[
     return [row[: len(ids)] for row, ids in zip(scores, encoded, strict=True)]
 
 
-def write_contract(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def write_reference_scores(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write the contract into the folder that the model was saved to. Every rank must call it; an adapter gets none."""
     if not isinstance(model, PreTrainedModel):
         return
     training = model.training
-    conversations = contract_scores(model.eval(), tokenizer)
+    conversations = reference_scores_of(model.eval(), tokenizer)
     model.train(training)
     if not all(isfinite(one["score"]) for one in conversations):
         raise InputError(
@@ -173,5 +173,5 @@ def drift(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pa
     if not (folder / FILE).is_file():
         return 0.0
     contract = json.loads((folder / FILE).read_text(encoding="utf-8"))["conversations"]
-    scores = {one["text"]: one["score"] for one in contract_scores(model, tokenizer)}
+    scores = {one["text"]: one["score"] for one in reference_scores_of(model, tokenizer)}
     return max(abs(scores.get(one["text"], float("inf")) - one["score"]) for one in contract)

@@ -5,10 +5,10 @@ from itertools import chain, islice
 from typing import Any, NamedTuple
 
 from reward_model import InputError, RowError
-from reward_model.data.files import NumberedRow, parsed, place_of
 from reward_model.data.formats import NO_OPTIONS, Options, convert, recognise
 from reward_model.data.pair import Pair, check_pair
 from reward_model.data.proposal import proposal
+from reward_model.data.readers import NumberedRow, parsed, place_of
 
 LOOKED_AT = 100  # rows, to recognise a format
 # Reasons that stop a source where one of its first rows has them, and those that stop it where most have them: a row

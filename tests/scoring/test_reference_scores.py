@@ -15,14 +15,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CHATML, ENDS_WITH_EOS, PAIRS, ROOT, VARIANTS, Server, free_port, is_gone, jsonl, run
+from helpers import CHATML, ENDS_WITH_EOS, PAIRS, ROOT, VARIANTS, Server, free_port, is_gone, jsonl, run
 from safetensors.torch import load_file, save_file
 
 import client
 import evaluate
 from infer_transformers import infer_transformers
 from reward_model import InputError
-from reward_model.model.contract import FILE
+from reward_model.model.reference_scores import FILE
 
 MEAN = '{"pooling_type": "MEAN", "use_activation": false}'
 USUAL, ENDS = list(VARIANTS)[:2]
@@ -152,7 +152,7 @@ def test_what_was_changed_in_the_folder_is_told(runs, tmp_path: Path) -> None:
     with pytest.raises(client.ServerError, match=r"chat_template\.jinja is not the template that the scores"):
         client.check(folder, asked)
     (folder / FILE).unlink()
-    assert "has no score_contract.json, so its scores are not checked: python evaluate.py contract" in client.check(
+    assert "has no reference_scores.json, so scores are not checked: python evaluate.py contract" in client.check(
         folder, asked
     )
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from reward_model import InputError
 from reward_model.data.dataset import load_pairs
-from reward_model.data.files import data_files
+from reward_model.data.readers import data_files
 from reward_model.model.tokenization import stored_ids
 from reward_model.training.arguments import DataArguments
 

@@ -16,10 +16,10 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import torch
-from conftest import ROOT, demo_pairs, jsonl
+from helpers import ROOT, demo_pairs, jsonl
 from safetensors.torch import load_file
 
-from reward_model.training.saving import COMPLETE, STOPPED, newest_complete
+from reward_model.training.checkpointing import COMPLETE, STOPPED, newest_complete
 
 # Starts a run by forking a process that has imported all, so that ten kills do not wait for ten imports.
 FORKS = multiprocessing.get_context("forkserver")

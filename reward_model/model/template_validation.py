@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import TemplateSyntaxError
 
 from reward_model import InputError
-from reward_model.model.template import MARK, render, special_tokens
+from reward_model.model.chat_template import MARK, render, special_tokens
 
 ANOTHER_DAY = datetime(2001, 2, 3, 4, 5, 6)
 CURE = "Give another template: --chat_template_path template.jinja"

@@ -1,4 +1,4 @@
-"""Watches a run: stops at what cannot become right again, and warns once of what usually means something."""
+"""Callbacks of a run: choose how attention runs before the first step, and stop or warn when training goes wrong."""
 
 import json
 import math
@@ -8,14 +8,42 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.utils import gather_object
 from torch import nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from reward_model import InputError
-from reward_model.training.saving import newest_complete
+from reward_model.model.packing_check import choose_attention
+from reward_model.training.checkpointing import newest_complete
+from reward_model.training.collator import SIDES, PairCollator
 
 DRIFTED = 30.0  # the mean reward, since the first log
+
+
+class AttentionChooser(TrainerCallback):
+    """Decide before the first step whether the model trains on packed or on padded rows.
+
+    If the model cannot take packed rows, the collator pads from the first batch on, and one line says why.
+
+    Args:
+        collator: The collator of the run.
+        pairs: The longest examples of the run.
+    """
+
+    def __init__(self, collator: PairCollator, pairs: list[dict[str, Any]]) -> None:
+        self.collator = collator
+        self.pairs = [(list(pair[SIDES[0]]), list(pair[SIDES[1]])) for pair in pairs]
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
+        half, collator = args.bf16 or args.fp16, self.collator
+        with torch.autocast(args.device.type, torch.float16 if args.fp16 else torch.bfloat16, half):
+            reason = choose_attention(
+                model, collator.pad_token_id, self.pairs, collator.shared_prefix, half or args.tf32
+            )
+        collator.shared_prefix = reason is None
+        if reason and state.is_world_process_zero:
+            print(f"Shared-prefix training is off, batches are padded: {reason}.")
 
 
 class Watch(TrainerCallback):

@@ -15,7 +15,7 @@ from reward_model.model.attention import NAME, install, rope_switch
 from reward_model.model.packing import Group, pack, tree
 
 # Largest relative difference of the hidden states that enter the reward head, in fp32 and in half precision. Measured
-# (the table is in tests/model/test_preflight.py): correct packing differs by 1e-6 and by 2 %, one pair in 40 by 6 %; a
+# (table in tests/model/test_packing_check.py): correct packing differs by 1e-6 and by 2 %, one pair in 40 by 6 %; a
 # leak by 12 % and more, in every pair. So several pairs are compared, and the one that differs least decides.
 IN_FP32, IN_HALF = 1e-3, 5e-2
 Pair = tuple[list[int], list[int]]

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from reward_model import InputError
-from reward_model.data.files import check_hub
+from reward_model.data.readers import check_hub
 from reward_model.model.checkpoint import check_base_model, read_config, set_pad_token, stored_tensors, weights_mark
 
 
@@ -48,9 +48,9 @@ def merge_adapter(adapter: Path, base: str, output_dir: Path, dtype: str = "auto
     from peft import PeftModel
     from transformers import AutoConfig
 
-    from reward_model.model.attention_choice import prepare
-    from reward_model.model.contract import write_contract
     from reward_model.model.loading import load_model
+    from reward_model.model.packing_check import prepare
+    from reward_model.model.reference_scores import write_reference_scores
     from reward_model.model.tokenization import load_tokenizer
 
     dtype = AutoConfig.from_pretrained(base).dtype if dtype == "auto" else getattr(torch, dtype)
@@ -67,7 +67,7 @@ def merge_adapter(adapter: Path, base: str, output_dir: Path, dtype: str = "auto
     tokenizer.save_pretrained(output_dir)
     print("Merged; scoring the conversations of its score contract.", flush=True)
     device = scoring_device(model.num_parameters())
-    write_contract(prepare(model.float().to(device), tokenizer.pad_token_id), tokenizer, output_dir)
+    write_reference_scores(prepare(model.float().to(device), tokenizer.pad_token_id), tokenizer, output_dir)
 
 
 def scoring_device(parameters: int) -> str:

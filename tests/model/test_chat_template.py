@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import trl
-from conftest import CHATML, ENDS_WITH_EOS, WITH_TOOLS, conversation, run
+from helpers import CHATML, ENDS_WITH_EOS, WITH_TOOLS, conversation, run
 
 from reward_model import InputError
+from reward_model.model.chat_template import pin_arguments, pin_date, render, single_template, split_special_tokens
 from reward_model.model.checkpoint import light_tokenizer
-from reward_model.model.template import pin_arguments, pin_date, render, single_template, split_special_tokens
-from reward_model.model.template_proof import check_rows, prove_template
+from reward_model.model.template_validation import check_rows, prove_template
 from reward_model.model.tokenization import load_tokenizer
 
 EACH = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from reward_model import InputError
-from reward_model.data.files import data_files
+from reward_model.data.readers import data_files
 from reward_model.model.checkpoint import weights_mark
 
 FILE = "run.json"

@@ -8,13 +8,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import CHATML, demo_pairs, jsonl
+from helpers import CHATML, demo_pairs, jsonl
 from safetensors.torch import load_file
 
 import train as train_script
 from reward_model import InputError
+from reward_model.training.callbacks import Watch
 from reward_model.training.utilization import peak_flops
-from reward_model.training.watch import Watch
 
 QUICK = "--eval_size 0 --logging_steps 1 --learning_rate 1e-3 --report_to none --max_steps 2 --save_strategy no"
 

@@ -5,7 +5,7 @@ import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from reward_model.data.features import DOUBTS, GOOD, REASONS
+from reward_model.data.statistics import DOUBTS, GOOD, REASONS
 
 SHORTEST_CUT = 200  # characters (64 tokens): below, many answers have one length by chance
 FEWEST_CUT = 5
