@@ -123,7 +123,7 @@ def main(argv: list[str]) -> ExactRewardTrainer:
         result = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     if data_args.dry_run:
         trainer.accelerator.print(whole_run_line(trainer, steps))
-        trainer.end()
+        trainer.accelerator.end_training()
         return trainer
     trainer.accelerator.print(trainer.totals(result.metrics["train_runtime"]))
     if saves.stopped:
@@ -131,7 +131,7 @@ def main(argv: list[str]) -> ExactRewardTrainer:
             f"Stopped after step {trainer.state.global_step}, which is saved. The same command with "
             "--resume_from_checkpoint auto goes on."
         )
-        trainer.end()
+        trainer.accelerator.end_training()
         sys.exit(STOPPED)
     trainer.save_metrics("train", result.metrics)
     trainer.save_state()
@@ -147,7 +147,7 @@ def main(argv: list[str]) -> ExactRewardTrainer:
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
     trainer.accelerator.wait_for_everyone()
-    trainer.end()
+    trainer.accelerator.end_training()
     # Merging takes minutes and only rank 0: within the process group the others would wait until NCCL ends the run.
     if not trainer.is_world_process_zero():
         return trainer

@@ -7,6 +7,7 @@ The CUDA call (`varlen_attn`) has not been run on a GPU yet; it takes the argume
 takes.
 """
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import MethodType
@@ -27,6 +28,8 @@ from reward_model import InputError
 NAME = "shared_prefix"
 # Queries of one masked SDPA call, so that its mask stays small beside the activations.
 MASKED_QUERIES = 1024
+# Let query heads share key heads: torch 2.11 has no such argument and always does.
+GROUPED = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 # What models pass to attention that does not change its result.
 HARMLESS = {"position_ids", "use_cache", "is_causal", "output_attentions", "output_hidden_states", "return_dict"}
 
@@ -243,7 +246,7 @@ def _varlen_attention(
     """One FlashAttention call for the whole row. No one has run this on a GPU yet."""
     left = -1 if window is None else window - 1
     return varlen_attn(
-        query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale=scale, window_size=(left, 0), enable_gqa=True
+        query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale=scale, window_size=(left, 0), **GROUPED
     )
 
 

@@ -5,6 +5,7 @@ import subprocess
 from dataclasses import fields
 from hashlib import file_digest
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +37,13 @@ def record(*arguments: Any) -> dict[str, Any]:
         with open(file, "rb") as content:
             given["data"][file.name] = file_digest(content, "sha256").hexdigest()
     commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+        "git describe --always --dirty --abbrev=40",
+        shell=True,  # which does not raise where git is missing
         cwd=Path(__file__).parent,
         capture_output=True,
         text=True,
     )
-    versions = {name: version(name) for name in PACKAGES}
+    versions = {name: version(name) for name in PACKAGES if find_spec(name)}
     return {
         "weights": weights_mark(given["model_name_or_path"]),
         "commit": commit.stdout.strip() or None,
