@@ -1,10 +1,10 @@
 """Measure scoring speed and memory against the number of token positions in a batch.
 
-    python -m benchmarks.scoring_batch                                    # a random Llama with 25 M parameters of body
-    python -m benchmarks.scoring_batch --model save/demo --pairs 100      # a reward model
+    python -m benchmarks.scoring_batch                                # a random Llama, 3 M parameters
+    python -m benchmarks.scoring_batch --model save/demo --pairs 100  # a reward model
 
-The pairs are generated dialogues. The batch sizes take turns in each round; the table has medians. Memory is the peak
-of the process after the first round, whose batches grow, less that before it.
+The pairs are generated dialogues. The batch sizes take turns; the table shows medians over the rounds. Memory is the
+peak of the process in the first round, in which the batches grow, minus the peak after a warm-up.
 """
 
 import argparse
@@ -14,39 +14,39 @@ import numpy as np
 from transformers import logging
 
 from benchmarks.generated import dialogues
-from benchmarks.training_speed import DEMO_MODEL, RANDOM, ROOT, make_model, memory_mb
+from benchmarks.timing import peak_memory_mb
+from benchmarks.workload import RANDOM_MODELS, build_model, load_model_tokenizer
 from reward_model.model.packing import positions
 from reward_model.model.packing_check import prepare
-from reward_model.model.tokenization import load_tokenizer
 from reward_model.scoring.local import batch_budget, encode, laid_out, load_reward_model, score
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="random", help=f"{', '.join(RANDOM)}, or a directory")
-    parser.add_argument("--pairs", type=int, default=60)
+    parser.add_argument("--model", default="tiny", help="tiny, random or a directory; default: %(default)s")
+    parser.add_argument("--pairs", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, nargs="+", default=[512, 1024, 2048, 4096, 8192, 16384])
     args = parser.parse_args()
     logging.set_verbosity_error()
-    if args.model in RANDOM:
-        tokenizer = load_tokenizer(DEMO_MODEL, str(ROOT / "data/demo/chatml.jinja"))
+    if args.model in RANDOM_MODELS:
+        tokenizer = load_model_tokenizer(args.model)
         tokenizer.pad_token = "<file_sep>"
-        model = prepare(make_model(args.model, tokenizer), tokenizer.pad_token_id)
+        model = prepare(build_model(args.model, tokenizer), tokenizer.pad_token_id)
     else:
         model, tokenizer = load_reward_model(args.model)
     groups = [[pair["chosen"], pair["rejected"]] for pair in dialogues(args.pairs)]
     total = sum(positions(laid_out(encode(group, model, tokenizer), model)) for group in groups)
     score(model, tokenizer, groups[:10])  # warm-up
 
-    idle, peaks = memory_mb(), {}
+    idle, peaks = peak_memory_mb(), {}
     seconds: dict[int, list[float]] = {tokens: [] for tokens in args.tokens}
     for number in range(args.rounds):
         for tokens in sorted(args.tokens, reverse=bool(number % 2)):
             begin = time.perf_counter()
             score(model, tokenizer, groups, tokens)
             seconds[tokens].append(time.perf_counter() - begin)
-            peaks.setdefault(tokens, memory_mb() - idle)
+            peaks.setdefault(tokens, peak_memory_mb() - idle)
     print(
         f"{args.model}: {len(groups)} pairs, {total:,} positions, {args.rounds} rounds; default {batch_budget(model):,}"
     )
