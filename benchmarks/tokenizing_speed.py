@@ -58,11 +58,10 @@ def main() -> None:
         if stock_rows[side][:] != our_rows[side][:]:
             sys.exit(f"error: {side} differ from trl's")
     stock, ours = np.median(times, axis=0)
-    ratios = [a / b for a, b in times]
-    print(
-        f"{args.data}: {len(pairs)} pairs, {np.mean(our_rows['length'][:]):.0f} tokens on the longer side, {args.num_proc=}"
-    )
-    print(f"stock trl {len(pairs) / stock:,.0f} rows/s, ours {len(pairs) / ours:,.0f} rows/s")
+    ratios = [stock_seconds / our_seconds for stock_seconds, our_seconds in times]
+    length = np.mean(our_rows["length"][:])
+    print(f"{args.data}: {len(pairs)} pairs, {length:.0f} tokens on the longer side, {args.num_proc=}")
+    print(f"stock trl {len(pairs) / stock:,.0f} pairs/s, this repository {len(pairs) / ours:,.0f} pairs/s")
     print(f"ratio {np.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
 
 
