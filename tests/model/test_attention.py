@@ -11,9 +11,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import train as train_script
 from reward_model import InputError
 from reward_model.data.pair import common_prefix_length
-from reward_model.model.attention import _varlen_attention, install, sequence_attention
+from reward_model.model.attention import _varlen_attention, sequence_attention
+from reward_model.model.modeling import install
 from reward_model.model.packing import pack
-from reward_model.model.packing_check import choose_attention, padded
+from reward_model.model.packing_check import choose_attention, pad
 from reward_model.training.collator import PairCollator
 
 GENERATOR = random.Random(0)
@@ -81,7 +82,7 @@ def rewards_and_gradients(model: torch.nn.Module, batch: dict) -> tuple[torch.Te
 
 
 def padded_batch() -> dict:
-    return padded([prefix + branch for prefix, branches in GROUPS for branch in branches], pad_token_id=0)
+    return pad([prefix + branch for prefix, branches in GROUPS for branch in branches], pad_token_id=0)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForSequenceClassification
 
 from reward_model.model import attention, packing_check
-from reward_model.model.attention import install
+from reward_model.model.modeling import install
 from reward_model.model.packing import pack
 from reward_model.model.packing_check import choose_attention
 from reward_model.training.collator import PairCollator
