@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 import yaml
 from accelerate import PartialState
 from transformers import HfArgumentParser
+from transformers.hf_argparser import HfArg
 from transformers.trainer_utils import IntervalStrategy
 from trl import ModelConfig, RewardConfig, ScriptArguments
 
@@ -28,40 +29,29 @@ SMALL = 1_000_000_000  # parameters
 class DataArguments(ScriptArguments):
     """trl's ScriptArguments, and the arguments of this repository."""
 
-    eval_size: float = field(
+    eval_size: float = HfArg(
         default=0.02,
-        metadata={
-            "help": "Size of the held-out split where the data has no test split: a fraction below 1, a number of "
-            "pairs, or 0. The split is by prompt, so no prompt is in both parts."
-        },
+        help="Size of the held-out split where the data has no test split: a fraction below 1, a number of "
+        "pairs, or 0. The split is by prompt, so no prompt is in both parts.",
     )
-    shared_prefix: bool = field(
+    shared_prefix: bool = HfArg(
         default=True,
-        metadata={
-            "help": "Compute the prefix that chosen and rejected share once, without padding: the same loss and "
-            "gradients, several times faster. False pads like trl; consider --train_sampling_strategy group_by_length."
-        },
+        help="Compute the prefix that chosen and rejected share once, without padding: the same loss and "
+        "gradients, several times faster. False pads like trl; consider --train_sampling_strategy group_by_length.",
     )
-    benchmark_files: list[str] = field(
+    benchmark_files: list[str] = HfArg(
         default_factory=list,
-        metadata={
-            "help": "Labeled pairs (files or directories, as for evaluate.py) whose accuracy is logged for each subset "
-            "at every evaluation. The held-out pairs are then logged as eval_held_out_…"
-        },
+        help="Labeled pairs (files or directories, as for evaluate.py) whose accuracy is logged for each subset "
+        "at every evaluation. The held-out pairs are then logged as eval_held_out_…",
     )
-    overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Train even if output_dir contains a model or checkpoints."}
-    )
-    dry_run: bool = field(
+    overwrite_output_dir: bool = HfArg(default=False, help="Train even if output_dir contains a model or checkpoints.")
+    dry_run: bool = HfArg(
         default=False,
-        metadata={
-            "help": "Run two steps of the longest pairs, report the memory and the time of the complete run, and save "
-            "nothing."
-        },
+        help="Run two steps of the longest pairs, report the memory and the time of the complete run, and save "
+        "nothing.",
     )
-    allow_stripped_reasoning: bool = field(
-        default=False,
-        metadata={"help": "Train even if the chat template drops reasoning, tools or tool calls of the answers."},
+    allow_stripped_reasoning: bool = HfArg(
+        default=False, help="Train even if the chat template drops reasoning, tools or tool calls of the answers."
     )
 
 
@@ -69,72 +59,57 @@ class DataArguments(ScriptArguments):
 class TrainingArguments(RewardConfig):
     """trl's RewardConfig: bf16 where it is fast, curves in TensorBoard, distributed training on CPU as well."""
 
-    num_train_epochs: float = field(
-        default=1.0, metadata={"help": "Number of epochs, which may be a fraction. Reward models overfit early."}
+    num_train_epochs: float = HfArg(
+        default=1.0, help="Number of epochs, which may be a fraction. Reward models overfit early."
     )
-    learning_rate: float = field(
+    learning_rate: float = HfArg(
         default=LEARNING_RATE["large"],
-        metadata={
-            "help": "Defaults to 1e-4 for LoRA, 3e-5 for full fine-tuning of a local model below 1 B parameters, and "
-            "1e-5 otherwise."
-        },
+        help="Defaults to 1e-4 for LoRA, 3e-5 for full fine-tuning of a local model below 1 B parameters, and "
+        "1e-5 otherwise.",
     )
-    eval_strategy: str = field(
-        default="steps", metadata={"help": "When to evaluate the held-out pairs.", "choices": ["no", "steps", "epoch"]}
+    eval_strategy: str = HfArg(
+        default="steps", help="When to evaluate the held-out pairs.", metadata={"choices": ["no", "steps", "epoch"]}
     )
-    eval_steps: float | None = field(
-        default=0.2, metadata={"help": "Steps between two evaluations; below 1, a fraction of all steps."}
+    eval_steps: float | None = HfArg(
+        default=0.2, help="Steps between two evaluations; below 1, a fraction of all steps."
     )
-    report_to: None | str | list[str] = field(
-        default="tensorboard", metadata={"help": "Where to log curves: tensorboard, wandb, … or none."}
+    report_to: None | str | list[str] = HfArg(
+        default="tensorboard", help="Where to log curves: tensorboard, wandb, … or none."
     )
-    bf16: bool | None = field(default=None, metadata={"help": "bf16 autocast; on by default where a GPU supports it."})
-    loss_type: str = field(
+    bf16: bool | None = HfArg(default=None, help="bf16 autocast; on by default where a GPU supports it.")
+    loss_type: str = HfArg(
         default="margin",
-        metadata={
-            "help": "bradley_terry: -log sigmoid(chosen - rejected). margin: the same of the difference minus the "
-            "pair's margin, 0 where the data has none. scaled: bradley_terry times the margin.",
-            "choices": list(LOSSES),
-        },
+        help="bradley_terry: -log sigmoid(chosen - rejected). margin: the same of the difference minus the "
+        "pair's margin, 0 where the data has none. scaled: bradley_terry times the margin.",
+        metadata={"choices": list(LOSSES)},
     )
-    template_date: str | None = field(
+    template_date: str | None = HfArg(
         default=None,
-        metadata={
-            "help": "A date such as 2024-07-26, written into a chat template that would print today's date, so that "
-            "training, scoring and serving render the same text."
-        },
+        help="A date such as 2024-07-26, written into a chat template that would print today's date, so that "
+        "training, scoring and serving render the same text.",
     )
-    chat_template_kwargs: str | None = field(
+    chat_template_kwargs: str | None = HfArg(
         default=None,
-        metadata={
-            "help": "Values for variables of the chat template, such as '{\"enable_thinking\": false}'. They are "
-            "written into the template, so that training, scoring and serving render the same text."
-        },
+        help="Values for variables of the chat template, such as '{\"enable_thinking\": false}'. They are "
+        "written into the template, so that training, scoring and serving render the same text.",
     )
-    split_special_tokens: bool = field(
+    split_special_tokens: bool = HfArg(
         default=False,
-        metadata={
-            "help": "Treat special tokens in texts (<|im_end|>) as ordinary text: the saved chat template inserts a "
-            "space into them, in training, scoring and serving."
-        },
+        help="Treat special tokens in texts (<|im_end|>) as ordinary text: the saved chat template inserts a "
+        "space into them, in training, scoring and serving.",
     )
-    group_by_prompt: bool | None = field(
+    group_by_prompt: bool | None = HfArg(
         default=None,
-        metadata={
-            "help": "Keep the pairs of a prompt together in a batch, so that each of its answers is computed once. On "
-            "by default where prompts have several pairs."
-        },
+        help="Keep the pairs of a prompt together in a batch, so that each of its answers is computed once. On "
+        "by default where prompts have several pairs.",
     )
-    balance_ranks: bool = field(
-        default=True,
-        metadata={"help": "Distribute the pairs of a step so that all devices and micro-steps have similar loads."},
+    balance_ranks: bool = HfArg(
+        default=True, help="Distribute the pairs of a step so that all devices and micro-steps have similar loads."
     )
-    max_tokens_per_micro_batch: int | None = field(
+    max_tokens_per_micro_batch: int | None = HfArg(
         default=None,
-        metadata={
-            "help": "Split a micro-batch with more token positions into several passes, with the same gradients, so "
-            "that long pairs do not run out of memory."
-        },
+        help="Split a micro-batch with more token positions into several passes, with the same gradients, so "
+        "that long pairs do not run out of memory.",
     )
 
     def __post_init__(self) -> None:
@@ -173,18 +148,14 @@ class TrainingArguments(RewardConfig):
 class ModelArguments(ModelConfig):
     """trl's ModelConfig: LoRA trains and saves the reward head, and the dtype follows the hardware."""
 
-    dtype: str | None = field(
+    dtype: str | None = HfArg(
         default=None,
-        metadata={
-            "help": "Dtype of the loaded weights. Defaults to bfloat16 where bf16 is on and the trained weights are "
-            "kept in fp32 by DeepSpeed or are few (LoRA), and to float32 otherwise.",
-            "choices": ["auto", "bfloat16", "float16", "float32"],
-        },
+        help="Dtype of the loaded weights. Defaults to bfloat16 where bf16 is on and the trained weights are "
+        "kept in fp32 by DeepSpeed or are few (LoRA), and to float32 otherwise.",
+        metadata={"choices": ["auto", "bfloat16", "float16", "float32"]},
     )
-    lora_task_type: str = field(
-        default="SEQ_CLS", metadata={"help": "LoRA task type. SEQ_CLS trains the reward head `score`."}
-    )
-    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout of LoRA inputs."})
+    lora_task_type: str = HfArg(default="SEQ_CLS", help="LoRA task type. SEQ_CLS trains the reward head `score`.")
+    lora_dropout: float = HfArg(default=0.0, help="Dropout of LoRA inputs.")
 
     def __post_init__(self) -> None:
         if self.use_peft and self.lora_target_modules is None:
