@@ -24,19 +24,22 @@ def bradley_terry(chosen: Tensor, rejected: Tensor, margin: Tensor, smoothing: f
     Returns:
         One loss per pair, `(pairs,)`.
     """
-    difference = chosen - rejected
-    losses = -F.logsigmoid(difference)
-    return losses + smoothing * difference if smoothing else losses  # log sigmoid(-x) = log sigmoid(x) - x
+    return _smoothed(chosen - rejected, smoothing)
 
 
 def margin_bradley_terry(chosen: Tensor, rejected: Tensor, margin: Tensor, smoothing: float) -> Tensor:
     """Return `-log sigmoid(chosen - rejected - margin)` (Touvron et al. 2023, arXiv:2307.09288, section 3.2.2)."""
-    return bradley_terry(chosen - margin, rejected, margin, smoothing)
+    return _smoothed(chosen - rejected - margin, smoothing)
 
 
 def scaled_bradley_terry(chosen: Tensor, rejected: Tensor, margin: Tensor, smoothing: float) -> Tensor:
     """Return `-margin * log sigmoid(chosen - rejected)` (Wang et al. 2024, arXiv:2410.01257)."""
     return margin * bradley_terry(chosen, rejected, margin, smoothing)
+
+
+def _smoothed(difference: Tensor, smoothing: float) -> Tensor:
+    losses = -F.logsigmoid(difference)
+    return losses + smoothing * difference if smoothing else losses  # log sigmoid(-x) = log sigmoid(x) - x
 
 
 LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor, float], Tensor]] = {

@@ -13,7 +13,6 @@ from helpers import HELD_OUT, ROOT, check_figures, conversation, demo_pairs, jso
 import train as train_script
 from reward_model.model.checkpoint import check_reward_model
 from reward_model.training.arguments import parse_arguments
-from reward_model.training.loss import pair_losses
 
 SETTINGS = "--max_steps 3 --learning_rate 1e-3 --per_device_eval_batch_size 4 --report_to none --save_strategy no"
 
@@ -83,14 +82,6 @@ def test_lora_dropout_works_and_the_models_own_is_off(tiny_model, data: Path, tm
     assert rates and all(rate == (0.25 if "lora_dropout" in name else 0) for name, rate in rates.items())
     attention = trainer.model.base_model.model.model.layers[0].self_attn
     assert attention.attention_dropout == 0 and trainer.data_collator.shared_prefix
-
-
-def test_label_smoothing_is_conservative_bradley_terry() -> None:
-    """-(1 - e) log sigmoid(d) - e log sigmoid(-d), Mitchell 2023; and centring, Eisenstein et al. 2023, Eq. 2."""
-    chosen, rejected, margin = torch.randn(3, 9, dtype=torch.float64).unbind()
-    d = chosen - rejected - margin
-    expected = -0.8 * torch.sigmoid(d).log() - 0.2 * torch.sigmoid(-d).log() + 0.1 * (chosen + rejected) ** 2
-    assert torch.allclose(pair_losses(chosen, rejected, margin, "margin", 0.2, 0.1), expected)
 
 
 def test_training_takes_the_smoothed_loss(base_model: Path, data: Path, tmp_path: Path) -> None:
