@@ -22,7 +22,15 @@ NAME = "shared_prefix"
 # Queries of one masked SDPA call, so that its mask stays small compared with the activations.
 MASKED_QUERIES = 1024
 # Arguments that models pass to attention and that do not change its result.
-HARMLESS = {"position_ids", "use_cache", "is_causal", "output_attentions", "output_hidden_states", "return_dict"}
+HARMLESS = {
+    "mixer_layout",
+    "position_ids",
+    "use_cache",
+    "is_causal",
+    "output_attentions",
+    "output_hidden_states",
+    "return_dict",
+}
 
 
 def _mask(*, attention_mask: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor | None:

@@ -18,6 +18,8 @@ from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 from trl.trainer.utils import disable_dropout_in_model
 
 from reward_model.model.loading import check_head
+from reward_model.model.mixers import install_mixers
+from reward_model.model.packing import mixer_layout
 
 
 class PathCounts:
@@ -25,7 +27,8 @@ class PathCounts:
 
     def __init__(self) -> None:
         self.positions = self.padded_positions = self.real_tokens = self.pairs = 0  # in training
-        self.attention_calls = 0  # on packed rows
+        self.attention_calls = 0  # on packed rows, of attention or recurrent layers
+        self.has_mixers = False  # whether the model has recurrent layers
         self.unsupported: set[str] = set()  # arguments of attention that packed attention does not compute
         self.attention_dropout: list[str] = []  # names in the config, unless dropout is off
         self.lengths: tuple[Any, tuple[list[int], list[int]]] = (None, ([], []))  # of the row with these cu_seq_lens_q
@@ -51,6 +54,7 @@ def install(model: PreTrainedModel, disable_dropout: bool = True) -> None:
     else:
         rates = model.config.get_text_config().to_dict().items()
         model.path_counts.attention_dropout = [key for key, rate in rates if "att" in key and "drop" in key and rate]
+    model.path_counts.has_mixers = install_mixers(model, model.path_counts)
     if rope_switch(model.config):
         for module in model.modules():
             if getattr(module, "rope_type", None) == "longrope":
@@ -119,6 +123,8 @@ def _forward(
     else:
         attention_mask, ends = None, (torch.zeros_like(end_positions), end_positions)
         kwargs["path_counts"] = self.path_counts
+        if self.path_counts.has_mixers:
+            kwargs["mixer_layout"] = mixer_layout(kwargs["cu_seq_lens_q"], kwargs["cu_seq_lens_k"], kwargs["key_index"])
         if switch:
             lengths, keys = kwargs["cu_seq_lens_k"].diff(), kwargs["key_index"]
             is_long = torch.zeros_like(input_ids, dtype=torch.bool)

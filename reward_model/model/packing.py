@@ -76,3 +76,33 @@ def pack(groups: list[Group]) -> dict[str, Any]:
         "max_length_q": max(query_lengths),
         "max_length_k": max(key_lengths),
     }
+
+
+def mixer_layout(cu_seq_lens_q: torch.Tensor, cu_seq_lens_k: torch.Tensor, key_index: torch.Tensor) -> dict[str, Any]:
+    """Return the layout of a packed row for recurrent layers, which run the prefixes and then the branches as a batch.
+
+    Args:
+        cu_seq_lens_q: What `pack` returns, as are the other arguments.
+
+    Returns:
+        `prefixes`, `(groups, longest)`, the tokens of each prefix with -1 to their left; `branches`, `(branches,
+        longest)`, with -1 to their right; `groups`, `(branches,)`, the prefix of each branch, or -1 for an empty one;
+        and `order`, `(tokens,)`, the place of each token of the row in the flattened prefixes and branches.
+    """
+    starts = key_index[cu_seq_lens_k[:-1].long()].tolist()  # of the prefix of each branch
+    ends, keys = cu_seq_lens_q[1:].tolist(), cu_seq_lens_k.diff().tolist()
+    queries = cu_seq_lens_q.diff().tolist()
+    # All branches but the first of a tree have fewer queries than keys.
+    shared = {start: k - q for start, q, k in zip(starts, queries, keys, strict=True) if q < k}
+    numbers = {start: number for number, start in enumerate(shared)}
+    prefixes = [range(start, start + length) for start, length in shared.items()]
+    branches = [range(end - k + shared.get(start, 0), end) for start, end, k in zip(starts, ends, keys, strict=True)]
+    longest_prefix, longest = max(map(len, prefixes), default=0), max(map(len, branches))
+    left = np.array([[-1] * (longest_prefix - len(part)) + [*part] for part in prefixes], dtype=np.int64)
+    right = np.array([[*part] + [-1] * (longest - len(part)) for part in branches], dtype=np.int64)
+    places = np.concatenate([left.ravel(), right.ravel()])
+    order = np.empty(cu_seq_lens_q[-1].item(), dtype=np.int64)
+    order[places[places >= 0]] = np.flatnonzero(places >= 0)
+    arrays = {"prefixes": left, "branches": right, "groups": np.array([numbers.get(start, -1) for start in starts])}
+    device = key_index.device
+    return {name: torch.from_numpy(array).to(device) for name, array in (arrays | {"order": order}).items()}

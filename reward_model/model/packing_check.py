@@ -13,6 +13,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from reward_model.model.attention import NAME
+from reward_model.model.mixers import MIXER_LAYERS
 from reward_model.model.modeling import install, installed_model, rope_switch
 from reward_model.model.packing import Group, pack, tree
 
@@ -20,7 +21,7 @@ from reward_model.model.packing import Group, pack, tree
 # (table in tests/model/test_packing_check.py): correct packing differs by 1e-6 and by 2 %, one pair in 40 by 6 %; a
 # leak by 12 % and more, in every pair. So several pairs are compared, and the one that differs least decides.
 IN_FP32, IN_HALF = 1e-3, 5e-2
-PACKABLE_LAYERS = {"full_attention", "sliding_attention"}
+PACKABLE_LAYERS = {"full_attention", "sliding_attention"} | MIXER_LAYERS
 # What sdpa computes although it is more than causal attention.
 COMPUTED_BY_SDPA = {"attention_mask", "dropout", "is_causal=False"}
 Pair = tuple[list[int], list[int]]
