@@ -24,7 +24,7 @@ from transformers import logging
 
 from benchmarks.timing import StepTimes, step_times
 from benchmarks.workload import RANDOM_MODELS, ROOT, build_model, load_workload
-from reward_model.model.attention import install
+from reward_model.model.modeling import install
 from reward_model.model.packing_check import choose_attention
 from reward_model.training.arguments import TrainingArguments
 from reward_model.training.collator import PairCollator

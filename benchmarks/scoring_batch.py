@@ -18,7 +18,7 @@ from benchmarks.generated import dialogues
 from benchmarks.timing import peak_memory_mb
 from benchmarks.workload import RANDOM_MODELS, build_model, load_model_tokenizer
 from reward_model.model.packing import positions
-from reward_model.model.packing_check import prepare
+from reward_model.model.packing_check import prepare_for_scoring
 from reward_model.scoring.local import batch_budget, encode, laid_out, load_reward_model, score
 
 
@@ -33,7 +33,7 @@ def main() -> None:
     if args.model in RANDOM_MODELS:
         tokenizer = load_model_tokenizer(args.model)
         tokenizer.pad_token = "<file_sep>"
-        model = prepare(build_model(args.model, tokenizer), tokenizer.pad_token_id)
+        model = prepare_for_scoring(build_model(args.model, tokenizer), tokenizer.pad_token_id)
     else:
         model, tokenizer = load_reward_model(args.model)
     groups = [[pair["chosen"], pair["rejected"]] for pair in dialogues(args.pairs)]

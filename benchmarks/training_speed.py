@@ -30,7 +30,7 @@ from trl import RewardConfig, RewardTrainer
 
 from benchmarks.timing import StepTimes, matmul_peak, peak_memory_mb, step_times
 from benchmarks.workload import ROOT, build_model, load_workload
-from reward_model.model.attention import install
+from reward_model.model.modeling import install
 from reward_model.model.packing_check import choose_attention
 from reward_model.training.arguments import bf16_is_fast
 from reward_model.training.collator import PairCollator

@@ -11,7 +11,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerFast, Qwen2Config
 
 from benchmarks.check_gpu.packages import ROOT
-from reward_model.model.attention import NAME, install
+from reward_model.model.attention import NAME
+from reward_model.model.modeling import install
 
 VOCABULARY = 8192
 QWEN_7B = {

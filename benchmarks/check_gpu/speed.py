@@ -14,7 +14,7 @@ from benchmarks.timing import matmul_peak, timing_events
 from reward_model.model.attention import NAME
 from reward_model.model.packing import pack
 from reward_model.training.collator import SIDES, PairCollator
-from reward_model.training.utilization import flops_per_position, peak_flops
+from reward_model.training.throughput import flops_per_position, peak_flops
 
 Batch = dict[str, Any]
 STEPS = 3  # timed, after one more

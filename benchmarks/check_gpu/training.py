@@ -16,7 +16,6 @@ from benchmarks.check_gpu.packages import DEEPSPEED, ROOT, missing
 from benchmarks.check_gpu.table import Row
 
 DATA = ROOT / "data/demo/train.jsonl"
-SECONDS = 180  # before a run of train.sh is stopped
 COMMON = "--logging_steps 1 --report_to none --save_strategy no --eval_strategy no --eval_size 2"
 
 
@@ -33,9 +32,11 @@ def training(sizes: dict[str, int], dry_run: bool) -> Iterator[Row]:
         if names := missing(DEEPSPEED):
             yield Row("train.sh", f"NOT RUN: {', '.join(names)} not installed")
             return
+        # Seconds before a run is stopped. On a CPU, DeepSpeed compiles an extension at its first start.
+        limit = 900 if dry_run else 180
         small = "--per_device_train_batch_size 2 --max_length 256" if dry_run else ""
-        yield run_train_sh("full", model, directory / "full", small)
-        yield run_train_sh("LoRA", model, directory / "lora", f"{small} --use_peft --lora_r 16 --lora_alpha 16")
+        yield run_train_sh("full", model, directory / "full", small, limit)
+        yield run_train_sh("LoRA", model, directory / "lora", f"{small} --use_peft --lora_r 16 --lora_alpha 16", limit)
 
 
 def packed_and_padded(model: Path, directory: Path, steps: int) -> Row:
@@ -53,7 +54,7 @@ def packed_and_padded(model: Path, directory: Path, steps: int) -> Row:
     return Row(f"train.py, {steps} steps, packed and padded", text, worst < 2e-2)
 
 
-def run_train_sh(name: str, model: Path, output_dir: Path, arguments: str) -> Row:
+def run_train_sh(name: str, model: Path, output_dir: Path, arguments: str, limit: int) -> Row:
     """Run two steps of train.sh, with the Python that runs this script."""
     python = os.path.dirname(sys.executable)
     environment = {"MODEL": str(model), "DATASET": str(DATA), "OUTPUT_DIR": str(output_dir), "MASTER_PORT": "29533"}
@@ -67,7 +68,7 @@ def run_train_sh(name: str, model: Path, output_dir: Path, arguments: str) -> Ro
         text=True,
     )
     try:
-        output, _ = process.communicate(timeout=SECONDS)
+        output, _ = process.communicate(timeout=limit)
     except subprocess.TimeoutExpired:
         process.terminate()  # torchrun stops its workers, which a kill would leave behind
         output, _ = process.communicate()
