@@ -2,6 +2,7 @@
 
 import gc
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -54,11 +55,17 @@ def packed_and_padded(model: Path, directory: Path, steps: int) -> Row:
     return Row(f"train.py, {steps} steps, packed and padded", text, worst < 2e-2)
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 def run_train_sh(name: str, model: Path, output_dir: Path, arguments: str, limit: int) -> Row:
     """Run two steps of train.sh, with the Python that runs this script."""
     python = os.path.dirname(sys.executable)
-    environment = {"MODEL": str(model), "DATASET": str(DATA), "OUTPUT_DIR": str(output_dir), "MASTER_PORT": "29533"}
-    environment |= {"NPROC_PER_NODE": "1", "PATH": f"{python}:{os.environ['PATH']}"}
+    environment = {"MODEL": str(model), "DATASET": str(DATA), "OUTPUT_DIR": str(output_dir)}
+    environment |= {"NPROC_PER_NODE": "1", "MASTER_PORT": str(free_port()), "PATH": f"{python}:{os.environ['PATH']}"}
     environment |= {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "10"}  # after `terminate` below
     process = subprocess.Popen(
         ["sh", str(ROOT / "train.sh"), *COMMON.split(), "--max_steps", "2", *arguments.split()],
@@ -76,5 +83,5 @@ def run_train_sh(name: str, model: Path, output_dir: Path, arguments: str, limit
     summary = next((line for line in lines if " pairs in " in line), "")
     if process.returncode:
         print(*lines[-40:], sep="\n", file=sys.stderr)
-        summary = f"exit status {process.returncode}: {lines[-1] if lines else ''}"
+        summary = f"exit status {process.returncode}: {' '.join(lines[-3:])}"
     return Row(f"train.sh, ZeRO-3 on one rank, {name}", summary, process.returncode == 0 and bool(summary))
