@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 
@@ -19,12 +18,16 @@ SIZE = 64
 if triton:
 
     @triton.jit
-    def product(a: Any, b: Any, c: Any, size: "tl.constexpr", precision: "tl.constexpr", case: "tl.constexpr") -> None:
-        """c = a @ b for matrices of one block. `case` makes Triton compile each case, for its environment."""
+    def product(a, b, c, size: tl.constexpr, precision: tl.constexpr, case: tl.constexpr):  # noqa: ANN001, ANN201
+        """Store a @ b in c, for matrices of one block. Each `case` is compiled separately: the environment differs."""
         rows = tl.arange(0, size)[:, None]
         columns = tl.arange(0, size)[None, :]
         at = rows * size + columns
-        tl.store(c + at, tl.dot(tl.load(a + at), tl.load(b + at), input_precision=precision))
+        if precision is None:  # not passed: Triton reads TRITON_F32_DEFAULT only then
+            result = tl.dot(tl.load(a + at), tl.load(b + at))
+        else:
+            result = tl.dot(tl.load(a + at), tl.load(b + at), input_precision=precision)
+        tl.store(c + at, result)
 
 
 def tf32(device: str) -> Iterator[Row]:
