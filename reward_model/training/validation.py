@@ -24,9 +24,8 @@ from transformers.utils import is_liger_kernel_available
 from trl import get_peft_config
 
 from reward_model import InputError
-from reward_model.data.dataset import by_subset
+from reward_model.data.dataset import check_eval_size, load_subsets
 from reward_model.data.readers import check_hub
-from reward_model.data.split import check_eval_size
 from reward_model.model.attention import check_head
 from reward_model.model.chat_template import pin_arguments, pin_date, split_special_tokens
 from reward_model.model.checkpoint import check_base_model
@@ -126,7 +125,7 @@ def check_setup(data_args: DataArguments, training_args: TrainingArguments, mode
             if not (any(Path(resumed).glob("optimizer*")) or any(Path(resumed).glob("global_step*"))) and tell:
                 print(f"{resumed} has no optimizer's state; Adam begins anew.")
     with collected(problems), training_args.main_process_first(desc="benchmarks"):
-        read["benchmarks"] = by_subset(data_args.benchmark_files)
+        read["benchmarks"] = load_subsets(data_args.benchmark_files)
         check_metric(training_args, list(read["benchmarks"]))
     if not problems:
         with collected(problems):

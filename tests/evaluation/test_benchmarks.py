@@ -7,14 +7,14 @@ import pytest
 from helpers import conversation, jsonl
 
 from reward_model import InputError
-from reward_model.evaluation.items import Item, Scored, load_items
-from reward_model.evaluation.report import figures, terminal, write
+from reward_model.evaluation.items import Item, ScoredItems, load_items
+from reward_model.evaluation.report import compute_figures, summary, write
 
 
 def evaluated(tmp_path: Path, rows: list[dict], scores: list[list[float]]) -> dict:
     """All figures for rows of a file whose answers have these scores, chosen first."""
     items = load_items([str(jsonl(tmp_path / "rows.jsonl", rows))])
-    return figures(Scored(items, [[float(value) for value in each] for each in scores]))
+    return compute_figures(ScoredItems(items, [[float(value) for value in each] for each in scores]))
 
 
 def test_rewardbench(tmp_path: Path) -> None:
@@ -35,7 +35,7 @@ def test_rewardbench(tmp_path: Path) -> None:
     assert found["official"] == {"RewardBench": pytest.approx(expected)}
     assert found["subsets"]["llmbar-natural"]["accuracy"] == 0.5  # as pairs of any other source
     assert found["subsets"]["llmbar-natural"]["strict_accuracy"] == 0.0
-    assert "RewardBench, official scoring: Chat 0.781, Chat Hard 0.000, Safety 1.000" in terminal(found)
+    assert "RewardBench, official scoring: Chat 0.781, Chat Hard 0.000, Safety 1.000" in summary(found)
     found = evaluated(tmp_path, [lists | {"subset": "refusals-dangerous"}], [[6, 5, 4, 3, 2, 1]])
     assert list(found["official"]) == ["RM-Bench"]
 
@@ -109,9 +109,9 @@ def test_domains_of_rm_bench_by_file(tmp_path: Path) -> None:
         "other.json": "alpacaeval",
     }.items():
         (tmp_path / name).write_text(json.dumps([row]))
-        scored = Scored(load_items([str(tmp_path / name)]), [[6.0, 5.0, 4.0, 3.0, 2.0, 1.0]])
-        assert figures(scored)["official"]["RM-Bench"][domain] == 1 and scored.subsets.tolist() == ["alpacaeval"]
-    write(tmp_path / "out", "a model", figures(scored), scored)
+        scored = ScoredItems(load_items([str(tmp_path / name)]), [[6.0, 5.0, 4.0, 3.0, 2.0, 1.0]])
+        assert compute_figures(scored)["official"]["RM-Bench"][domain] == 1 and scored.subsets.tolist() == ["alpacaeval"]
+    write(tmp_path / "out", "a model", compute_figures(scored), scored)
     metrics = json.loads((tmp_path / "out/metrics.json").read_text())
     assert metrics["official"]["rm_bench"] == {"easy": 1, "normal": 1, "hard": 1, "alpacaeval": 1}
     keys = [key for group, found in metrics.items() if isinstance(found, dict) and group != "subsets" for key in found]
@@ -162,7 +162,7 @@ def test_rows_keep_their_subset_and_answers(tmp_path: Path) -> None:
     assert answers == [[row["chosen"], row["rejected"]] for row in rows]
     labels = [(one.subset, one.protocol, one.id) for one in read]
     assert labels == [("math", "rm-bench", None), ("Factuality", "best", None), ("Ties", "ties", "tied:7")]
-    found = figures(Scored(read, [[1.0] * 3 + [0.0] * 3, [0.0, 1.0, 1.0, 1.0], [1.0, 1.0, 0.5, 0.5, 0.0, 0.0]]))
+    found = compute_figures(ScoredItems(read, [[1.0] * 3 + [0.0] * 3, [0.0, 1.0, 1.0, 1.0], [1.0, 1.0, 0.5, 0.5, 0.0, 0.0]]))
     assert {name: row["accuracy"] for name, row in found["subsets"].items()} == {"math": 1, "Factuality": 0, "Ties": 0}
 
 
@@ -180,7 +180,7 @@ def test_bad_rows_stop_or_are_left_out_and_named(tmp_path: Path) -> None:
 def test_a_score_that_is_no_number_stops(tmp_path: Path) -> None:
     item = Item("here:4", "x", "pairs", [conversation("?", "Yes.")], [conversation("?", "No.")])
     with pytest.raises(InputError, match=r"here:4: the score is nan, of the conversation that ends with 'No\.'"):
-        Scored([item], [[1.0, float("nan")]])
-    scored = Scored([item], [[1.0, 1.0]])
-    write(tmp_path / "out", "a model", figures(scored), scored)
+        ScoredItems([item], [[1.0, float("nan")]])
+    scored = ScoredItems([item], [[1.0, 1.0]])
+    write(tmp_path / "out", "a model", compute_figures(scored), scored)
     assert json.loads((tmp_path / "out/metrics.json").read_text())["all"]["strict_accuracy"] == 0.0

@@ -10,23 +10,23 @@ from helpers import conversation, jsonl, run
 
 from reward_model import InputError
 from reward_model.evaluation import compare, report
-from reward_model.evaluation.items import Item, Scored
+from reward_model.evaluation.items import Item, ScoredItems
 
 LONG = "word " * 6000
 
 
-def scored_items(questions: list[str], right: list[bool], before: list[str] | None = None) -> Scored:
+def scored_items(questions: list[str], right: list[bool], before: list[str] | None = None) -> ScoredItems:
     """An item for each question, ranked right or wrong; `before` is an earlier question of the same user."""
     items = []
     for number, question in enumerate(questions):
         earlier = conversation(before[number], "I see.") if before else []
         chosen, rejected = ([*earlier, *conversation(question, f"{side} {number}")] for side in ("Yes", "No"))
         items.append(Item(f"here:{number}", "all", "pairs", [chosen], [rejected]))
-    return Scored(items, [[1.0, 0.0] if one else [0.0, 1.0] for one in right])
+    return ScoredItems(items, [[1.0, 0.0] if one else [0.0, 1.0] for one in right])
 
 
-def write(folder: Path, scored: Scored) -> Path:
-    report.write(folder, "a model", report.figures(scored), scored)
+def write(folder: Path, scored: ScoredItems) -> Path:
+    report.write(folder, "a model", report.compute_figures(scored), scored)
     return folder
 
 
@@ -84,7 +84,7 @@ def test_the_same_item_with_its_keys_in_another_order() -> None:
     one = scored_items(["a"], [True]).items[0]
     turned = [[dict(reversed(message.items())) for message in messages] for messages in one.conversations]
     other = Item("there:9", "all", "pairs", turned[:1], turned[1:])
-    assert one.key == other.key and Scored([one], [[1.0, 0.0]]).prompts == Scored([other], [[1.0, 0.0]]).prompts
+    assert one.key == other.key and ScoredItems([one], [[1.0, 0.0]]).prompts == ScoredItems([other], [[1.0, 0.0]]).prompts
     assert one.key != Item("here:0", "all", "pairs", one.chosen, one.rejected, tools=[{"type": "function"}]).key
 
 
