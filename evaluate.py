@@ -60,7 +60,7 @@ def served_scores(args: argparse.Namespace, items: list["Item"]) -> list[list[fl
     from tqdm import tqdm
 
     each = [(messages, item.tools) for item in items for messages in item.conversations]
-    scores = RewardClient(args.url, args.served_model_name or MODEL, concurrency=args.concurrency or 8).scores(each)
+    scores = RewardClient(args.url, args.served_model_name, concurrency=args.concurrency).scores(each)
     interval = 0.1 if sys.stderr.isatty() else 5  # seconds: a log file keeps every update of the bar
     values = iter(list(tqdm(scores, desc="Scoring", total=len(each), unit="conversation", mininterval=interval)))
     return [[next(values) for _ in item.conversations] for item in items]
@@ -81,8 +81,8 @@ def compare(args: argparse.Namespace) -> None:
         better = "A" if item.right_a > item.right_b else "B"
         print(f"  only {better} is right: {item.place} ({item.subset}) {' '.join(item.prompt.split())[:100]}")
     if args.output:
-        subsets = differences.reset_index(names="subset").to_dict("records")
-        result = {"subsets": subsets, "disagree": disagree.to_dict("records")}
+        result = {"subsets": differences.reset_index(names="subset").to_dict("records")}
+        result["disagree"] = disagree.to_dict("records")
         args.output.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -110,14 +110,13 @@ def parity(args: argparse.Namespace) -> None:
     noise = max(FP32_NOISE, half * ROUNDING[str(model.dtype).removeprefix("torch.")])
     correlation = spearmanr(local, served).statistic if len(local) > 2 else 1.0
     messages, tools = each[worst]
-    expected = f"rounding in {model.dtype} explains {DRIFT * noise:.0e}"
-    print(f"{len(local)} conversations: largest difference {differences[worst]:.1e} ({expected}), ", end="")
-    print(f"rank correlation {correlation:.6f}")
+    found = f"{differences[worst]:.1e} (rounding in {model.dtype} explains {DRIFT * noise:.0e})"
+    print(f"{len(local)} conversations: largest difference {found}, rank correlation {correlation:.6f}")
     print(f"worst: {local[worst]:+.6f} local, {served[worst]:+.6f} served: {message_text(messages[-1])[:80]!r}")
     is_fault, reason = compare_scores(local, served, noise, half)
     if not reason:
         return
-    received = RewardClient(args.url, args.served_model_name or MODEL).tokens(messages, tools)
+    received = RewardClient(args.url, args.served_model_name).tokens(messages, tools)
     sent = token_ids([render(messages, tokenizer, tools)], tokenizer)[0]
     if received and received[0] != sent:
         is_fault, reason = True, difference(tokenizer.decode(sent), received[1])
@@ -165,10 +164,10 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         commands[run.__name__] = subparsers.add_parser(run.__name__, help=run.__doc__, description=run.__doc__)
         commands[run.__name__].set_defaults(run=run)
     for name in ("accuracy", "parity"):
-        help_ = "a server started by infer_vllm.sh; the API key is read from VLLM_API_KEY"
-        commands[name].add_argument("--url", required=name == "parity", help=help_)
-        commands[name].add_argument("--served_model_name", help="default: base_reward")
-        commands[name].add_argument("--concurrency", type=int, help="number of concurrent requests, default: 8")
+        add = commands[name].add_argument
+        add("--url", required=name == "parity", help="a server of infer_vllm.sh; its API key is in VLLM_API_KEY")
+        add("--served_model_name", default=MODEL, help="default: %(default)s")
+        add("--concurrency", type=int, default=8, help="number of concurrent requests (default: 8)")
     for name in ("parity", "reference", "normalize"):
         commands[name].add_argument("model", help="directory of a reward model")
     for name in ("accuracy", "parity", "normalize"):
@@ -182,14 +181,12 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add = commands["compare"].add_argument
     add("a", type=Path)
     add("b", type=Path)
-    add("--show", type=int, default=20, help="number of items to print on which the runs disagree (default: 20)")
+    add("--show", type=int, default=20, help="number of disagreements to print (default: 20)")
     add("--output", type=Path, help="a .json file for the figures and all disagreements")
     has_command = argv[:1] and argv[0] in (*commands, "-h", "--help")
     args = parser.parse_args(argv if has_command else ["accuracy", *argv])
     if args.run is accuracy and bool(args.model) == bool(args.url):
         commands["accuracy"].error("pass either --model DIRECTORY or --url URL.")
-    if args.run is accuracy and args.model and (args.served_model_name or args.concurrency):
-        commands["accuracy"].error("--served_model_name and --concurrency are for a server: pass --url.")
     if args.run is accuracy and args.base_model and not args.model:
         commands["accuracy"].error("--base_model needs --model, whose chat template it uses.")
     return args

@@ -107,23 +107,21 @@ def parse_arguments() -> argparse.Namespace:
         help="share (below 1) or number of pairs to hold out, by prompt (default: 0)",
     )
     add("--exclude_prompts", nargs="+", default=[], metavar="FILE", help="set aside pairs with a prompt of these files")
-    help_ = "prompts with this Jaccard similarity count as equal for --exclude_prompts (default: 0.8)"
-    add("--exclude_similarity", type=float, default=0.8, metavar="SHARE", help=help_)
-    help_ = "directory or Hub id: measure lengths in tokens, try its chat template, warn about control tokens in texts"
-    add("--tokenizer", metavar="MODEL", help=help_)
+    add("--exclude_similarity", type=float, default=0.8, help="Jaccard similarity of equal prompts (default: 0.8)")
+    add("--tokenizer", metavar="MODEL", help="measure lengths in tokens, and try the chat template on every pair")
     add("--max_length", type=int, help="set aside pairs with a side longer than this number of tokens")
-    help_ = f"warnings for which pairs are set aside: all, {', '.join(WARNINGS)}"
-    add("--drop", nargs="+", default=[], choices=[*WARNINGS, "all"], metavar="WARNING", help=help_)
+    warnings = f"set aside pairs with these warnings: all, {', '.join(WARNINGS)}"
+    add("--drop", nargs="+", default=[], choices=[*WARNINGS, "all"], metavar="WARNING", help=warnings)
     add("--strict", action="store_true", help="stop at the first bad row")
-    help_ = "drop: count only; keep-both-out: write to pairs.rejected.jsonl; stop: stop at the first (default: drop)"
-    add("--ties", default="drop", choices=["drop", "keep-both-out", "stop"], help=help_)
+    ties = "count them, write them to pairs.rejected.jsonl, or stop at the first (default: drop)"
+    add("--ties", default="drop", choices=["drop", "keep-both-out", "stop"], help=ties)
     add("--seed", type=int, default=0, help="seed of the mix, the caps and the held-out pairs (default: 0)")
     add("--num_proc", type=int, default=os.cpu_count(), help="number of processes (default: one per core)")
     add("--system", metavar="TEXT", help="system message for conversations without one")
     add("--ignore", nargs="+", default=[], metavar="FIELD", help="fields to ignore")
     add = parser.add_argument_group("answers with a score or rank each").add_argument
-    help_ = "best against each other answer, all pairs, or neighbors in rank (default: best)"
-    add("--pairing", default="best", choices=["best", "all", "adjacent"], help=help_)
+    pairing = "best against each other answer, all pairs, or neighbors in rank (default: best)"
+    add("--pairing", default="best", choices=["best", "all", "adjacent"], help=pairing)
     add("--min_gap", type=float, default=0.0, help="minimum difference of scores (default: 0)")
     add("--margin_from_gap", action="store_true", help="keep the difference of scores as margin")
     add = parser.add_argument_group("other formats, by the names of their fields (dotted paths)").add_argument
@@ -133,16 +131,11 @@ def parse_arguments() -> argparse.Namespace:
     add("--rejected", metavar="FIELD", help="the worse answer")
     add("--candidates", nargs=2, metavar="FIELD", help="two answers, instead of --chosen and --rejected")
     add("--label", metavar="FIELD", help="the label of the better candidate")
-    add("--label_first", nargs="+", default=[], metavar="VALUE", help="labels if the first candidate is better")
-    add("--label_second", nargs="+", default=[], metavar="VALUE", help="labels if the second candidate is better")
-    add("--label_tie", nargs="+", default=[], metavar="VALUE", help="labels of ties")
+    for name, meaning in {"first": "the first is better", "second": "the second is better", "tie": "a tie"}.items():
+        add(f"--label_{name}", nargs="+", default=[], metavar="VALUE", help=f"labels for: {meaning}")
     args = parser.parse_args()
     if problem := argument_conflict(args):
         parser.error(problem)
-    if args.eval_size:
-        from reward_model.data.dataset import check_eval_size  # loads datasets
-
-        check_eval_size(args.eval_size)
     if args.chosen or args.candidates:
         args.format = "fields"
     return args
@@ -150,15 +143,13 @@ def parse_arguments() -> argparse.Namespace:
 
 def argument_conflict(args: argparse.Namespace) -> str | None:
     """Return what is wrong with the combination of arguments, or None."""
-    labels = args.label and args.label_first and args.label_second
-    any_label = args.label or args.label_first or args.label_second or args.label_tie
     if bool(args.chosen) != bool(args.rejected):
         return "--chosen and --rejected must be passed together."
     if args.chosen and args.candidates:
         return "pass either --chosen and --rejected, or --candidates."
-    if args.candidates and not labels:
+    if args.candidates and not (args.label and args.label_first and args.label_second):
         return "--candidates needs --label, --label_first and --label_second."
-    if (args.prompt or args.context or any_label) and not (args.chosen or args.candidates):
+    if (args.prompt or args.context or args.label) and not (args.chosen or args.candidates):
         return "--prompt, --input and --label need --chosen and --rejected, or --candidates."
     if args.context and not args.prompt:
         return "--input is appended to the prompt: pass --prompt."
@@ -166,8 +157,6 @@ def argument_conflict(args: argparse.Namespace) -> str | None:
         return "--max_length counts tokens: pass --tokenizer."
     if "control tokens" in args.drop and not args.tokenizer:
         return "--drop 'control tokens' needs the tokenizer that has these tokens: pass --tokenizer."
-    if not 0 < args.exclude_similarity <= 1:
-        return f"--exclude_similarity {args.exclude_similarity}: pass a number above 0 and at most 1."
     if args.output.suffix != ".jsonl":
         return f"--output {args.output}: pass a .jsonl file."
     return None

@@ -5,7 +5,7 @@ from itertools import chain, islice
 from typing import Any, NamedTuple
 
 from reward_model import InputError, RowError
-from reward_model.data.fields import Row, suggest_arguments
+from reward_model.data.fields import NAME_FIELDS, Row
 from reward_model.data.formats import DEFAULT_OPTIONS, FORMATS, Options
 from reward_model.data.messages import first_role, messages_in, prompt_messages, system_messages
 from reward_model.data.pair import SIDES, Pair, check_pair, from_json
@@ -108,8 +108,7 @@ def detect_format(
     if fatal or len(layout) > len(first) / 2:
         number, error = (fatal or layout)[0]
         count = "" if fatal else f" ({len(layout)} of the first {len(first)} rows have such a problem.)"
-        row = next(value for value in values if isinstance(value, dict))
-        advice = "" if error.reason == "unused field" else f" {suggest_arguments(row)}"
+        advice = "" if error.reason == "unused field" else f" {NAME_FIELDS}"
         raise InputError(f"{place_of(source, number)}: {error}{count}{advice}") from error
     return format_, chain(first, rows)
 
@@ -128,7 +127,7 @@ def recognize(rows: Iterable[Any], source: str, ignore: tuple[str, ...] = ()) ->
             if format_.matches(row):
                 return name
     keys = ", ".join(map(str, rows[0]))
-    raise InputError(f"{source}: unknown format (keys: {keys}). {suggest_arguments(rows[0])}")
+    raise InputError(f"{source}: unknown format (keys: {keys}). {NAME_FIELDS}")
 
 
 def validated_pairs(row: Any, format_: str, options: Options) -> list[Pair | RowError]:

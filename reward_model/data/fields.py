@@ -1,8 +1,6 @@
 """Access to the fields of a source row: by dotted path, by the first of several names, as a number."""
 
 import math
-import re
-import shlex
 from collections.abc import Iterable
 from typing import Any
 
@@ -18,12 +16,8 @@ LABEL_FIELDS = {
     "id": ("id", "pair_id", "prompt_id", "question_id"),
 }
 ALL_LABELS = frozenset(name for names in LABEL_FIELDS.values() for name in names)
-# Words in the names of fields.
-BETTER = set("chosen better preferred accepted win winner winning pos positive good best w".split())
-WORSE = set("rejected worse dispreferred lose loser losing neg negative bad worst l".split())
-PROMPT = {*PROMPTS, "user", "problem", "task", "post", "request"}
 NAME_FIELDS = (
-    "Name the fields with prepare_data.py: --prompt FIELD --chosen FIELD --rejected FIELD, or --prompt FIELD "
+    "Name its fields with prepare_data.py: --prompt FIELD --chosen FIELD --rejected FIELD, or --prompt FIELD "
     "--candidates FIELD FIELD --label FIELD --label_first VALUE --label_second VALUE. Rows with a single answer (KTO, "
     "ratings, fine-tuning) are not preference pairs. docs/data.md lists the supported formats."
 )
@@ -110,15 +104,3 @@ def labels_of(row: Row) -> dict[str, Any]:
         if values:
             labels[label] = values[0]
     return labels
-
-
-def suggest_arguments(row: Row) -> str:
-    """Return how to convert a row of an unknown format: arguments if the names of its fields tell, or general help."""
-    fields = {name: set(re.findall(r"[a-z]+", re.sub(r"([A-Z])", r" \1", name).lower())) for name in row}
-    worse = [name for name, words in fields.items() if words & WORSE]
-    better = [name for name, words in fields.items() if words & BETTER and name not in worse]
-    prompts = [name for name, words in fields.items() if words & PROMPT and name not in (*better, *worse)]
-    if not (better and worse) or not (prompts or isinstance(row[better[0]], list)):
-        return NAME_FIELDS
-    arguments = ["--chosen", better[0], "--rejected", worse[0], *(["--prompt", prompts[0]] if prompts else [])]
-    return f"If these are the right fields, convert the source with prepare_data.py {shlex.join(arguments)}"

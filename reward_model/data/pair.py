@@ -19,7 +19,7 @@ SIDES = ("chosen", "rejected")
 LABELS = ("source", "subset", "id")
 # Reasons for which a pair is counted, but kept unless --drop names them: those of `find_warning`, and those for which
 # pairs conflict with each other (quality.py).
-WARNINGS = ("duplicate", "cut off", "different prompts", "control characters", "broken encoding", "control tokens")
+WARNINGS = ("duplicate", "different prompts", "control characters", "broken encoding", "control tokens")
 Messages = list[dict[str, Any]]
 Pair = dict[str, Any]
 

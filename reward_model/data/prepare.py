@@ -10,6 +10,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -33,7 +34,6 @@ CONFLICT_MESSAGES = {
     "duplicate": "the same pair is also at {}.",
     "both orders": "the same two answers are in reverse order at {}; it is unclear which is better.",
     "contradiction": "its preference is part of a cycle among the answers to one prompt (A over B over C over A).",
-    "cut off": "an answer ends within a word at a length that many such answers have; it seems to be truncated.",
 }
 
 
@@ -86,6 +86,10 @@ def prepare(
 
     Pairs are written in the order read; several sources are interleaved at random, each in its own order.
     """
+    if eval_size:
+        from reward_model.data.dataset import check_eval_size, held_out  # loads datasets
+
+        check_eval_size(eval_size)
     output.parent.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(seed)
     with TemporaryDirectory(dir=output.parent, prefix=".preparing-") as directory:
@@ -101,17 +105,14 @@ def prepare(
             taken = _mix(facts, is_good, sources, random)
             in_eval = np.zeros(len(facts), dtype=bool)
             if eval_size and len(taken):
-                from reward_model.data.dataset import held_out
-
                 in_eval[taken] = held_out(facts["prompt_hash"][taken], eval_size, seed)
-            samples = set(random.choice(taken, min(SAMPLES, len(taken)), replace=False).tolist())
             lines = [
                 _good_lines(Path(directory, str(part)), part, pairs, conflicts, findings)
                 for part in range(len(sources))
             ]
             order = zip(taken.tolist(), facts["part"][taken].tolist(), in_eval[taken].tolist(), strict=True)
             bar = tqdm(order, desc="writing", total=len(taken), unit=" pairs", unit_scale=True)
-            sample_pairs = _write_pairs(made, lines, bar, samples)
+            _write_pairs(made, lines, bar)
             if not len(taken):
                 raise InputError(f"No pairs left of {pairs.rows:,} rows. {findings.summary()}")
         for name, path in output_files(output).items():
@@ -119,10 +120,13 @@ def prepare(
                 os.replace(made[name], path)
             else:
                 path.unlink(missing_ok=True)  # written by an earlier run and no longer valid
+    step = max(1, len(taken) // SAMPLES)
+    with open(output, "rb") as written:
+        samples = [json.loads(line) for line in islice(written, 0, SAMPLES * step, step)]
     unit = "tokens" if config.token_lengths else "characters"
     not_taken = int(is_good.sum()) - len(taken)
     kept = facts[taken], in_eval[taken]
-    return PreparedData(*kept, pairs.labels, pairs.rows, findings.counts, not_taken, sample_pairs, unit)
+    return PreparedData(*kept, pairs.labels, pairs.rows, findings.counts, not_taken, samples, unit)
 
 
 def output_files(output: Path) -> dict[str, Path]:
@@ -222,22 +226,13 @@ def _place_of_pair(pairs: ConvertedPairs, index: int) -> str:
     return place_of(pairs.files[pairs.facts["file"][index]], pairs.facts["row"][index])
 
 
-def _write_pairs(
-    made: dict[str, Path], lines: list[IndexedLines], order: Iterable[tuple[int, int, bool]], samples: set[int]
-) -> list[Pair]:
-    """Write pairs from the lines of each source, and return those with an index in `samples`.
-
-    `order` has the index, the source and whether it is held out of each pair.
-    """
-    sample_pairs = []
+def _write_pairs(made: dict[str, Path], lines: list[IndexedLines], order: Iterable[tuple[int, int, bool]]) -> None:
+    """Write pairs; `order` has the index of each pair, its source, and whether it is held out."""
     with open(made["pairs"], "wb") as training, open(made.get("eval", os.devnull), "wb") as held_out:
         for wanted, part, is_held_out in order:
             index, line = next(lines[part])
             while index != wanted:  # left out by a cap or weight
                 index, line = next(lines[part])
             (held_out if is_held_out else training).write(line)
-            if wanted in samples:
-                sample_pairs.append(json.loads(line))
     for rest in lines:  # to add the conflicts after the last pair that is taken
         deque(rest, maxlen=0)
-    return sample_pairs

@@ -1,4 +1,4 @@
-"""Find bad pairs by comparing them: duplicates, contradictions, truncated answers, and prompts of benchmarks."""
+"""Find bad pairs by comparing them: duplicates, contradictions, and prompts of benchmarks."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,9 +19,7 @@ from reward_model.data.pair import WARNINGS, Messages, shared_messages
 from reward_model.data.readers import data_files, place_of, read_rows
 
 # The reasons for which pairs conflict with others, in the order of the checks; 0 is no reason.
-REASONS = ("", "duplicate", "both orders", "contradiction", "cut off")
-SHORTEST_CUT = 200  # characters (64 tokens): many shorter answers have the same length by chance
-FEWEST_CUT = 5
+REASONS = ("", "duplicate", "both orders", "contradiction")
 PERMUTATIONS = 128
 SHINGLE = 5  # characters; words would not work for Chinese
 
@@ -44,7 +42,7 @@ def find_conflicts(facts: np.ndarray, drop: tuple[str, ...]) -> Conflicts:
     """Return the conflicts of pairs with each other, from an array of FACTS; `drop` lists warnings to set aside."""
     reasons, warnings = np.zeros((2, len(facts)), dtype=np.uint8)
     others = np.arange(len(facts))
-    for reason, find in enumerate((duplicates, both_orders, contradictions, cut_off), 1):
+    for reason, find in enumerate((duplicates, both_orders, contradictions), 1):
         left = np.flatnonzero(reasons == 0)
         found, other = find(facts[left])
         is_kept = REASONS[reason] in WARNINGS and REASONS[reason] not in drop
@@ -80,30 +78,6 @@ def contradictions(facts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     _, component = connected_components(graph, connection="strong")
     found = several[component[chosen] == component[rejected]]
     return found, found
-
-
-def cut_off(facts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the indices (twice) of pairs with an answer that seems truncated.
-
-    Such an answer ends within a word at a length at which far more answers do so than at similar lengths.
-    """
-    found = np.zeros(len(facts), dtype=bool)
-    unfinished = np.stack([facts["chosen_unfinished"], facts["rejected_unfinished"]])
-    # Lists of answers repeat each answer in several pairs: count it once.
-    answers = facts["prompt_hash"] ^ np.stack([facts["chosen_hash"], facts["rejected_hash"]])
-    _, distinct = np.unique(answers[unfinished], return_index=True)
-    for unit, shortest in (("", SHORTEST_CUT), ("_tokens", SHORTEST_CUT * 64 // 200)):
-        lengths = np.stack([facts[f"chosen{unit}"], facts[f"rejected{unit}"]])
-        distinct_lengths = lengths[unfinished][distinct]
-        counts = np.bincount(distinct_lengths[distinct_lengths >= shortest], minlength=1)
-        nearby = np.convolve(counts, np.ones(101), mode="same")[: len(counts)] - counts
-        # Ten times the mean of the 100 nearest lengths plus 0.2: without the 0.2, five answers of one length occurred
-        # by chance in one of ten datasets of 18,000 real pairs with few unfinished answers.
-        is_common = (counts >= FEWEST_CUT) & (counts > (nearby + 20) / 10)
-        in_range = lengths < len(counts)
-        found |= (unfinished & is_common[lengths.clip(max=len(counts) - 1)] & in_range).any(axis=0)
-    indices = np.flatnonzero(found)
-    return indices, indices
 
 
 def _pair_keys(facts: np.ndarray, chosen: str = "chosen_hash", rejected: str = "rejected_hash") -> np.ndarray:

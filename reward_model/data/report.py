@@ -29,6 +29,7 @@ def compute_figures(prepared: PreparedData) -> dict[str, Any]:
         "length_difference": _distribution(lengths["chosen"] - lengths["rejected"]),
         "sources": _counts(facts["source"], prepared.sources),
         "turns": {str(turns): int(count) for turns, count in enumerate(np.bincount(facts["turns"])) if count},
+        "unfinished": {side: round(float(facts[f"{side}_unfinished"].mean()), 4) for side in SIDES},
         "trivial_judges": trivial_judges(facts),
         "shared_prefix_saves": {str(size): padding_ratio(lengths, size) for size in BATCH_SIZES},
     }
@@ -66,18 +67,16 @@ def _length_plots(prepared: PreparedData) -> list[Figure]:
     values, unit = _lengths(prepared), prepared.unit
     longest = max(np.percentile(lengths, 99) for lengths in values.values()) or 1
     bins = np.linspace(0, longest, 40)
-    prompts, axes = page.plot("Prompt (shared by both sides)", unit, "pairs")
-    axes.hist(values["prompt"].clip(max=longest), bins, color=page.GRAY)
-    answers, axes = page.plot("Answers", unit, "pairs")
-    for side, color in zip(SIDES, (page.BLUE, page.ORANGE), strict=True):
-        axes.hist(values[side].clip(max=longest), bins, histtype="step", color=color, label=side)
+    all_lengths, axes = page.plot("Prompts and answers", unit, "pairs")
+    for name, color in zip(values, (page.GRAY, page.BLUE, page.ORANGE), strict=True):
+        axes.hist(values[name].clip(max=longest), bins, histtype="step", color=color, label=name)
     axes.legend()
     differences, axes = page.plot("Length of chosen minus length of rejected", unit, "pairs")
     difference = values["chosen"] - values["rejected"]
     limit = max(1, np.percentile(np.abs(difference), 99))
     axes.hist(difference.clip(-limit, limit), np.linspace(-limit, limit, 41), color=page.BLUE)
     axes.axvline(0, color=page.GRAY, linewidth=1)
-    return [prompts, answers, differences]
+    return [all_lengths, differences]
 
 
 def _sample(pair: Pair) -> tuple[str, Messages, Messages, Messages]:

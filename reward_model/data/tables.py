@@ -29,11 +29,9 @@ def json_rows(content: BinaryIO, file: Path) -> list[Any]:
 
 
 def table_rows(table: Any) -> list[Any]:
-    """Return the rows of an object: of a wrapper ({"data": [...]}), of any orientation of pandas, or the object."""
+    """Return the rows of an object: of a wrapper ({"data": [...]}), of pandas (columns, index), or the object."""
     values = list(table.values()) if isinstance(table, dict) else []
     lists = [name for name in table if isinstance(table[name], list)] if values else []
-    if {"columns", "data"} <= set(lists):  # orient="split"
-        return [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
     if len(lists) == 1 and lists[0] in WRAPPERS:
         return table[lists[0]]
     if values and all(isinstance(value, dict) and value for value in values):
@@ -42,9 +40,6 @@ def table_rows(table: Any) -> list[Any]:
             return values
         if all(key.isdecimal() and all(key in value for value in values) for key in keys):  # orient="columns"
             return [{name: table[name][key] for name in table} for key in keys]
-    are_columns = len(lists) == len(values) > 1 and len({len(value) for value in values}) == 1
-    if are_columns and not any(isinstance(part, dict) for value in values for part in value):  # Dataset.to_dict()
-        return [dict(zip(table, row, strict=True)) for row in zip(*values, strict=True)]
     return [table]
 
 
@@ -61,14 +56,9 @@ def csv_rows(content: BinaryIO, file: Path) -> Iterator[Any]:
             row = next(reader)
         except StopIteration:
             break
-        except UnicodeDecodeError as error:
-            raise InputError(f"{file}: {place}: not UTF-8; {CONVERT_ENCODING}.") from error
-        except csv.Error as error:
-            if "end of data" in str(error):
-                found = "a quote that opens here is never closed, and the rest of the file cannot be read"
-                raise InputError(f"{file}: {place}: {found}. Close the quote.") from error
-            yield RowError("not parseable", f"{place}: {error}.")
-            continue
+        except (csv.Error, UnicodeDecodeError) as error:
+            fix = f"Close all quotes; if it is not UTF-8, {CONVERT_ENCODING}"
+            raise InputError(f"{file}: cannot read {place}: {error}. {fix}.") from error
         if None in row or None in row.values():
             yield RowError("not parseable", f"{place}: not as many fields as the header.")
         else:

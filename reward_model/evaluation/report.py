@@ -68,11 +68,8 @@ def _subset_table(figures: dict[str, Any]) -> pd.DataFrame:
     table["interval"] = [f"{low:.3f}–{high:.3f}" for low, high in zip(table["low"], table["high"], strict=True)]
     shown = {"items": "items", "accuracy": "accuracy", "interval": "95 % interval", "mean_margin": "margin"}
     shown |= {"log_loss": "log loss", "calibration_error": "ECE", "temperature": "temperature"}
-    return (
-        table[list(shown)]
-        .map(lambda value: f"{value:.3f}" if isinstance(value, float) else value)
-        .rename(columns=shown)
-    )
+    table = table[list(shown)].map(lambda value: f"{value:.3f}" if isinstance(value, float) else value)
+    return table.rename(columns=shown)
 
 
 def create_output_directory(directory: Path) -> None:
@@ -105,30 +102,10 @@ def with_identifier_keys(figures: dict[str, Any]) -> dict[str, Any]:
 
 
 def _html(name: str, figures: dict[str, Any], scored: ScoredItems) -> str:
-    return page.render(
-        "evaluation/report.html.jinja",
-        title=f"Evaluation of {name}",
-        figures=figures,
-        before=figures.get("before"),
-        subset_table=_subset_table(figures),
-        subset_plot=_subset_plot(figures),
-        score_plots=_score_plots(scored),
-        length_plots=_length_plots(figures, scored),
-        worst=_worst_pairs(scored),
-    )
-
-
-def _subset_plot(figures: dict[str, Any]) -> Figure:
-    measured = [*figures["subsets"].items(), ("all", figures["all"])]
-    figure, axes = page.plot("Accuracy, 95 % interval", "accuracy")
-    figure.set_size_inches(4.4, max(2.9, 0.6 + 0.26 * len(measured)))
-    for height, (_, row) in enumerate(reversed(measured)):
-        axes.plot([row["low"], row["high"]], [height, height], color=page.BLUE)
-        axes.plot(row["accuracy"], height, "o", color=page.BLUE, markersize=4)
-    axes.set_yticks(range(len(measured)), [name for name, _ in reversed(measured)])
-    axes.axvline(0.5, color=page.GRAY, linewidth=1)
-    axes.set_xlim(-0.02, 1.02)
-    return figure
+    plots = {"score_plots": _score_plots(scored), "length_plots": _length_plots(figures, scored)}
+    values = {"before": figures.get("before"), "subset_table": _subset_table(figures), "worst": _worst_pairs(scored)}
+    title = f"Evaluation of {name}"
+    return page.render("evaluation/report.html.jinja", title=title, figures=figures, **plots, **values)
 
 
 def _score_plots(scored: ScoredItems) -> list[Figure]:

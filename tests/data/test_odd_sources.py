@@ -50,7 +50,7 @@ ODD: dict[str, tuple[dict[str, object], str, str]] = {
     "an array over lines": ({"d.jsonl": json.dumps(MORE, indent=1)}, GO, "If the file is a single JSON array or object, rename it to .json."),
     "an object over lines": ({"d.jsonl": json.dumps(PAIR, indent=1)}, GO, "If the file is a single JSON array or object, rename it to .json."),
     "numbers": ({"d.jsonl": "1\n2\n"}, GO, "d.jsonl: the first rows are not JSON objects"),
-    "an unclosed quote": ({"d.csv": 'prompt,chosen,rejected\n"Why?,So.,No.\nHow?,So.,No.\n'}, "d.csv --output p.jsonl", "d.csv: line 2: a quote that opens here is never closed"),
+    "an unclosed quote": ({"d.csv": 'prompt,chosen,rejected\n"Why?,So.,No.\nHow?,So.,No.\n'}, "d.csv --output p.jsonl", "d.csv: cannot read line 2: unexpected end of data. Close all quotes"),
     "a template for each row": ({"d.jsonl": [PAIR | {"chat_template_kwargs": {"thinking": True}}]}, GO, "chat_template_kwargs may be part of the conversation and is not used"),
     "not JSON": ({"d.jsonl": "chosen: yes\n"}, GO, "d.jsonl:1: not valid JSON (Expecting value, column 1)."),
     "only ties": ({"d.jsonl": [{"question": "?", "response_A": "a", "response_B": "b", "label": "A=B"}]}, GO, "No pairs left of 1 rows. tie: 1"),
@@ -83,9 +83,6 @@ ODD: dict[str, tuple[dict[str, object], str, str]] = {
     "eval_size of all": (D, f"{GO} --eval_size 8", "--eval_size 8 is more than half of 8 pairs"),
     # Arguments that would have no effect.
     "control tokens without a tokenizer": (D, f"{GO} --drop 'control tokens'", "needs the tokenizer that has these tokens"),
-    # Numbers.
-    "similarity NaN": (D, f"{GO} --exclude_prompts d.jsonl --exclude_similarity nan", "--exclude_similarity nan: pass a number above 0 and at most 1."),
-    "similarity 0": (D, f"{GO} --exclude_prompts d.jsonl --exclude_similarity 0", "--exclude_similarity 0.0: pass a number above 0 and at most 1."),
     "tokens without a tokenizer": (D, f"{GO} --max_length 9", "--max_length counts tokens: pass --tokenizer"),
     "no tokenizer in there": (D | {"t/x": "x"}, f"{GO} --tokenizer t", "t: no tokenizer could be loaded from there"),
     "no tokenizer of this name": (D, f"{GO} --tokenizer ./t", "./t: not a local directory, and the Hub has no model"),
