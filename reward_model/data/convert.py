@@ -58,9 +58,8 @@ def convert_rows(
     for number, row in rows:
         value = parse_row(row)
         original = row if isinstance(value, RowError) else value
-        yield ConvertedRow(
-            place_of(source, number), number, original, format_, validated_pairs(value, format_, options)
-        )
+        pairs = validated_pairs(value, format_, options)
+        yield ConvertedRow(place_of(source, number), number, original, format_, pairs)
 
 
 def convert_rows_strictly(rows: Iterable[NumberedRow], source: str) -> Iterator[ConvertedRow]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from reward_model import RowError
+from reward_model.data import preferences
 from reward_model.data.fields import (
     PROMPTS,
     Row,
@@ -32,13 +33,6 @@ from reward_model.data.messages import (
     transcript_messages,
 )
 from reward_model.data.pair import SIDES, Pair
-from reward_model.data.preferences import (
-    ANSWER_LISTS,
-    find_verdict,
-    pair_from_label,
-    pair_from_verdict,
-    pairs_from_scores,
-)
 
 # Fields of the rejected side of rows whose `messages` are the chosen conversation.
 REJECTED = ("rejected_response", "rejected_message", "rejected_messages")
@@ -154,16 +148,16 @@ def text(row: Row, options: Options) -> list[Pair]:
     return [pair_of(prompt_of(row), [field(row, side) for side in SIDES], row)]
 
 
-@register_format("two candidates and a verdict", lambda row: find_verdict(row) is not None)
+@register_format("two candidates and a verdict", lambda row: preferences.find_verdict(row) is not None)
 def verdict(row: Row, options: Options) -> list[Pair]:
     """Convert two candidates with a label, a signed number or a score each (VERDICTS: Chatbot Arena, HelpSteer3, …)."""
-    return [pair_from_verdict(row, options.margin_from_gap)]
+    return [preferences.pair_from_verdict(row, options.margin_from_gap)]
 
 
-@register_format("prompt + answers with a score or rank each", lambda row: has_list(row, ANSWER_LISTS))
+@register_format("prompt + answers with a score or rank each", lambda row: has_list(row, preferences.ANSWER_LISTS))
 def scored(row: Row, options: Options) -> list[Pair]:
     """Convert answers with a score (or a rank, 0 or 1 being best) each, by --pairing (UltraFeedback, Nectar)."""
-    return pairs_from_scores(row, options.pairing, options.min_gap, options.margin_from_gap)
+    return preferences.pairs_from_scores(row, options.pairing, options.min_gap, options.margin_from_gap)
 
 
 @register_format(
@@ -194,5 +188,5 @@ def fields(row: Row, options: Options) -> list[Pair]:
     if options.candidates:
         candidates = [field(row, name) for name in options.candidates]
         labels = (options.label_first, options.label_second, options.label_tie)
-        return [pair_from_label(prompt, candidates, field(row, str(options.label)), labels, row)]
+        return [preferences.pair_from_label(prompt, candidates, field(row, str(options.label)), labels, row)]
     return [pair_of(prompt, [field(row, str(name)) for name in (options.chosen, options.rejected)], row)]

@@ -106,10 +106,8 @@ def prepare(
             in_eval = np.zeros(len(facts), dtype=bool)
             if eval_size and len(taken):
                 in_eval[taken] = held_out(facts["prompt_hash"][taken], eval_size, seed)
-            lines = [
-                _good_lines(Path(directory, str(part)), part, pairs, conflicts, findings)
-                for part in range(len(sources))
-            ]
+            files = [Path(directory, str(part)) for part in range(len(sources))]
+            lines = [_good_lines(path, part, pairs, conflicts, findings) for part, path in enumerate(files)]
             order = zip(taken.tolist(), facts["part"][taken].tolist(), in_eval[taken].tolist(), strict=True)
             bar = tqdm(order, desc="writing", total=len(taken), unit=" pairs", unit_scale=True)
             _write_pairs(made, lines, bar)

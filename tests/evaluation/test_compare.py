@@ -74,7 +74,7 @@ def test_directories_without_a_run(tmp_path: Path) -> None:
         compare.load_run(tmp_path)
     for text in ["", "{", "[1]\n", '{"key": "an older version"}\n', "\udce9"]:
         (tmp_path / "scores.jsonl").write_text(text, errors="surrogateescape")
-        with pytest.raises(InputError, match=r"scores\.jsonl not written by this version of evaluate\.py"):
+        with pytest.raises(InputError, match=r"scores\.jsonl: not written by this version of evaluate\.py"):
             compare.load_run(tmp_path)
     with pytest.raises(InputError, match="no items in common"):
         compare.paired_differences(good, other)
