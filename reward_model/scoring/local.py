@@ -10,11 +10,11 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from reward_model import InputError
-from reward_model.model.attention import rope_switch
-from reward_model.model.checkpoint import check_base_model, check_reward_model, check_template, set_pad_token
+from reward_model.model.checkpoint import check_base_model, check_reward_model, check_saved_template, set_pad_token
 from reward_model.model.loading import load_model
+from reward_model.model.modeling import rope_switch
 from reward_model.model.packing import Group, pack, positions, tree
-from reward_model.model.packing_check import padded, prepare
+from reward_model.model.packing_check import pad, prepare_for_scoring
 from reward_model.model.reference_scores import normalisation
 from reward_model.model.tokenization import load_tokenizer, render, token_ids
 
@@ -25,10 +25,10 @@ SEED = 42  # the default of train.py's --seed
 def load_reward_model(folder: str, dtype: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model, in `dtype` or its own on an accelerator and in fp32 on CPU, and its tokenizer; ready for `score`."""
     check_reward_model(folder)
-    check_template(tokenizer := load_tokenizer(folder), folder)
+    check_saved_template(tokenizer := load_tokenizer(folder), folder)
     device = _device()
     dtype = dtype or ("float32" if device.type == "cpu" else "auto")
-    model = prepare(load_model(folder, dtype=dtype).to(device), tokenizer.pad_token_id)
+    model = prepare_for_scoring(load_model(folder, dtype=dtype).to(device), tokenizer.pad_token_id)
     model.normalisation = normalisation(Path(folder))
     return model, tokenizer
 
@@ -41,7 +41,7 @@ def load_untrained(base_model: str, folder: str) -> tuple[PreTrainedModel, PreTr
     set_seed(SEED)
     model = load_model(base_model, new_head=True, dtype=torch.float32)
     set_pad_token(model, tokenizer)
-    return prepare(model.to(_device()), tokenizer.pad_token_id), tokenizer
+    return prepare_for_scoring(model.to(_device()), tokenizer.pad_token_id), tokenizer
 
 
 def score(
@@ -91,7 +91,7 @@ def score_batch(
     if model.packs:
         inputs = pack([laid_out(group, model) for group in groups])
     else:
-        inputs = padded([ids for group in groups for ids in group], tokenizer.pad_token_id)
+        inputs = pad([ids for group in groups for ids in group], tokenizer.pad_token_id)
     inputs = {name: v.to(model.device) if isinstance(v, torch.Tensor) else v for name, v in inputs.items()}
     mean, sigma = getattr(model, "normalisation", (0.0, 1.0))
     values = iter(((model(**inputs, use_cache=False).logits.flatten() - mean) / sigma).tolist())
