@@ -142,7 +142,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def argument_conflict(args: argparse.Namespace) -> str | None:
-    """Return what is wrong with the combination of arguments, or None."""
+    """Return an error message if arguments conflict, otherwise None."""
     if bool(args.chosen) != bool(args.rejected):
         return "--chosen and --rejected must be passed together."
     if args.chosen and args.candidates:

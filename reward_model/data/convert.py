@@ -30,7 +30,7 @@ TEXT_KEYS = ("content", "value", "text", "full_text", "input", "output")  # the 
 
 
 class ConvertedRow(NamedTuple):
-    """A row (bytes if it could not be parsed), its place, and each of its pairs or what is wrong with it."""
+    """A row (bytes if it could not be parsed), its place, and its pairs; a RowError stands for an invalid pair."""
 
     place: str
     number: int

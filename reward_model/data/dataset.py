@@ -26,7 +26,7 @@ FEATURES = Features(
 
 
 def load_pairs(name: str, train_split: str = "train", test_split: str = "test") -> tuple[Dataset, Dataset | None]:
-    """Return the validated training pairs and test pairs (None if there is no test split) of a dataset.
+    """Return the validated training pairs and test pairs of a dataset; the latter are None without a test split.
 
     The datasets have the columns `chosen`, `rejected` and `tools` as JSON text, `margin`, `source`, `subset`, `id`,
     `prompt` (its key) and `place`. Ties are skipped and counted. `datasets` caches the result until a file changes.
@@ -37,7 +37,7 @@ def load_pairs(name: str, train_split: str = "train", test_split: str = "test") 
         test_split: The split of a Hub dataset to evaluate on, if it exists.
 
     Raises:
-        InputError: At the first bad row, and if there are no pairs.
+        InputError: At the first bad row, or if a dataset has only ties.
     """
     train_files, test_files = train_and_test_files(name)
     if train_files:

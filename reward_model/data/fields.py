@@ -47,7 +47,7 @@ def field(row: Row, path: str) -> Any:
 
 
 def first_field(row: Row, names: Iterable[str]) -> Any:
-    """Return the first value that is present under one of several names; an empty text only if there is no other."""
+    """Return the first value that is present under one of several names; an empty text only if all are empty."""
     present = [row[name] for name in names if row.get(name) is not None]
     if not present:
         raise RowError("missing field", f"none of {', '.join(names)} (keys: {', '.join(map(str, row))}).")

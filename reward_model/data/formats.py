@@ -1,7 +1,7 @@
 """The formats of public preference data: how each is recognized and how its rows become pairs. Add a format here.
 
 A format is a function from (row, options) to unvalidated pairs, {"chosen": messages, "rejected": messages} and the
-labels of the row. `@register_format` describes such rows and says how to recognize them. The first match wins, so
+labels of the row. `@register_format` describes such rows and how to recognize them. The first match wins, so
 specific formats come before general ones. A function raises RowError where a field is missing; `pair.check_pair`
 validates the messages. A new format also needs a sample in data/formats and a row in tests/data/test_formats.py.
 """

@@ -151,7 +151,7 @@ def check_output(output: Path, inputs: list[str], overwrite: bool) -> None:
                 raise InputError(f"--output {output} would overwrite the input {path}. Pass another name.")
     try:
         written_before = json.loads(made["report"].read_bytes())["files"]
-    except (OSError, ValueError, LookupError, TypeError):  # no report, or not a report of ours
+    except (OSError, ValueError, LookupError, TypeError):  # no report, or another file of this name
         written_before = []
     others = [str(path) for path in existing if path.name not in written_before]
     if others and not overwrite:

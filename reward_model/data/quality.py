@@ -18,7 +18,7 @@ from reward_model.data.messages import prompt_messages
 from reward_model.data.pair import WARNINGS, Messages, shared_messages
 from reward_model.data.readers import data_files, place_of, read_rows
 
-# The reasons for which pairs conflict with others, in the order of the checks; 0 is no reason.
+# The reasons for which pairs conflict with others, in the order of the checks; index 0 means none.
 REASONS = ("", "duplicate", "both orders", "contradiction")
 PERMUTATIONS = 128
 SHINGLE = 5  # characters; words would not work for Chinese

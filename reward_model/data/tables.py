@@ -60,7 +60,7 @@ def csv_rows(content: BinaryIO, file: Path) -> Iterator[Any]:
             fix = f"Close all quotes; if it is not UTF-8, {CONVERT_ENCODING}"
             raise InputError(f"{file}: cannot read {place}: {error}. {fix}.") from error
         if None in row or None in row.values():
-            yield RowError("not parseable", f"{place}: not as many fields as the header.")
+            yield RowError("not parseable", f"{place}: the number of fields differs from the header.")
         else:
             # Lists are JSON text in CSV files.
             yield {key: from_json(cell, list) if cell[:1] == "[" else cell for key, cell in row.items()}
@@ -97,7 +97,7 @@ def _plain_value(value: Any, kind: Any) -> Any:
     """Return a value of an Arrow type without the nulls that the type adds, and with JSON text (arrow.json) parsed.
 
     All structs of a column have the same keys: where one row has {"city": "Oslo"} and another {"unit": "C"}, the first
-    is read as {"city": "Oslo", "unit": None}. Arrow cannot tell this null from one that the source had, so both are
+    is read as {"city": "Oslo", "unit": None}. Arrow cannot distinguish this null from one of the source, so both are
     removed; only JSON text keeps it.
     """
     if isinstance(value, dict):

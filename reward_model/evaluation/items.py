@@ -71,7 +71,7 @@ def load_items(sources: Iterable[str], protocol: str = "auto", skipped: list[str
         skipped: If given, bad rows are skipped and described in this list.
 
     Raises:
-        InputError: At the first bad row, unless `skipped` is given, and if there are no items.
+        InputError: At the first bad row, unless `skipped` is given, or if no row has a valid pair.
     """
     rows_of: dict[str, Iterable[tuple[int, Any]]] = {}
     for source in sources:

@@ -30,8 +30,8 @@ TALKS = {"chosen": USER + GOOD, "rejected": USER + BAD}
 PROMPTED = f"\n\nHuman: {ASK}\n\nAssistant:"
 
 
-def turn(who: str, said: str) -> dict:
-    return {"from": who, "value": said}
+def turn(role: str, text: str) -> dict:
+    return {"from": role, "value": text}
 
 
 def typed(*messages: dict) -> list[dict]:
@@ -87,7 +87,7 @@ READ: list[tuple[str, dict, dict]] = [
     ("Chatbot Arena", {"question_id": "q", "conversation_a": TALKS["rejected"], "conversation_b": TALKS["chosen"], "winner": "model_b", "turn": 1}, PAIR | {"id": "q"}),
     ("Chatbot Arena 140k", {"conversation_a": TYPED["chosen"], "conversation_b": TYPED["rejected"], "winner": "model_a"}, PAIR),
     ("Chatbot Arena, Kaggle", {"prompt": json.dumps(["Hi.", ASK]), "response_a": json.dumps(["Hello!", NO]), "response_b": json.dumps(["Hello!", YES]), "winner_model_a": 0, "winner_model_b": 1, "winner_tie": 0}, LONGER),
-    ("Chatbot Arena, Kaggle, asked about a list", {"prompt": '["[\\"a\\", 1]"]', "response_a": [YES], "response_b": [NO], "winner_model_a": 1, "winner_model_b": 0, "winner_tie": 0}, pair(['u: ["a", 1]'], YES, NO)),
+    ("Chatbot Arena, Kaggle, a list as question", {"prompt": '["[\\"a\\", 1]"]', "response_a": [YES], "response_b": [NO], "winner_model_a": 1, "winner_model_b": 0, "winner_tie": 0}, pair(['u: ["a", 1]'], YES, NO)),
     ("MT-Bench, first turn", {"conversation_a": TALKS["chosen"] + talk("u: Why?", "a: So."), "conversation_b": TALKS["rejected"] + talk("u: Why?", "a: No."), "winner": "model_a", "turn": 1}, PAIR),
     ("PKU-SafeRLHF", {"prompt": ASK, "response_0": NO, "response_1": YES, "better_response_id": 1, "safer_response_id": 0}, PAIR),
     ("JudgeBench", {"pair_id": "j", "source": "math", "question": ASK, "response_A": NO, "response_B": YES, "label": "B>A"}, PAIR | {"id": "j", "source": "math"}),
@@ -106,7 +106,7 @@ READ: list[tuple[str, dict, dict]] = [
     ("stack-exchange-preferences", {"question": ASK, "answers": [{"text": YES, "pm_score": 3}, {"text": NO, "pm_score": 0}]}, PAIR),
     ("RewardBench 2", {"id": "r", "prompt": ASK, "chosen": [YES], "rejected": [NO]}, PAIR | {"id": "r"}),
     ("RM-Bench", {"prompt": ASK, "chosen": [YES], "rejected": [NO], "domain": "chat", **SYSTEM}, BRIEF | {"subset": "chat"}),
-    ("a prompt that only begins so", {"prompt": "Human: is that a word?", **SIDES}, pair(["u: Human: is that a word?"], YES, NO)),
+    ("a prompt that looks like a transcript", {"prompt": "Human: is that a word?", **SIDES}, pair(["u: Human: is that a word?"], YES, NO)),
     ("a question about assistants", {"prompt": "Assistant: what is it?", **SIDES}, pair(["u: Assistant: what is it?"], YES, NO)),
 ]  # fmt: skip
 
@@ -146,8 +146,8 @@ def both_ways(row: dict, first: str, second: str, label: str, *values: object) -
     ]
 
 
-def unknown(rows: list[dict], cure: str) -> str:
-    return UNKNOWN.format(", ".join(rows[0])) + cure
+def unknown(rows: list[dict], advice: str) -> str:
+    return UNKNOWN.format(", ".join(rows[0])) + advice
 
 
 # Layout, rows, error, and the pair if the arguments in the error work as printed.
@@ -168,7 +168,7 @@ REFUSED: list[tuple[str, list[dict], str, dict | None]] = [
     ("fine-tuning", rows := [{"messages": USER + GOOD}], unknown(rows, NAME), None),
     ("HelpSteer", rows := [{"prompt": ASK, "response": YES, "helpfulness": 4}], unknown(rows, NAME), None),
     ("OASST, messages", rows := [{"message_id": "2", "parent_id": "1", "text": YES, "role": "assistant", "rank": 0}], unknown(rows, NAME), None),
-    ("OASST, trees", rows := [{"message_tree_id": "1", "prompt": {"text": ASK, "role": "prompter", "replies": [{"text": said, "role": "assistant", "rank": rank, "replies": []} for rank, said in enumerate((YES, NO))]}}], unknown(rows, NAME), None),
+    ("OASST, trees", rows := [{"message_tree_id": "1", "prompt": {"text": ASK, "role": "prompter", "replies": [{"text": text, "role": "assistant", "rank": rank, "replies": []} for rank, text in enumerate((YES, NO))]}}], unknown(rows, NAME), None),
     ("rows in a list of another name", rows := [{"results": [{"ask": ASK, "chosen": YES, "rejected": NO * n} for n in (1, 2)]}], unknown(rows, NAME), None),
     ("rows with candidates and labels in a list", rows := [{"results": [{"ask": ASK, "answer_1": YES, "answer_2": NO, "winner": "1"}] * 2}], unknown(rows, NAME), None),
     ("rows by their ids", rows := [{f"q{n}": {"ask": ASK, "good": YES * n, "bad": NO} for n in (1, 2)}], unknown(rows, NAME), None),
@@ -183,7 +183,7 @@ REFUSED: list[tuple[str, list[dict], str, dict | None]] = [
     ("a, b and a tie", rows := both_ways({"question": ASK}, "answer_a", "answer_b", "preferred", "a", "b", "tie"), unknown(rows, NAME), None),
     ("models and an input", rows := both_ways({"instruction": "Name one.", "input": "Red."}, "model1_output", "model2_output", "winner", "model1", "model2"), unknown(rows, NAME), None),
     ("nested", NESTED, unknown(NESTED, NAME), None),
-    ("whole conversations", rows := [{"winning talk": TALKS["chosen"], "losing talk": TALKS["rejected"]}], unknown(rows, NAME), None),
+    ("complete conversations", rows := [{"winning_talk": TALKS["chosen"], "losing_talk": TALKS["rejected"]}], unknown(rows, NAME), None),
 ]  # fmt: skip
 
 # Rows, the arguments that name their fields, and the pair of each row that is not a tie.

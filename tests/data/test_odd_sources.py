@@ -57,11 +57,11 @@ ODD: dict[str, tuple[dict[str, object], str, str]] = {
     "only equal answers": ({"d.jsonl": [PAIR | {"rejected": PAIR["chosen"]}] * 2}, GO, "No pairs left of 2 rows. identical answers: 2"),
     # Outputs that are inputs.
     "output is the source": (D, "d.jsonl --output d.jsonl --overwrite", "would overwrite the input d.jsonl"),
-    "output beside is the source": ({"d.rejected.jsonl": MORE}, "d.rejected.jsonl --output d.jsonl --overwrite", "would overwrite the input d.rejected.jsonl"),
+    "an output file is the source": ({"d.rejected.jsonl": MORE}, "d.rejected.jsonl --output d.jsonl --overwrite", "would overwrite the input d.rejected.jsonl"),
     "held-out pairs are the source": ({"d.eval.jsonl": MORE}, "d.eval.jsonl --output d.jsonl --overwrite", "would overwrite the input d.eval.jsonl"),
     "the report is the source": ({"d.report.json": ARRAY}, "d.report.json --output d.jsonl --overwrite", "would overwrite the input d.report.json"),
     "output is excluded": (D | {"e.jsonl": MORE}, "d.jsonl --exclude_prompts e.jsonl --output e.jsonl --overwrite", "would overwrite the input e.jsonl"),
-    "output beside is excluded": (D | {"e.eval.jsonl": MORE}, "d.jsonl --exclude_prompts e.eval.jsonl --output e.jsonl --overwrite", "would overwrite the input e.eval.jsonl"),
+    "an output file is excluded": (D | {"e.eval.jsonl": MORE}, "d.jsonl --exclude_prompts e.eval.jsonl --output e.jsonl --overwrite", "would overwrite the input e.eval.jsonl"),
     "output is in the source": ({"d/x.jsonl": MORE}, "d --output d/new/p.jsonl", "d/new/p.jsonl is inside the input d"),
     "a page of the user": (D | {"p.report.html": "mine"}, "d.jsonl --output p.jsonl", f"would overwrite p.report.html, {NOT_OURS}"),
     "output is a directory": (D | {"p.jsonl/x": "mine"}, "d.jsonl --output p.jsonl", f"would overwrite p.jsonl, {NOT_OURS}"),
@@ -84,7 +84,7 @@ ODD: dict[str, tuple[dict[str, object], str, str]] = {
     # Arguments that would have no effect.
     "control tokens without a tokenizer": (D, f"{GO} --drop 'control tokens'", "needs the tokenizer that has these tokens"),
     "tokens without a tokenizer": (D, f"{GO} --max_length 9", "--max_length counts tokens: pass --tokenizer"),
-    "no tokenizer in there": (D | {"t/x": "x"}, f"{GO} --tokenizer t", "t: no tokenizer could be loaded from there"),
+    "a directory without a tokenizer": (D | {"t/x": "x"}, f"{GO} --tokenizer t", "t: the tokenizer cannot be loaded"),
     "no tokenizer of this name": (D, f"{GO} --tokenizer ./t", "./t: not a local directory, and the Hub has no model"),
     "no hub": ({}, "nobody/none --output p.jsonl", "nobody/none: not a local directory, and the Hub has no dataset"),
     "nothing to exclude": (D, f"{GO} --exclude_prompts e.jsonl", "e.jsonl: file not found"),
@@ -149,7 +149,7 @@ def test_sides_that_become_equal_tokens_are_set_aside(make_tokenizer, tmp_path: 
     thought = {"prompt": "2 + 2?", "chosen": "<think>Add.</think>4", "rejected": "<think>Guess.</think>4"}
     jsonl(Path("d.jsonl"), [thought, *MORE])
     status, output = exit_of(f"{GO} --tokenizer t".split(), monkeypatch, capsys)
-    assert status == 0 and "equal tokens: 1 set aside, first d.jsonl:1: both sides become the same tokens." in output
+    assert status == 0 and "equal tokens: 1 set aside, first d.jsonl:1: both sides have identical token ids." in output
     jsonl(Path("d.jsonl"), [thought] * 2)
     status, output = exit_of(f"{GO} --tokenizer t".split(), monkeypatch, capsys)
     assert status == 1 and "No pairs left of 2 rows. equal tokens: 2" in output

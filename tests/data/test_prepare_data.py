@@ -189,7 +189,7 @@ def test_malformed_files(tmp_path: Path) -> None:
     table = tmp_path / "table.csv"
     table.write_bytes(b'prompt,chosen,rejected\r\nWhy?,"So, yes.",No.\r\nHow?,So.\r\nWhen?,Now.,Then.\r\n')
     prepared(table, tmp_path / "2.jsonl")
-    check_rejected(tmp_path / "2.jsonl", "not parseable", "fields as the header", f"{table}: row 2")
+    check_rejected(tmp_path / "2.jsonl", "not parseable", "fields differs from the header", f"{table}: row 2")
     table.write_bytes(b"prompt,chosen,rejected\nWhy?,Yes.,No.\nHow?,caf\xe9,So.\nWhen?,Now.,Then.\n")
     with pytest.raises(InputError, match=r"table\.csv: cannot read line \d: .utf-8. codec"):
         prepared(table, tmp_path / "2.jsonl")
@@ -307,7 +307,7 @@ def test_unreadable_rows_reach_other_processes(tmp_path: Path, monkeypatch: pyte
     table = tmp_path / "table.csv"
     table.write_text("prompt,chosen,rejected\nWhy?,So.,No.\nHow?,So.\nWhen?,Now.,Then.\n")
     prepared(table, tmp_path / "pairs.jsonl", num_proc=2)
-    check_rejected(tmp_path / "pairs.jsonl", "not parseable", "fields as the header", f"{table}: row 2")
+    check_rejected(tmp_path / "pairs.jsonl", "not parseable", "fields differs from the header", f"{table}: row 2")
 
 
 def test_files_of_the_user_are_not_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,11 +324,11 @@ def test_files_of_the_user_are_not_overwritten(tmp_path: Path, monkeypatch: pyte
         monkeypatch.setattr(sys, "argv", ["prepare_data.py", *map(str, (sources, "--output", output, *more))])
         try:
             prepare_data.main()
-            said = "written"
+            result = "written"
         except InputError as error:
-            said = str(error)
+            result = str(error)
         assert {file: file.read_bytes() for file in before} == before
-        return said
+        return result
 
     assert f"would overwrite the input {source}" in command(source)
     for link in ("link.jsonl", "hard.jsonl"):
@@ -340,8 +340,9 @@ def test_files_of_the_user_are_not_overwritten(tmp_path: Path, monkeypatch: pyte
         folder / "new" / "pairs.jsonl",
         tmp_path / "source directory/../x/../pairs.jsonl",
     ):
-        said = command(inside, sources=folder)
-        assert f"is inside the input {folder}" in said if inside.resolve().is_relative_to(folder) else said == "written"
+        result = command(inside, sources=folder)
+        expected = f"is inside the input {folder}" if inside.resolve().is_relative_to(folder) else "written"
+        assert expected in result
     assert not (folder / "new").exists() and not list(folder.glob("pairs*"))
 
     output, held = (
@@ -391,7 +392,7 @@ def test_stopped_run_leaves_nothing_under_the_final_name(how: signal.Signals, tm
         time.sleep(0.02)
         assert process.poll() is None
     os.killpg(process.pid, how)  # all of its processes, like Ctrl-C
-    said = process.communicate()[1]
-    assert "Traceback" not in said
-    assert said.endswith("\nStopped; nothing was written.\n") == (how == signal.SIGINT)
+    result = process.communicate()[1]
+    assert "Traceback" not in result
+    assert result.endswith("\nStopped; nothing was written.\n") == (how == signal.SIGINT)
     assert not list(tmp_path.glob("pairs*"))

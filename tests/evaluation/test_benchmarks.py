@@ -121,7 +121,7 @@ def test_domains_of_rm_bench_by_file(tmp_path: Path) -> None:
 
 
 def test_judgebench(tmp_path: Path) -> None:
-    """run_judge.py: the share of right pairs by the begin of `source`, and of all pairs."""
+    """run_judge.py: the share of right pairs by prefix of `source`, and of all pairs."""
     pairs = [("mmlu-pro-law", [1, 0]), ("mmlu-pro-math", [0, 1]), ("mmlu-pro-math", [1, 1]), ("livebench-math", [1, 0])]
     pairs += [("livebench-reasoning", [1, 0]), ("livecodebench", [1, 0])]
     rows = [
