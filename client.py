@@ -595,7 +595,8 @@ def write_pairs(ranked_rows: Path, pairs_out: Path) -> None:
 def check(folder: Path, client: RewardClient, dtype: str | None = None) -> str:
     """A sentence on a server that gives the scores of the contract; raises ServerError with the rule that it breaks."""
     if not (folder / "reference_scores.json").is_file():
-        return f"{folder} has no reference_scores.json, so scores are not checked: python evaluate.py contract {folder}"
+        fix = f"python evaluate.py reference {folder}"
+        return f"{folder} has no reference_scores.json, so scores are not checked: {fix}"
     contract = json.loads((folder / "reference_scores.json").read_text(encoding="utf-8"))
     if not all(math.isfinite(one["score"]) for one in contract["conversations"]):
         raise ServerError(f"{folder}/reference_scores.json has scores that are not finite: the model is broken.")

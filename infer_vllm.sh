@@ -66,7 +66,7 @@ case $eager$dtype in
     echo "Serving in float32 is about ten times slower than in bfloat16 and takes twice the memory; for bfloat16 add: --dtype bfloat16"
     ;;
 esac
-# What evaluate.py normalise has made, if anything: {"logit_mean": …, "logit_sigma": …}
+# What evaluate.py normalize has made, if anything: {"logit_mean": …, "logit_sigma": …}
 normal=$(sed 's/{/, /; s/}//' "$model/score_normalisation.json" 2>/dev/null || true)
 # LAST: the reward is read at the last token, as in training. Without use_activation false, scores are sigmoids.
 # hf: tokens are made as in training, also where files of another tokenizer (tekken.json) lie beside the tokenizer's.

@@ -122,7 +122,7 @@ def test_no_file_of_the_user_is_lost(models, tmp_path: Path) -> None:
 def test_drift_from_the_contract_is_told(models, tmp_path: Path, capsys) -> None:
     """In bfloat16 scores may differ from what the model was saved with as far as rounding explains it."""
     folder = shutil.copytree(models[0], tmp_path / "model")
-    evaluate.contract(evaluate.parse_arguments(["contract", str(folder)]))
+    evaluate.reference(evaluate.parse_arguments(["reference", str(folder)]))
     source = jsonl(tmp_path / "in.jsonl", [{"messages": conversation("Hi?", "Hello.")}])
     for number, shift in enumerate((0, 1)):
         contract = json.loads((folder / FILE).read_text())

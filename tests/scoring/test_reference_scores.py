@@ -94,7 +94,7 @@ DRIFTS = {
 def test_rounded_weights_are_reported(runs, drift: str, tmp_path: Path) -> None:
     folder = shutil.copytree(runs[USUAL].model, tmp_path / "changed")
     change_weights(DRIFTS[drift][0])(folder)
-    evaluate.contract(evaluate.parse_arguments(["contract", str(folder)]))
+    evaluate.reference(evaluate.parse_arguments(["reference", str(folder)]))
     said = client.check(folder, client.RewardClient(runs[USUAL].url))
     assert re.search(
         rf"^warning: scores differ by up to 0\.\d+, where rounding explains 0.0005: .*({DRIFTS[drift][1]})", said
@@ -106,7 +106,7 @@ def test_faults_against_the_server(runs, fault: str, tmp_path: Path) -> None:
     name, change, said = FAULTS[fault]
     folder = shutil.copytree(runs[name].model, tmp_path / "changed")
     change(folder)
-    evaluate.contract(evaluate.parse_arguments(["contract", str(folder)]))
+    evaluate.reference(evaluate.parse_arguments(["reference", str(folder)]))
     with pytest.raises(client.ServerError, match=said) as error:
         client.check(folder, client.RewardClient(runs[name].url))
     print(f"{fault}: {error.value}")
@@ -131,7 +131,7 @@ def test_scores_that_are_not_finite_are_no_contract(base_model: Path, tmp_path: 
     model.save_pretrained(tmp_path / "model")
     AutoTokenizer.from_pretrained(base_model).save_pretrained(tmp_path / "model")
     with pytest.raises(InputError, match="not finite"):
-        evaluate.contract(evaluate.parse_arguments(["contract", str(tmp_path / "model")]))
+        evaluate.reference(evaluate.parse_arguments(["reference", str(tmp_path / "model")]))
     conversations = [{"messages": [], "tools": None, "score": float("nan")}]
     (tmp_path / FILE).write_text(json.dumps({"conversations": conversations}))
     with pytest.raises(client.ServerError, match="not finite"):
@@ -152,7 +152,7 @@ def test_what_was_changed_in_the_folder_is_told(runs, tmp_path: Path) -> None:
     with pytest.raises(client.ServerError, match=r"chat_template\.jinja is not the template that the scores"):
         client.check(folder, asked)
     (folder / FILE).unlink()
-    assert "has no reference_scores.json, so scores are not checked: python evaluate.py contract" in client.check(
+    assert "has no reference_scores.json, so scores are not checked: python evaluate.py reference" in client.check(
         folder, asked
     )
 
@@ -164,7 +164,7 @@ def zero_head(folder: Path) -> list[str]:
 
 def other_day(folder: Path) -> list[str]:
     template(dated("26 Jul 2024"))(folder)
-    evaluate.contract(evaluate.parse_arguments(["contract", str(folder)]))
+    evaluate.reference(evaluate.parse_arguments(["reference", str(folder)]))
     (folder / "tomorrow.jinja").write_text(dated("27 Jul 2024"))
     return ["--chat-template", str(folder / "tomorrow.jinja")]
 
@@ -246,7 +246,7 @@ def test_ctrl_c_stops_the_server_and_leaves_nothing(runs, tmp_path: Path) -> Non
     """While it starts, and when it is ready: one with normalised scores. A taken port and an open door are told."""
     one, normalised = runs[USUAL], shutil.copytree(runs[USUAL].model, tmp_path / "normalised")
     data = jsonl(tmp_path / "pairs.jsonl", PAIRS)
-    evaluate.normalise(evaluate.parse_arguments(["normalise", str(normalised), str(data)]))
+    evaluate.normalize(evaluate.parse_arguments(["normalize", str(normalised), str(data)]))
     starting, ready = Server(one.model, tmp_path / "1.log"), Server(normalised, tmp_path / "2.log")
     command = ["sh", "infer_vllm.sh", one.model]
     shown = run(*command, check=False, PORT=one.url.rsplit(":", 1)[1])
