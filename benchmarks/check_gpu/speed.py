@@ -17,7 +17,6 @@ from reward_model.training.collator import SIDES, PairCollator
 from reward_model.training.throughput import flops_per_position, peak_flops
 
 Batch = dict[str, Any]
-STEPS = 3  # timed, after one more
 
 
 def pack_without_sharing(examples: list[dict]) -> Batch:
@@ -65,8 +64,8 @@ def time_layout(model: PreTrainedModel, batch: Batch) -> float:
     device = model.device.type
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4)
-    events = timing_events(device, 2)
-    for step in range(STEPS + 1):
+    events, steps = timing_events(device, 2), 3 if device == "cuda" else 1
+    for step in range(steps + 1):
         if step == 1:  # after the warm-up
             events[0].record()
         optimizer.zero_grad()
@@ -77,7 +76,7 @@ def time_layout(model: PreTrainedModel, batch: Batch) -> float:
     events[1].record()
     if device == "cuda":
         torch.cuda.synchronize()
-    return events[0].elapsed_time(events[1]) / 1000 / STEPS
+    return events[0].elapsed_time(events[1]) / 1000 / steps
 
 
 def speed(device: str, sizes: dict[str, int], budgets: tuple[int, ...], attend: Callable) -> Iterator[Row]:
