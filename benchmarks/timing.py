@@ -51,7 +51,7 @@ def step_times(trainer: Trainer) -> StepTimes:
 
 
 class HostEvent:
-    """A stand-in for torch.Event on a CPU, whose events do not measure time."""
+    """A replacement for torch.Event on a CPU, whose events do not measure time."""
 
     def record(self) -> None:
         self.time = time.perf_counter()

@@ -52,7 +52,7 @@ class Table:
 
 
 def device_description() -> str:
-    """Return the GPU, the versions of the libraries and, where git can tell, the commit."""
+    """Return the GPU, the versions of the libraries and, if git is installed, the commit."""
     import torch
 
     parts = [torch.cuda.get_device_name(), f"CUDA {torch.version.cuda}"]
