@@ -17,8 +17,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from client import DRIFT, FP32_NOISE, MODEL, ROUNDING, RewardClient, ServerError, compare_scores, difference
+from client import MODEL, RewardClient, ServerError
 from reward_model import InputError
+from reward_model.scoring.reference_check import DRIFT, FP32_NOISE, ROUNDING, compare_scores, text_difference, tokenize
 
 if TYPE_CHECKING:
     from reward_model.evaluation.items import Item
@@ -59,7 +60,8 @@ def served_scores(args: argparse.Namespace, items: list["Item"]) -> list[list[fl
     from tqdm import tqdm
 
     each = [(messages, item.tools) for item in items for messages in item.conversations]
-    asked = RewardClient(args.url, args.served_model_name or MODEL, concurrency=args.concurrency or 8).scores(each)
+    client = RewardClient(args.url, args.served_model_name or MODEL, concurrency=args.concurrency or 8)
+    asked = client.map(client.score, *zip(*each, strict=True))
     often = 0.1 if sys.stderr.isatty() else 5  # seconds: a log keeps every state of the bar
     values = iter(list(tqdm(asked, desc="Asking", total=len(each), unit="conversation", mininterval=often)))
     return [[next(values) for _ in item.conversations] for item in items]
@@ -118,10 +120,10 @@ def parity(args: argparse.Namespace) -> None:
     print(f"worst: {here[worst]:+.6f} here, {served[worst]:+.6f} served: {message_text(messages[-1])[:80]!r}")
     is_fault, why = compare_scores(here, served, noise, half)
     if why:
-        received = RewardClient(args.url, args.served_model_name or MODEL).tokens(messages, tools)
+        received = tokenize(RewardClient(args.url, args.served_model_name or MODEL), messages, tools)
         expected = token_ids([render(messages, tokenizer, tools)], tokenizer)[0]
         if received and received[0] != expected:
-            is_fault, why = True, difference(tokenizer.decode(expected), received[1])
+            is_fault, why = True, text_difference(tokenizer.decode(expected), received[1])
         if is_fault:
             raise InputError(f"the scores differ: {why}")
         print(f"warning: the scores differ: {why}")
@@ -141,15 +143,15 @@ def normalise(args: argparse.Namespace) -> None:
     import numpy as np
 
     from reward_model.evaluation.items import load_items
-    from reward_model.model.reference_scores import NORMALISATION, write_reference_scores
+    from reward_model.model.reference_scores import NORMALIZATION_FILE, write_reference_scores
     from reward_model.scoring.local import load_reward_model, score
 
-    items, file = load_items(args.data), Path(args.model, NORMALISATION)
+    items, file = load_items(args.data), Path(args.model, NORMALIZATION_FILE)
     model, tokenizer = load_reward_model(args.model, "float32")
-    model.normalisation = 0.0, 1.0
+    model.normalization = 0.0, 1.0
     groups = score(model, tokenizer, [item.conversations for item in items], tools=[item.tools for item in items])
     values = [value for group in groups for value in group]
-    mean, sigma = model.normalisation = float(np.mean(values)), float(np.std(values))
+    mean, sigma = model.normalization = float(np.mean(values)), float(np.std(values))
     if not 0 < sigma < np.inf:
         raise InputError(f"the scores of {len(values)} conversations have the deviation {sigma}; give more data.")
     file.write_text(json.dumps({"logit_mean": mean, "logit_sigma": sigma}) + "\n", encoding="utf-8")
