@@ -94,36 +94,6 @@ def score_file(source: Path, partial: PartialOutput, score_rows: Scorer, exact: 
     return failed
 
 
-def score_with_server(client: Any, source: str, output: str, rank: bool, pairs_out: str | None) -> None:
-    """Score or rank the rows of a file with a RewardClient; exit with 1 if a row has an error."""
-    if pairs_out and (not rank or Path(pairs_out).exists()):
-        problem = "already exists; choose another file" if rank else "needs the command rank"
-        raise InputError(f"--pairs_out {pairs_out} {problem}.")
-
-    def score_row(row: ScoringRow) -> tuple[ScoringRow, Scores]:
-        return row, row.error or client.score_group(row.conversations, row.tools)
-
-    partial = open_partial_output(Path(source), Path(output))
-    failed = score_file(Path(source), partial, lambda rows: client.map(score_row, rows), False, rank)
-    if pairs_out:
-        write_pairs(Path(output), Path(pairs_out))
-    sys.exit(1 if failed else 0)
-
-
-def write_pairs(ranked: Path, pairs_out: Path) -> None:
-    """Write the best and the worst answer to each prompt as a pair for training."""
-    pairs = 0
-    with open(pairs_out, "w", encoding="utf-8") as file:
-        for number, row in read_rows(ranked):
-            if isinstance(row, dict) and len(set(row.get("scores", []))) > 1:
-                found = read_conversations(row, place_of(ranked, number))
-                best, worst = (found.conversations[row["order"][end]] for end in (0, -1))
-                tools = {"tools": found.tools} if found.tools else {}
-                file.write(as_line({"chosen": best, "rejected": worst} | tools) + "\n")
-                pairs += 1
-    print(f"{pairs:,} pairs of best and worst answers -> {pairs_out}")
-
-
 def as_line(row: dict[str, Any]) -> str:
     return json.dumps(row, ensure_ascii=False, default=str)
 
