@@ -17,6 +17,7 @@ import os
 import signal
 import sys
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +41,8 @@ def infer_transformers(
     """
     from reward_model.scoring.local import load_reward_model, score
 
-    groups: list[list[Messages]] = []
-    for messages in conversations:
-        messages = check_conversation(messages, "a conversation")
-        if groups and groups[-1][0][:-1] == messages[:-1]:
-            groups[-1].append(messages)
-        else:
-            groups.append([messages])
+    checked = [check_conversation(messages, "a conversation") for messages in conversations]
+    groups = [list(answers) for _, answers in groupby(checked, key=lambda messages: messages[:-1])]
     scores = score(*load_reward_model(model, dtype), groups, tools=[tools] * len(groups))
     return [value for group in scores for value in group]
 

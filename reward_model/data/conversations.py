@@ -75,13 +75,12 @@ def _answer_field(row: Row) -> tuple[str, str]:
     for name in ANSWER_LISTS:
         if isinstance(row.get(name), list):
             return "answers", name
-    conversations = [name for name in ("messages", *CONVERSATIONS) if name in row]
-    for name in conversations:
-        turns = messages_in(row[name], name)
+    for name in ("messages", *CONVERSATIONS):
+        turns = messages_in(row.get(name), name)
         last = chat_message(turns[-1]) if isinstance(turns, list) else None
         if isinstance(last, dict) and last.get("role") == "assistant":
             return "conversation", name
-    for name in (*ANSWERS, *conversations):
+    for name in (*ANSWERS, "messages", *CONVERSATIONS):
         if name in row:
             return "conversation", name
     raise _no_conversation(row)

@@ -62,9 +62,7 @@ def write_reference_scores(model: Any, tokenizer: PreTrainedTokenizerBase, direc
     conversations = compute_reference_scores(model.eval(), tokenizer)
     model.train(training)
     if not all(isfinite(one["score"]) for one in conversations):
-        raise InputError(
-            f"{directory}: the scores of the model are not finite (nan or infinity); its weights are broken."
-        )
+        raise InputError(f"The scores of {directory} are not finite (nan or infinity): its weights are broken.")
     if torch.distributed.is_initialized() and torch.distributed.get_rank() > 0:
         return
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
@@ -80,32 +78,29 @@ def write_reference_scores(model: Any, tokenizer: PreTrainedTokenizerBase, direc
 
 def read_reference_scores(directory: Path) -> list[dict[str, Any]]:
     """Return the reference conversations of a model with their scores; [] if it has none."""
-    if not (directory / FILE).is_file():
-        return []
-    return json.loads((directory / FILE).read_text(encoding="utf-8"))["conversations"]
+    file = directory / FILE
+    return json.loads(file.read_text(encoding="utf-8"))["conversations"] if file.is_file() else []
 
 
 def compute_reference_scores(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
     """Return each reference conversation with its text, a hash of its tokens, its score, its score when the output of
     every module is rounded, and the mean score of all tokens, which identifies a wrong pooler."""
-    messages, tools, encoded = _encode_conversations(model, tokenizer)
-    short, long = _split_long(encoded)
-    scores, long_scores = _scores_of_tokens(model, short), _scores_of_tokens(model, long)
+    conversations, encoded = _encode_conversations(model, tokenizer)
+    scores = _scores(model, encoded)
     with rounded(model):
-        noisy = _scores_of_tokens(model, short) + long_scores
+        noisy = _scores_of_tokens(model, [ids for ids in encoded if len(ids) < LONG // 2])
+    noisy += scores[len(noisy) :]
     return [
         {
-            "messages": its_messages,
-            "tools": its_tools,
+            "messages": messages,
+            "tools": tools,
             "text": tokenizer.decode(ids),
             "tokens": sha256(json.dumps(ids).encode()).hexdigest(),
             "score": values[-1].item(),
             "rounded_score": rough[-1].item(),
             "mean_score": values.mean().item(),
         }
-        for its_messages, its_tools, ids, values, rough in zip(
-            messages, tools, encoded, scores + long_scores, noisy, strict=True
-        )
+        for (messages, tools), ids, values, rough in zip(conversations, encoded, scores, noisy, strict=True)
     ]
 
 
@@ -114,10 +109,10 @@ def drift(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory:
     reference = read_reference_scores(directory)
     if not reference:
         return 0.0
-    encoded = _encode_conversations(model, tokenizer)[2]
-    scores = [values[-1].item() for part in _split_long(encoded) for values in _scores_of_tokens(model, part)]
-    of_text = {tokenizer.decode(ids): score for ids, score in zip(encoded, scores, strict=True)}
-    return max(abs(of_text.get(one["text"], float("inf")) - one["score"]) for one in reference)
+    _, encoded = _encode_conversations(model, tokenizer)
+    ends = [values[-1].item() for values in _scores(model, encoded)]
+    scores = dict(zip(map(tokenizer.decode, encoded), ends, strict=True))
+    return max(abs(scores.get(one["text"], float("inf")) - one["score"]) for one in reference)
 
 
 def rounding_noise(directory: Path) -> float:
@@ -127,7 +122,7 @@ def rounding_noise(directory: Path) -> float:
 
 
 def read_normalization(directory: Path) -> tuple[float, float]:
-    """Return mean and deviation by which scores are normalized; 0 and 1 unless evaluate.py has written them."""
+    """Return the mean and the deviation of scores for their normalization; 0 and 1 unless evaluate.py wrote them."""
     if not (directory / NORMALIZATION_FILE).is_file():
         return 0.0, 1.0
     written = json.loads((directory / NORMALIZATION_FILE).read_text(encoding="utf-8"))
@@ -156,17 +151,15 @@ def rounded(model: PreTrainedModel) -> Iterator[None]:
             handle.remove()
 
 
-def _encode_conversations(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> tuple[list[Any], list[Any], list[list[int]]]:
-    """Return messages, tools and token ids of the reference conversations.
+def _encode_conversations(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Any], list[Any]]:
+    """Return (messages, tools) and the token ids of each reference conversation, the long one last.
 
     Conversations that the template rejects, and reasoning that it does not render, are left out.
     """
     long = SENTENCE * (LONG // len(token_ids([SENTENCE], tokenizer)[0]))
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or LONG
     longest = [(None, [f"Summarise this: {long}", "It is about a bridge."], None)] if context > LONG + 200 else []
-    conversations, all_tools, texts = [], [], []
+    conversations, texts = [], []
     for system, turns, tools in [*CONVERSATIONS, *longest]:
         messages = [{"role": "system", "content": system}] if system else []
         for i, turn in enumerate(turns):
@@ -175,25 +168,25 @@ def _encode_conversations(
             text = render(messages, tokenizer, tools)
         except InputError:
             continue
-        if "reasoning_content" in messages[-1] and REASONING not in text:
-            continue
-        conversations.append(messages)
-        all_tools.append(tools)
-        texts.append(text)
-    return conversations, all_tools, token_ids(texts, tokenizer)
+        if "reasoning_content" not in messages[-1] or REASONING in text:
+            conversations.append((messages, tools))
+            texts.append(text)
+    return conversations, token_ids(texts, tokenizer)
 
 
-def _split_long(encoded: list[list[int]]) -> tuple[list[list[int]], list[list[int]]]:
-    """Return the short conversations and the long one, which is last: one batch would pad all of them to its length."""
+def _scores(model: PreTrainedModel, encoded: list[list[int]]) -> list[torch.Tensor]:
+    """Return the scores at all tokens of each conversation.
+
+    Few forwards, because each gathers all weights under ZeRO-3: one batch, and the long conversation alone, because it
+    would pad the others to its length.
+    """
     short = [ids for ids in encoded if len(ids) < LONG // 2]
-    return short, encoded[len(short) :]
+    return [values for part in (short, encoded[len(short) :]) if part for values in _scores_of_tokens(model, part)]
 
 
 @torch.no_grad()
 def _scores_of_tokens(model: PreTrainedModel, encoded: list[list[int]]) -> list[torch.Tensor]:
     """Return for each conversation the score at each of its tokens, computed in one padded batch."""
-    if not encoded:
-        return []
     rows = [torch.tensor(ids) for ids in encoded]
     ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(model.device)
     mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(model.device)

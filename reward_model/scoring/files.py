@@ -36,13 +36,12 @@ def open_partial_output(source: Path, output: Path) -> PartialOutput:
     """Match an output with the rows of its source.
 
     Raises:
-        InputError: If the output is not the beginning of the scored source.
+        InputError: If the output has other rows than the source.
     """
     if not source.is_file():
         raise InputError(f"--input {source} is not a file.")
     if output.exists() and (output.samefile(source) or not output.is_file()):
-        found = "is the --input" if output.samefile(source) else "is not a regular file"
-        raise InputError(f"--output {output} {found}; choose another --output.")
+        raise InputError(f"--output {output} is the --input or not a regular file; choose another --output.")
     rows: Iterator[ScoringRow] = (
         read_conversations(row, place_of(source, number)) for number, row in read_rows(source)
     )

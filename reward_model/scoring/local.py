@@ -92,8 +92,8 @@ def encode(
     tokens = token_ids([render(messages, tokenizer, tools) for messages in group], tokenizer)
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if limit and len(longest := max(tokens, key=len)) > limit:
-        begin = tokenizer.decode(longest[:60])
-        raise InputError(f"a conversation of {len(longest)} tokens exceeds the model's context of {limit}: {begin!r} …")
+        start = tokenizer.decode(longest[:60])
+        raise InputError(f"a conversation of {len(longest)} tokens exceeds the model's context of {limit}: {start!r} …")
     return tokens
 
 
@@ -115,7 +115,7 @@ def score_batch(
 def score_rows(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens_per_batch: int, rows: Iterable[ScoringRow]
 ) -> Iterator[tuple[ScoringRow, list[float] | str]]:
-    """Yield each row of a file with its scores or an error, in order, with as many rows in a batch as fit."""
+    """Yield each row of a file with its scores or an error, in order; fill each batch with rows."""
     batch: list[tuple[ScoringRow, list[list[int]] | str]] = []
     filled = 0
     for row in rows:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -194,6 +195,16 @@ def test_mistakes_of_users_are_reported_in_a_sentence(arguments, environment, me
     assert not list(tmp_path.iterdir())
 
 
+def test_a_copied_file_scores_without_the_package_and_without_a_proxy(server, tmp_path: Path) -> None:
+    shutil.copy(ROOT / "client.py", tmp_path)
+    command = [sys.executable, "client.py", "--base_url", server.url, "--model", "fine"]
+    proxies = dict.fromkeys(("http_proxy", "HTTP_PROXY", "all_proxy"), "http://127.0.0.1:9") | {"no_proxy": ""}
+    shown = run(*command, "Hi?", "Hello.", "Hi.", cwd=tmp_path, **proxies)
+    assert shown.stdout == "+6.0000  Hello.\n+3.0000  Hi.\n"
+    shown = run(*command, "--input", "a.jsonl", "--output", "b.jsonl", cwd=tmp_path, check=False)
+    assert shown.returncode == 1 and shown.stderr == "error: No module named 'reward_model'\n"
+
+
 def rows_to_score() -> list[dict]:
     """Rows of every kind, bad ones among them, with answers of lengths that tell them apart."""
     rows: list = []
@@ -300,7 +311,10 @@ def test_a_foreign_file_is_left_as_it_is(server, tmp_path: Path) -> None:
         assert shown.returncode == 1 and "choose another --output" in shown.stderr, (name, shown.stderr)
         assert (tmp_path / name).read_bytes() == content, name
     (tmp_path / "link.jsonl").symlink_to(source)
-    for name, said in {"link.jsonl": "is the --input", "/dev/full": "/dev/full is not a regular file"}.items():
+    for name, said in {
+        "link.jsonl": "is the --input",
+        "/dev/full": "/dev/full is the --input or not a regular file",
+    }.items():
         shown = run(*command, tmp_path / name, check=False)
         assert shown.returncode == 1 and said in shown.stderr and "Traceback" not in shown.stderr
     assert len(source.read_bytes().splitlines()) == 2

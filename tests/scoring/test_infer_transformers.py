@@ -117,7 +117,7 @@ def test_no_file_of_the_user_is_lost(models, tmp_path: Path) -> None:
         tmp_path / "one line.json": "is not a scored row of",
         tmp_path / "text.txt": "is not a scored row of",
         source: "is the --input",
-        Path("/dev/full"): "is not a regular file",
+        Path("/dev/full"): "not a regular file",
     }
     for output, message in refused.items():
         before = output.read_bytes() if output.is_file() else b""
