@@ -76,7 +76,7 @@ def test_both_scripts_score_every_layout(tiny_reward_model: Path, tmp_path: Path
     with Local() as server:
         command = [sys.executable, "client.py", "--base_url", server.url, "--concurrency", "1"]
         run(*command, "--input", source, "--output", tmp_path / "b.jsonl")
-        sent = [json.loads(messages) for messages in server.asked]
+        sent = [json.loads(messages) for messages in server.received]
     written = [(tmp_path / name).read_text().splitlines() for name in ("a.jsonl", "b.jsonl")]
     local, served = ([json.loads(line) for line in lines] for lines in written)
     assert [row.keys() for row in local] == [row.keys() for row in served] and len(local) == len(rows)

@@ -151,10 +151,10 @@ def test_a_stop_keeps_what_was_scored(models, tmp_path: Path) -> None:
     while not output.exists() or output.read_bytes().count(b"\n") < 20:
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGINT)
-    _, said = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=20)
     kept = output.read_bytes()
-    assert process.returncode == 130 and "Traceback" not in said
-    assert said.splitlines()[-1] == "Stopped. Scored rows are kept; run the same command to resume."
+    assert process.returncode == 130 and "Traceback" not in errors
+    assert errors.splitlines()[-1] == "Stopped. Scored rows are kept; run the same command to resume."
     assert kept.count(b"\n") < 150
     with pytest.raises(SystemExit, match="0"):
         infer_transformers.main(command(models[0], source, output)[2:])

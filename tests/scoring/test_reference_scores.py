@@ -142,19 +142,19 @@ def test_scores_that_are_not_finite_are_refused(base_model: Path, tmp_path: Path
 def test_changes_in_the_directory_are_reported(runs, tmp_path: Path) -> None:
     """Without tokens or scores: a template, the pad token (eos again, where Transformers looks for the end)."""
     one = runs[ENDS]
-    asked = client.RewardClient(one.url)
+    judge = client.RewardClient(one.url)
     folder = shutil.copytree(one.model, tmp_path / "changed")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"pad_token_id": config["eos_token_id"]}))
     with pytest.raises(InputError, match="pad_token_id in .* was changed"):
-        check_reference_scores(folder, asked)
+        check_reference_scores(folder, judge)
     (folder / "config.json").write_text(json.dumps(config))
     template(CHATML)(folder)
     with pytest.raises(InputError, match=r"chat_template\.jinja was changed after the reference scores"):
-        check_reference_scores(folder, asked)
+        check_reference_scores(folder, judge)
     (folder / FILE).unlink()
     missing = "has no reference_scores.json, so the served scores are not checked; write them with: python evaluate.py"
-    assert missing in check_reference_scores(folder, asked)
+    assert missing in check_reference_scores(folder, judge)
 
 
 def zero_head(folder: Path) -> list[str]:
@@ -191,16 +191,16 @@ def test_a_server_with_other_scores_is_stopped(runs, tmp_path: Path) -> None:
         env = {**os.environ, "PORT": str(free_port()), "VLLM_CPU_KVCACHE_SPACE": "1"}
         log = open(tmp_path / f"{name}.log", "w")  # noqa: SIM115
         started[name] = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log, start_new_session=True)
-    for name, (_, said) in STARTS.items():
+    for name, (_, message) in STARTS.items():
         assert started[name].wait(timeout=480) == 1
         text = (tmp_path / f"{name}.log").read_text()
-        assert "error: " in text and said in text and "Ready." not in text, text[-3000:]
+        assert "error: " in text and message in text and "Ready." not in text, text[-3000:]
         assert is_gone(started[name].pid)
     assert re.match(r"Starting .* as judge at http://127.0.0.1:\d+ in bfloat16\.", (tmp_path / "zero.log").read_text())
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [
         ("--port {taken}", "HOST=127.0.0.1 PORT={taken} is in use or not an address of this machine"),
         (
@@ -216,12 +216,12 @@ def test_a_server_with_other_scores_is_stopped(runs, tmp_path: Path) -> None:
         ("--headless", "Set CHECK=0"),
     ],
 )
-def test_flags_that_move_the_server_are_read_or_refused(flags: str, said: str) -> None:
+def test_flags_that_move_the_server_are_read_or_refused(flags: str, message: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         taken = listening.getsockname()[1]
         shown = run("sh", "infer_vllm.sh", "a model", *flags.format(taken=taken).split(), check=False, VLLM_API_KEY="")
     assert shown.returncode == 1 and shown.stderr.startswith("error: ") and shown.stderr.count("\n") == 1
-    assert said.format(taken=taken) in shown.stderr and "secret" not in shown.stderr
+    assert message.format(taken=taken) in shown.stderr and "secret" not in shown.stderr
 
 
 def executable(path: Path, text: str) -> None:
