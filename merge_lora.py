@@ -25,7 +25,7 @@ def main() -> None:
     if args.output_dir.exists():
         raise InputError(f"{args.output_dir} exists already; name a new folder.")
     base = check_adapter(args.adapter, args.base_model, args.force)
-    from reward_model.training.checkpointing import full_disk_told  # seconds, so only now
+    from reward_model.training.checkpointing import report_disk_full  # takes seconds
 
     try:
         args.output_dir.mkdir(parents=True)
@@ -34,7 +34,7 @@ def main() -> None:
     print(f"Merging {args.adapter} into {base}.")
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        with full_disk_told(args.output_dir):
+        with report_disk_full(args.output_dir):
             merge_adapter(args.adapter, base, args.output_dir, args.dtype)
     except KeyboardInterrupt:
         shutil.rmtree(args.output_dir)

@@ -24,7 +24,8 @@ import train as train_script
 from benchmarks.generated import WORDS
 from benchmarks.training_speed import ROOT
 from reward_model.model import attention
-from reward_model.model.attention import install, sequence_attention
+from reward_model.model.attention import sequence_attention
+from reward_model.model.modeling import install
 from reward_model.model.packing import pack
 from reward_model.model.packing_check import choose_attention
 from reward_model.training.collator import PairCollator

@@ -23,7 +23,7 @@ import torch
 from transformers import logging
 
 from benchmarks.training_speed import RANDOM, ROOT, StepTimes, make_model, make_rows, timing
-from reward_model.model.attention import install
+from reward_model.model.modeling import install
 from reward_model.model.packing_check import choose_attention
 from reward_model.training.arguments import TrainingArguments
 from reward_model.training.collator import PairCollator

@@ -19,7 +19,7 @@ from transformers import AutoModelForSequenceClassification, LlamaConfig, PreTra
 
 from reward_model.evaluation.items import load_items
 from reward_model.model.checkpoint import set_pad_token
-from reward_model.model.packing_check import prepare
+from reward_model.model.packing_check import prepare_for_scoring
 from reward_model.model.tokenization import load_tokenizer, render
 from reward_model.scoring.local import score
 
@@ -89,7 +89,7 @@ def main() -> None:
     set_pad_token(stock, tokenizer)
     ours = type(stock)(stock.config).eval()
     ours.load_state_dict(stock.state_dict())
-    prepare(ours, tokenizer.pad_token_id)
+    prepare_for_scoring(ours, tokenizer.pad_token_id)
 
     if args.data == "best-of-n":
         groups = best_of_n(args.groups, args.answers)

@@ -40,8 +40,8 @@ from trl import RewardConfig, RewardTrainer
 
 from benchmarks.generated import dialogues, lists
 from reward_model.data.dataset import load_pairs
-from reward_model.model.attention import install
 from reward_model.model.checkpoint import set_pad_token
+from reward_model.model.modeling import install
 from reward_model.model.packing_check import choose_attention
 from reward_model.model.tokenization import load_tokenizer, set_unused_pad_token, tokenize_pairs
 from reward_model.training.arguments import bf16_is_fast

@@ -1,4 +1,4 @@
-"""Reports from the Jinja templates of this package: lines for the terminal, and pages with plots as SVG."""
+"""Render reports from Jinja templates: text for the terminal, and HTML pages with plots as SVG."""
 
 import json
 from io import StringIO
@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 
 matplotlib.rcParams.update(
     {
-        "svg.fonttype": "none",  # text stays text: the browser's fonts know Chinese
-        "svg.hashsalt": "reward model",  # equal reports are equal files
+        "svg.fonttype": "none",  # keep text as text: the fonts of the browser have Chinese characters
+        "svg.hashsalt": "reward model",  # the same report gives the same file
         "font.size": 9,
         "axes.spines.top": False,
         "axes.spines.right": False,
@@ -25,19 +25,19 @@ BLUE, ORANGE, GRAY = "#2563a8", "#d9722b", "#8a8f98"
 
 
 def render(template: str, **values: Any) -> str:
-    """Return the text of a template, which is named by its path in this package."""
+    """Return the text of a template; `template` is its path in this package."""
     return TEMPLATES.get_template(template).render(values)
 
 
 def plot(title: str, xlabel: str = "", ylabel: str = "") -> tuple[Figure, Axes]:
-    """A figure of the size that the page shows three of in a row, with one set of axes."""
+    """Return a figure with one set of axes; a page shows three of its size in a row."""
     figure = Figure(figsize=(4.4, 2.9), layout="constrained")
     axes = figure.add_subplot(title=title, xlabel=xlabel, ylabel=ylabel)
     return figure, axes
 
 
 def svg(figure: Figure) -> str:
-    """The figure as an <svg> element."""
+    """Return a figure as an <svg> element."""
     out = StringIO()
     figure.savefig(out, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     text = out.getvalue()
@@ -45,13 +45,13 @@ def svg(figure: Figure) -> str:
 
 
 def conversation(messages: list[dict]) -> str:
-    """Messages as plain text to read, each after its role."""
-    shown = []
+    """Return messages as plain text, each after its role."""
+    texts = []
     for message in messages:
         rest = {key: value for key, value in message.items() if key not in ("role", "content")}  # calls, reasoning
-        said = [message.get("content") or "", json.dumps(rest, indent=1, ensure_ascii=False) if rest else ""]
-        shown.append(f"{message['role']}: " + "\n".join(filter(None, said)))
-    return "\n\n".join(shown)
+        parts = [message.get("content") or "", json.dumps(rest, indent=1, ensure_ascii=False) if rest else ""]
+        texts.append(f"{message['role']}: " + "\n".join(filter(None, parts)))
+    return "\n\n".join(texts)
 
 
 TEMPLATES = Environment(

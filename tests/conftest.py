@@ -59,11 +59,15 @@ def tiny_model(tmp_path_factory, make_tokenizer):
     import torch
     from transformers import AutoModelForCausalLM
 
-    def make(model_type: str = "qwen2", template: str = CHATML, pad_token: str | None = "<|endoftext|>") -> Path:
+    def make(
+        model_type: str = "qwen2", template: str = CHATML, pad_token: str | None = "<|endoftext|>", **changes: object
+    ) -> Path:
         folder = tmp_path_factory.mktemp("models") / f"tiny {model_type}"  # a space: paths may have one
         torch.manual_seed(0)
         # Weights large enough for scores to depend on every token.
-        config = tiny_config(model_type, initializer_range=0.1, hidden_size=128)  # heads of 32, vLLM's least on a CPU
+        config = tiny_config(
+            model_type, initializer_range=0.1, hidden_size=128, **changes
+        )  # heads of 32, vLLM's least on a CPU
         AutoModelForCausalLM.from_config(config).save_pretrained(folder)
         make_tokenizer(template, pad_token).save_pretrained(folder)
         return folder

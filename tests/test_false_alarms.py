@@ -15,7 +15,7 @@ from reward_model.data.pair import SIDES, check_pair, doubt
 from reward_model.data.quality import find_conflicts
 from reward_model.data.statistics import FACTS, Work, pair_facts
 from reward_model.model.chat_template import pin_date, render
-from reward_model.model.template_validation import check_rows, prove_template
+from reward_model.model.template_validation import check_rows, check_template
 
 LINES = (Path(__file__).parent / "samples/hard_pairs.jsonl").read_text(encoding="utf-8").splitlines()
 PAIRS = [json.loads(line) for line in LINES]
@@ -43,7 +43,7 @@ def test_templates_are_good_and_render_all(name: str, make_tokenizer) -> None:
     template = Path(trl.__file__).parent / f"chat_templates/{name}.jinja"
     tokenizer = make_tokenizer(pin_date(template.read_text(), "2024-07-26"))
     tokenizer.bos_token = "<|endoftext|>"
-    assert prove_template(tokenizer) == []
+    assert check_template(tokenizer) == []
     rows = [row for row in [*PAIRS, EMPTY_SYSTEM] if TEMPLATES[name] or not row.get("tools")]
     if name == "gemma":  # it rejects system messages
         rows = [row for row in rows if row["chosen"][0]["role"] != "system"]

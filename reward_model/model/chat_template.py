@@ -1,4 +1,4 @@
-"""The chat template: rendering with it, and what is written into it, so that all who render it do so alike."""
+"""Render conversations with the chat template, and write options into it so that all engines render the same text."""
 
 import json
 import re
@@ -6,21 +6,27 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError, TemplateSyntaxError, meta
+from jinja2 import TemplateError
 
 from reward_model import InputError
 
-OF_EVERY_CALL = {"messages", "tools", "add_generation_prompt"}
+RESERVED = {"messages", "tools", "add_generation_prompt"}
 MARK = "{# special tokens in texts are split #}"
-# Prepended to a template by --split_special_tokens; lines of blocks leave no trace in what is rendered.
+# Prepended to a template by --split_special_tokens; its lines render to nothing.
 SPLIT = (Path(__file__).parent / "split_special_tokens.jinja").read_text(encoding="utf-8")
 
 
 def render(messages: list[dict[str, Any]], tokenizer: Any, tools: Any = None, **more: Any) -> str:
-    """Return the text of a conversation by the tokenizer's template, with no generation prompt.
+    """Return the text of a conversation, without a generation prompt.
 
-    Raises InputError for a conversation that the template rejects or fails on: a template is code, and anything can go
-    wrong in it.
+    Args:
+        messages: The conversation.
+        tokenizer: The tokenizer with the chat template.
+        tools: Tool definitions of the row.
+        more: Further variables of the template.
+
+    Raises:
+        InputError: The template rejects the conversation, or fails on it with any exception.
     """
     options = {"tokenize": False, "add_generation_prompt": False, **more}
     try:
@@ -28,17 +34,17 @@ def render(messages: list[dict[str, Any]], tokenizer: Any, tools: Any = None, **
         return tokenizer.apply_chat_template(served, tools=tools, **options)
     except Exception as error:
         kind = "" if isinstance(error, TemplateError) else f"{type(error).__name__}: "
-        raise InputError(f"the chat template rejects it: {kind}{error}") from error
+        raise InputError(f"the chat template rejects the conversation: {kind}{error}") from error
 
 
 def as_served(message: dict[str, Any], template: str) -> dict[str, Any]:
-    """Return the message as vLLM 0.32 gives it to a chat template, so that training and the server render the same."""
+    """Return the message as vLLM 0.32 passes it to a chat template: training and serving must render the same text."""
     if message.keys() == {"role", "content"} and message["role"] not in ("tool", "developer"):
         return message
     served = {"content": ""} | {key: value for key, value in message.items() if key != "tool_calls" or value}
     if (reasoning := message.get("reasoning_content", message.get("reasoning"))) is not None:
         served |= {"reasoning": reasoning, "reasoning_content": reasoning}
-    if "tool_calls" in served:  # client.py sends empty ids where there are none
+    if "tool_calls" in served:  # client.py sends empty ids for missing ones
         served["tool_calls"] = [{"id": ""} | call for call in served["tool_calls"]]
     if served["role"] == "tool":
         served = {"tool_call_id": ""} | served
@@ -70,61 +76,74 @@ def single_template(template: str | dict[str, str] | None, source: str) -> str:
         )
     if "tool_use" not in named:
         return named["default"]
-    # Jinja drops the last line break of a template, which would stand in the middle here.
+    # Jinja drops the last line break of a template, which is in the middle here.
     with_tools, default = (named[name].removesuffix("\n") for name in ("tool_use", "default"))
     return f"{{% if tools %}}{with_tools}{{% else %}}{default}{{% endif %}}"
 
 
 def pin_date(template: str, day: str) -> str:
-    """The template with the date `day` (2024-07-26) where it would print today's."""
+    """Return the template with the date `day` (2024-07-26) in place of today's.
+
+    Raises:
+        InputError: `day` is not a date.
+    """
     try:
         date = datetime.fromisoformat(day)
-    except ValueError:
-        raise InputError(f"--template_date {day}: give a day as 2024-07-26.") from None
+    except ValueError as error:
+        raise InputError(f"--template_date {day} is not a date such as 2024-07-26.") from error
     call = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
     return call.sub(lambda found: json.dumps(date.strftime(found[2]), ensure_ascii=False), template)
 
 
 def pin_arguments(template: str, arguments: str) -> str:
-    """The template with values for its variables (a JSON object), which no caller can set otherwise any more."""
-    from transformers.utils.chat_template_utils import _compile_jinja_template
+    """Return the template with fixed values for some of its variables, which callers can no longer set.
 
+    Args:
+        template: The chat template.
+        arguments: Values by variable, as a JSON object.
+
+    Raises:
+        InputError: `arguments` is not an object, or the template does not use one of the variables.
+    """
     try:
         values = json.loads(arguments)
-        asked = meta.find_undeclared_variables(_compile_jinja_template(template).environment.parse(template))
-    except TemplateSyntaxError:
-        return template  # told where it is proven
     except ValueError:
         values = None
     if not isinstance(values, dict):
         raise InputError(
-            f"--chat_template_kwargs {arguments}: give a JSON object such as '{{\"enable_thinking\": false}}'."
+            f"--chat_template_kwargs {arguments} is not a JSON object such as '{{\"enable_thinking\": false}}'."
         )
-    variables = sorted(name for name in asked if name not in OF_EVERY_CALL and not name.endswith("_token"))
-    if unknown := ", ".join(sorted(values.keys() - {*variables})):
-        found = f"only {', '.join(variables)}" if variables else "nor any other that could be set"
-        raise InputError(f"--chat_template_kwargs: the chat template has no variable {unknown}, {found}.")
-    # The line break behind a block is dropped in rendering.
+    for name in values:
+        if name in RESERVED:
+            raise InputError(f"--chat_template_kwargs: {name} is set by the code that renders a conversation.")
+        is_set = re.match(rf"(\{{% set .* %\}}\n)*\{{% set {re.escape(name)} = ", template)  # by an earlier run
+        if is_set or not re.search(rf"\b{re.escape(name)}\b", template):
+            raise InputError(f"--chat_template_kwargs: the chat template has no variable {name} to set.")
+    # Jinja drops the line break behind a block.
     return "".join(f"{{% set {name} = {value!r} %}}\n" for name, value in values.items()) + template
 
 
 def split_special_tokens(tokenizer: Any) -> None:
-    """Let the tokenizer's chat template set a space into special tokens that stand in texts, so that they are read as
-    words that somebody wrote. As it is done by the template, training, Transformers and a server do it alike."""
+    """Change the chat template of the tokenizer so that special tokens in texts are read as ordinary text.
+
+    The template inserts a space into them. As the template does it, training, Transformers and vLLM agree.
+
+    Raises:
+        InputError: The tokenizer still finds special tokens in the texts.
+    """
     tokens = special_tokens(tokenizer)
     if MARK not in tokenizer.chat_template:
         tokenizer.chat_template = SPLIT.replace("TOKENS", repr(tokens)) + tokenizer.chat_template
-    found = []
+    counts = []
     for text in ("words", "".join(tokens)):
         messages = [{"role": role, "content": text} for role in ("user", "assistant")]
         ids = tokenizer(render(messages, tokenizer), add_special_tokens=False)["input_ids"]
-        found.append(
-            sum(tokenizer.added_tokens_decoder[one].special for one in ids if one in tokenizer.added_tokens_decoder)
-        )
-    if found[0] != found[1]:
-        raise InputError("--split_special_tokens: this tokenizer finds special tokens even in parts; leave it out.")
+        known = [tokenizer.added_tokens_decoder[one] for one in ids if one in tokenizer.added_tokens_decoder]
+        counts.append(sum(token.special for token in known))
+    if counts[0] != counts[1]:
+        raise InputError("--split_special_tokens: this tokenizer finds special tokens even in split texts. Remove it.")
 
 
 def special_tokens(tokenizer: Any) -> list[str]:
-    """Texts that the tokenizer takes for one token with a meaning of its own, the longest first."""
+    """Return the texts that the tokenizer reads as one special token, the longest first."""
     return sorted((str(token) for token in tokenizer.added_tokens_decoder.values() if token.special), key=len)[::-1]

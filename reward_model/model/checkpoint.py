@@ -1,7 +1,7 @@
-"""What a folder holds (a reward model, an adapter, a causal LM), and whether all of it is there.
+"""Inspect a model directory without loading weights: reward model, adapter or causal LM, and whether it is complete.
 
-`python -m reward_model.model.checkpoint FOLDER` prints the dtype of a full reward model, in which it must be served;
-for anything else it says what that is and exits with 1. It imports neither torch nor weights.
+`python -m reward_model.model.checkpoint DIRECTORY` prints the dtype in which a reward model must be served, or exits
+with status 1 and the reason why the directory cannot be served. It does not import torch, which takes seconds.
 """
 
 import json
@@ -16,81 +16,115 @@ from safetensors import SafetensorError, safe_open
 
 from reward_model import InputError
 from reward_model.model.chat_template import pin_date, single_template
-from reward_model.model.template_validation import prove_template
+from reward_model.model.template_validation import check_template
 
-MARKED = 2**20  # bytes of each file, three times
+HASHED_BYTES = 2**20  # at the start, the middle and the end of each weights file
 
 
-def check_reward_model(folder: str) -> dict[str, Any]:
-    """The config of a full reward model in a local folder; InputError says what the folder is instead, and the cure."""
-    path = Path(folder)
+def check_reward_model(directory: str) -> dict[str, Any]:
+    """Return the config of a complete reward model in a local directory.
+
+    Raises:
+        InputError: The directory has something else, or is not complete.
+    """
+    path = Path(directory)
     if (path / "adapter_config.json").is_file():
-        raise InputError(
-            f"{folder} is a LoRA adapter; merge it into its base model first: .venv/bin/python merge_lora.py {folder} "
-            "OUTPUT_DIR"
-        )
+        raise InputError(f"{directory} is a LoRA adapter. Merge it first: {merge_command(directory)}")
     if not (path / "config.json").is_file():
-        found = "has no config.json" if path.is_dir() else "is no folder"
-        raise InputError(f"{folder} {found}; give the --output_dir of train.py, or another reward model's folder.")
+        problem = "has no config.json" if path.is_dir() else "is not a directory"
+        raise InputError(f"{directory} {problem}. Pass the --output_dir of train.py or another reward model.")
     config = read_config(path)
-    architecture = (config.get("architectures") or ["no architecture"])[0]
-    if not architecture.endswith("ForSequenceClassification"):
+    if not is_reward_model(config):
+        architecture = (config.get("architectures") or ["a model without architecture"])[0]
         raise InputError(
-            f"{folder} holds {architecture}, which has no reward head: it is not a trained reward model. "
-            f"Train one: .venv/bin/python train.py --model_name_or_path {folder} …"
+            f"{directory} contains {architecture}, which has no reward head. "
+            f"Train a reward model from it: .venv/bin/python train.py --model_name_or_path {directory} …"
         )
-    check_one_label(config, folder)
+    check_one_label(config, directory)
     check_weights(path, config)
     return config
 
 
-def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
-    """config.json of a model folder, or another file of this kind."""
+def check_base_model(name: str, argument: str = "--model_name_or_path") -> None:
+    """Raise InputError if a local directory cannot be trained from. Hub ids are not looked up."""
+    path = Path(name)
+    if not path.is_dir():
+        if name.startswith((".", "/", "~")) or name.count("/") != 1:
+            raise InputError(f"{argument} {name} is neither a directory nor a Hub id (owner/name).")
+        return
+    if (path / "adapter_config.json").is_file():
+        raise InputError(f"{argument} {name} is a LoRA adapter. Merge it first: {merge_command(name)}")
+    if not (path / "config.json").is_file():
+        raise InputError(f"{argument} {name} has no config.json. Pass a model directory or a Hub id.")
+    config = read_config(path)
+    if is_reward_model(config):
+        check_one_label(config, name)
+    check_weights(path, config)
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as KNOWN_TYPES
+
+    if (model_type := config.get("model_type")) not in KNOWN_TYPES and "auto_map" not in config:
+        raise InputError(
+            f"{name}: Transformers has no sequence classifier for {model_type} models "
+            "(AutoModelForSequenceClassification). Start from another architecture."
+        )
+
+
+def merge_command(adapter: str) -> str:
+    """Return the command that merges an adapter."""
+    return f".venv/bin/python merge_lora.py {adapter} OUTPUT_DIR"
+
+
+def read_config(directory: Path, name: str = "config.json") -> dict[str, Any]:
+    """Return config.json of a model directory, or another JSON file of it."""
     try:
-        config = json.loads((folder / name).read_text(encoding="utf-8"))
+        config = json.loads((directory / name).read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError(f"expected an object, found a {type(config).__name__}")
     except ValueError as error:
-        raise InputError(f"{folder / name} is broken: {error}. Copy or download it again.") from None
-    if not isinstance(config, dict):
-        raise InputError(f"{folder / name} is no object, but a {type(config).__name__}.")
+        raise InputError(f"{directory / name} is broken: {error}. Copy or download it again.") from error
     return config
 
 
-def check_one_label(config: dict[str, Any], folder: str) -> None:
-    """Refuse a classifier with another number of labels than one."""
+def is_reward_model(config: dict[str, Any]) -> bool:
+    """Return whether a config describes a sequence classifier."""
+    return (config.get("architectures") or [""])[0].endswith("ForSequenceClassification")
+
+
+def check_one_label(config: dict[str, Any], directory: str) -> None:
+    """Raise InputError for a classifier whose number of labels is not 1."""
     labels = config.get("num_labels") or len(config.get("id2label") or {"0": "", "1": ""})
     if labels != 1:
         raise InputError(
-            f"{folder} is a classifier with {labels} labels; a reward model has one. Start from the model it was "
-            "trained from instead."
+            f"{directory} is a classifier with {labels} labels; a reward model has 1. Start from its base model."
         )
 
 
-def check_weights(folder: Path, config: dict[str, Any]) -> None:
-    """Refuse a model directory without weights, and a reward model without its head. Loading checks the rest."""
-    names = stored_tensors(folder)
+def check_weights(directory: Path, config: dict[str, Any]) -> None:
+    """Raise InputError for a directory without weights, or a reward model without head. Loading checks the rest."""
+    names = stored_tensors(directory)
     if names is None:
-        if not list(folder.glob("pytorch_model*.bin")):
-            raise InputError(f"{folder} has a config.json but no weights (model.safetensors); copy or download them.")
+        if not list(directory.glob("pytorch_model*.bin")):
+            raise InputError(f"{directory} has no weights (model.safetensors). Copy or download them.")
         return
-    has_head = any(name.endswith("score.weight") for name in names)
-    if (config.get("architectures") or [""])[0].endswith("ForSequenceClassification") and not has_head:
+    if is_reward_model(config) and not any(name.endswith("score.weight") for name in names):
         raise InputError(
-            f"{folder} says that it is a reward model, but its weights have no reward head (score.weight), so its "
-            "scores would be random. Train it anew, or copy the weights that belong to it."
+            f"{directory} has no reward head (score.weight) in its weights, so its scores would be random. Copy the "
+            "weights that belong to it."
         )
 
 
-def stored_tensors(folder: Path, name: str = "model") -> dict[str, list[int]] | None:
-    """Return the shapes of the tensors in `name`.safetensors or the files of its index; None where neither exists.
+def stored_tensors(directory: Path, name: str = "model") -> dict[str, list[int]] | None:
+    """Return the shapes of the tensors in `name`.safetensors or its shards, or None if there are no such files.
 
-    Raises InputError for a file that is missing or broken.
+    Raises:
+        InputError: A file is missing or broken.
     """
-    index, files = folder / f"{name}.safetensors.index.json", [folder / f"{name}.safetensors"]
+    index, files = directory / f"{name}.safetensors.index.json", [directory / f"{name}.safetensors"]
     if not files[0].is_file():
         if not index.is_file():
             return None
         try:
-            files = [folder / file for file in sorted(set(json.loads(index.read_bytes())["weight_map"].values()))]
+            files = [directory / file for file in sorted(set(json.loads(index.read_bytes())["weight_map"].values()))]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{index} is broken: {error}. Copy or download it again.") from error
     found: dict[str, list[int]] = {}
@@ -104,91 +138,69 @@ def stored_tensors(folder: Path, name: str = "model") -> dict[str, list[int]] | 
 
 
 def stored_parameters(name: str | None) -> int | None:
-    """Parameters of a model folder; None for a hub id, or what is no model."""
+    """Return the number of parameters in a model directory, or None for a Hub id or unreadable weights."""
     try:
-        tensors = stored_tensors(Path(name or "no folder"))
+        tensors = stored_tensors(Path(name or "no directory"))
     except InputError:
-        return None  # told by the check of the folder
+        return None  # reported by check_base_model
     return sum(map(prod, tensors.values())) if tensors else None
 
 
-def weights_mark(name: str | Path) -> str | None:
-    """By which the weights of a local folder are known again: a hash of their sizes, begins and ends."""
-    mark, files = sha256(), sorted(Path(name).glob("*.safetensors"))
+def weights_fingerprint(name: str | Path) -> str | None:
+    """Return a hash of the sizes and of three parts of each weights file, or None without local weights."""
+    digest, files = sha256(), sorted(Path(name).glob("*.safetensors"))
     for file in files:
         with open(file, "rb") as content:
             size = content.seek(0, 2)
-            mark.update(str(size).encode())
-            for place in (0, size // 2, max(0, size - MARKED)):
-                content.seek(place)
-                mark.update(content.read(MARKED))
-    return mark.hexdigest() if files else None
-
-
-def check_base_model(name: str, argument: str = "--model_name_or_path") -> None:
-    """Refuse, before anything is loaded, a local folder that cannot be trained from; a hub id is left to the hub."""
-    path = Path(name)
-    if not path.is_dir():
-        if name.startswith((".", "/", "~")) or name.count("/") != 1:
-            raise InputError(f"{argument} {name}: no such folder, and no hub id (owner/name).")
-        return
-    if (path / "adapter_config.json").is_file():
-        raise InputError(f"{name} is a LoRA adapter; merge it first: .venv/bin/python merge_lora.py {name} OUTPUT_DIR")
-    if not (path / "config.json").is_file():
-        raise InputError(f"{argument} {name}: no config.json there; give a model folder or a hub id.")
-    config = read_config(path)
-    if (config.get("architectures") or [""])[0].endswith("ForSequenceClassification"):
-        check_one_label(config, name)
-    check_weights(path, config)
-    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as KNOWN_TYPES
-
-    if (model_type := config.get("model_type")) not in KNOWN_TYPES and "auto_map" not in config:
-        raise InputError(
-            f"{name}: Transformers has no {model_type} model with one score per conversation "
-            "(AutoModelForSequenceClassification); start from another architecture."
-        )
+            digest.update(str(size).encode())
+            for offset in (0, size // 2, max(0, size - HASHED_BYTES)):
+                content.seek(offset)
+                digest.update(content.read(HASHED_BYTES))
+    return digest.hexdigest() if files else None
 
 
 def set_pad_token(model: Any, tokenizer: Any) -> None:
-    """Let the model know the tokenizer's pad token, with a row of the embedding for it where it is a new one."""
+    """Copy the pad token of the tokenizer to the model's config, and add an embedding for it if it is new."""
     model.config.get_text_config().pad_token_id = model.config.pad_token_id = tokenizer.pad_token_id
     if tokenizer.pad_token_id >= model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(tokenizer.pad_token_id + 1, mean_resizing=False)
 
 
-def light_tokenizer(folder: str) -> Any:
+def light_tokenizer(directory: str) -> Any:
     """Return the tokenizer of a directory, if possible without AutoTokenizer, whose import takes seconds."""
     from transformers import PreTrainedTokenizerFast
 
-    if not (Path(folder) / "tokenizer.json").is_file():
+    if not (Path(directory) / "tokenizer.json").is_file():
         from reward_model.model.tokenization import load_tokenizer
 
-        return load_tokenizer(folder)
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    tokenizer.chat_template = single_template(tokenizer.chat_template, folder)
+        return load_tokenizer(directory)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
+    tokenizer.chat_template = single_template(tokenizer.chat_template, directory)
     return tokenizer
 
 
-def check_template(tokenizer: Any, folder: str) -> None:
-    """Refuse a chat template that cannot be trusted. One of others that prints today's date is only warned of, as
-    nothing else renders what they trained with."""
+def check_saved_template(tokenizer: Any, directory: str) -> None:
+    """Check the chat template of a trained model. One that prints today's date only causes a warning.
+
+    The model has been trained with such a template, so no other would give its scores.
+    """
     template = tokenizer.chat_template
     pinned = pin_date(str(template or ""), datetime.now().date().isoformat())
     if template and template != pinned:
         print(
-            f"warning: the chat template of {folder} prints today's date, so scores change from day to day. To hold "
-            "them, write a date in the place of strftime_now(…) in its chat_template.jinja.",
+            f"warning: the chat template of {directory} prints today's date, so scores change from day to day. Replace "
+            "strftime_now(…) in its chat_template.jinja with a fixed date.",
             file=sys.stderr,
         )
     tokenizer.chat_template = pinned
-    prove_template(tokenizer)
+    check_template(tokenizer)
     tokenizer.chat_template = template
 
 
 if __name__ == "__main__":
     try:
         config = check_reward_model(sys.argv[1])
-        check_template(light_tokenizer(sys.argv[1]), sys.argv[1])
+        check_saved_template(light_tokenizer(sys.argv[1]), sys.argv[1])
         print(config.get("dtype") or config.get("torch_dtype") or "auto")
     except InputError as error:
         sys.exit(f"error: {error}")

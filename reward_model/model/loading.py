@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils import logging
 
@@ -29,19 +30,19 @@ def load_model(name: str, new_head: bool = False, **options: Any) -> PreTrainedM
     shared = {key: options[key] for key in ("revision", "trust_remote_code") if key in options}
     try:
         config = AutoConfig.from_pretrained(name, **shared)
-    except Exception as error:  # each class of configs has its own
-        raise InputError(f"{name}: no model can be made of its config.json: {_words(error)}") from error
+    except Exception as error:  # every class of configs raises its own
+        raise InputError(f"{name}: config.json cannot be loaded: {_words(error)}") from error
     quantized = getattr(config, "quantization_config", None)
     if new_head and quantized:
         raise InputError(
             f"{name} is quantized ({quantized.get('quant_method')}), and quantized weights cannot be trained. "
-            "Start from the original model; --load_in_4bit --use_peft quantizes it for training."
+            "Start from the original model; --load_in_4bit True --use_peft quantizes it for training."
         )
     options |= {"num_labels": 1, "output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
         with _quiet():
             model, report = AutoModelForSequenceClassification.from_pretrained(name, **options)
-            # Falcon, whose sdpa computes other alibi biases than eager, chooses its attention when it is built.
+            # Falcon chooses its attention when it is built, and its alibi biases differ between sdpa and eager.
             if model.config._attn_implementation == "sdpa" and not model._can_set_attn_implementation():
                 options["attn_implementation"] = "eager"
                 model, report = AutoModelForSequenceClassification.from_pretrained(name, **options)
@@ -56,15 +57,15 @@ def check_report(name: str, model: PreTrainedModel, report: dict[str, Any], new_
     missing = set(report["missing_keys"]) - ({"score.weight"} if new_head else set())
     if missing:
         raise InputError(
-            f"{name}: {_names(missing)} of its config.json are missing from the weights and would be random"
+            f"{name}: {_names(missing)} are missing from the weights and would be random"
             + (f"; the weights have {_names(report['unexpected_keys'])} instead" if report["unexpected_keys"] else "")
-            + ". Save the unwrapped model again, or copy the weights that belong to the config."
+            + ". Save the unwrapped model again, or copy the weights that belong to config.json."
         )
     if report["mismatched_keys"]:
         key, stored, wanted = min(report["mismatched_keys"])
         raise InputError(
-            f"{name}: {key} has the shape {list(stored)} in the weights and {list(wanted)} by config.json. Copy the "
-            "two that belong together."
+            f"{name}: {key} has the shape {list(stored)} in the weights but {list(wanted)} according to config.json. "
+            "Copy the config.json that belongs to the weights."
         )
     if unknown := _ignored(model, report["unexpected_keys"]):
         raise InputError(
@@ -74,9 +75,9 @@ def check_report(name: str, model: PreTrainedModel, report: dict[str, Any], new_
 
 
 def _ignored(model: PreTrainedModel, unexpected: Any) -> set[str]:
-    """Return the unexpected weights of further layers and of modules that the model has, such as a bias.
+    """Return the unexpected weights that belong to more layers or to existing modules, such as a bias.
 
-    Heads of other tasks, vision towers and the like are nowhere in the model and do not matter, nor do the layers of
+    Heads of other tasks, vision towers and the like are not part of the model and do not matter, nor do the layers of
     DeepSeek-V3 and its relatives that predict further tokens.
     """
     config = model.config.get_text_config()
@@ -86,6 +87,15 @@ def _ignored(model: PreTrainedModel, unexpected: Any) -> set[str]:
     known = {re.sub(r"\.\d+\.", ".*.", key) for key in model.state_dict()}
     modules = {name for name, module in model.named_modules() if not any(module.children())}
     return {key for key in unexpected if re.sub(r"\.\d+\.", ".*.", key) in known or key.rpartition(".")[0] in modules}
+
+
+def check_head(model: PreTrainedModel) -> None:
+    """Raise InputError unless the model is a decoder with the linear head `score`, as vLLM's LAST pooling expects."""
+    if not isinstance(getattr(model, "score", None), nn.Linear) or model.config.is_encoder_decoder:
+        raise InputError(
+            f"{type(model).__name__} has no linear head `score` over the last token of a decoder, so vLLM would return "
+            "different scores. Start from a decoder-only language model (Llama, Qwen, Mistral, …)."
+        )
 
 
 def _names(keys: Any) -> str:
@@ -99,7 +109,7 @@ def _words(error: Exception) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep Transformers' table of missing weights out of the log: `check_report` says what matters."""
+    """Hide Transformers' table of missing weights, which `check_report` replaces."""
     before = logging.get_verbosity()
     logging.set_verbosity_error()
     try:

@@ -1,12 +1,13 @@
-"""The layout of a batch without padding: one row that holds each shared prefix once, followed by its branches.
+"""The layout of a batch without padding: one row that has each shared prefix once, followed by its branches.
 
-    [prefix 1 | chosen 1 | rejected 1 | prefix 2 | answer 1 | answer 2 | answer 3 | …]     each prefix, its branches
+    [prefix 1 | chosen 1 | rejected 1 | prefix 2 | answer 1 | answer 2 | answer 3 | …]
 
-A prefix with its branches is a tree: a pair has two branches, k answers to one prompt have k, whatever number of pairs
-they make. Positions restart after the prefix, so every branch stands where it would stand in a conversation of its own.
-Attention sees the row as variable-length sequences, in FlashAttention's words: `cu_seq_lens_q` cuts the queries of the
-row into (prefix + first branch), second branch, …; `key_index` gathers for each of them the keys prefix + own branch,
-cut at `cu_seq_lens_k`; within a sequence attention is causal, aligned to its end. All of the index arithmetic is here.
+A prefix with its branches is a tree: a pair has two branches, and k answers to one prompt have k, in any number of
+pairs. Positions restart after the prefix, so every branch has the positions of a separate conversation. Attention sees
+the row as variable-length sequences, in FlashAttention's terms: `cu_seq_lens_q` divides the queries of the row into
+(prefix + first branch), second branch, …; `key_index` gathers for each of them the keys of the prefix and of the
+branch, divided at `cu_seq_lens_k`; within a sequence attention is causal and aligned to the end. All index arithmetic
+is in this module.
 """
 
 from collections.abc import Sequence
@@ -21,10 +22,10 @@ Group = tuple[Sequence[int], Sequence[Sequence[int]]]
 
 
 def tree(conversations: Sequence[Sequence[int]], switch: int | None = None) -> Group:
-    """What the conversations all begin with, and the rest of each; one conversation alone has no prefix.
+    """Return the shared prefix of some conversations and the rest of each. A single conversation has no prefix.
 
-    Conversations on both sides of `switch` tokens (`attention.rope_switch`) share nothing: their prefixes are rotated
-    by different factors.
+    Conversations on both sides of `switch` tokens (`modeling.rope_switch`) share no prefix: it would be rotated by
+    different factors.
     """
     alike = len({len(ids) > switch for ids in conversations}) == 1 if switch else True
     shared = common_prefix_length(conversations) if len(conversations) > 1 and alike else 0
@@ -32,16 +33,20 @@ def tree(conversations: Sequence[Sequence[int]], switch: int | None = None) -> G
 
 
 def positions(group: Group) -> int:
-    """Token positions that a tree takes in a row."""
+    """Return the number of token positions that a tree takes in a row."""
     return len(group[0]) + sum(map(len, group[1]))
 
 
 def pack(groups: list[Group]) -> dict[str, Any]:
-    """One packed row from (prefix, branches) groups; a prefix may be empty, a branch has at least one token.
+    """Return a packed row of (prefix, branches) groups. A prefix may be empty; a branch has at least one token.
 
-    Returns tensors `input_ids` and `position_ids` of shape (1, tokens), `end_positions` (branches,) of each branch's
-    last token in the row, int32 `cu_seq_lens_q` and `cu_seq_lens_k` (branches + 1,), `key_index` (keys,), and the
-    ints `max_length_q` and `max_length_k`. Raises ValueError for a branch without tokens.
+    Returns:
+        Tensors `input_ids` and `position_ids`, `(1, tokens)`; `end_positions`, `(branches,)`, the last token of each
+        branch in the row; int32 `cu_seq_lens_q` and `cu_seq_lens_k`, `(branches + 1,)`; `key_index`, `(keys,)`; and the
+        ints `max_length_q` and `max_length_k`.
+
+    Raises:
+        ValueError: A branch has no tokens.
     """
     tokens, positions, ends, keys, query_lengths, key_lengths = [], [], [], [], [], []
     row = 0
@@ -56,7 +61,7 @@ def pack(groups: list[Group]) -> dict[str, Any]:
             tokens.append(branch)
             positions.append(np.arange(len(prefix), len(prefix) + len(branch)))
             keys += [prefix_keys, np.arange(row, row + len(branch))]
-            # The prefix is queried once, together with the first branch.
+            # The queries of the prefix belong to the first branch.
             query_lengths.append(len(branch) + (len(prefix) if number == 0 else 0))
             key_lengths.append(len(prefix) + len(branch))
             row += len(branch)
@@ -71,3 +76,33 @@ def pack(groups: list[Group]) -> dict[str, Any]:
         "max_length_q": max(query_lengths),
         "max_length_k": max(key_lengths),
     }
+
+
+def mixer_layout(cu_seq_lens_q: torch.Tensor, cu_seq_lens_k: torch.Tensor, key_index: torch.Tensor) -> dict[str, Any]:
+    """Return the layout of a packed row for recurrent layers, which run the prefixes and then the branches as a batch.
+
+    Args:
+        cu_seq_lens_q: What `pack` returns, as are the other arguments.
+
+    Returns:
+        `prefixes`, `(groups, longest)`, the tokens of each prefix with -1 to their left; `branches`, `(branches,
+        longest)`, with -1 to their right; `groups`, `(branches,)`, the prefix of each branch, or -1 for an empty one;
+        and `order`, `(tokens,)`, the place of each token of the row in the flattened prefixes and branches.
+    """
+    starts = key_index[cu_seq_lens_k[:-1].long()].tolist()  # of the prefix of each branch
+    ends, keys = cu_seq_lens_q[1:].tolist(), cu_seq_lens_k.diff().tolist()
+    queries = cu_seq_lens_q.diff().tolist()
+    # All branches but the first of a tree have fewer queries than keys.
+    shared = {start: k - q for start, q, k in zip(starts, queries, keys, strict=True) if q < k}
+    numbers = {start: number for number, start in enumerate(shared)}
+    prefixes = [range(start, start + length) for start, length in shared.items()]
+    branches = [range(end - k + shared.get(start, 0), end) for start, end, k in zip(starts, ends, keys, strict=True)]
+    longest_prefix, longest = max(map(len, prefixes), default=0), max(map(len, branches))
+    left = np.array([[-1] * (longest_prefix - len(part)) + [*part] for part in prefixes], dtype=np.int64)
+    right = np.array([[*part] + [-1] * (longest - len(part)) for part in branches], dtype=np.int64)
+    places = np.concatenate([left.ravel(), right.ravel()])
+    order = np.empty(cu_seq_lens_q[-1].item(), dtype=np.int64)
+    order[places[places >= 0]] = np.flatnonzero(places >= 0)
+    arrays = {"prefixes": left, "branches": right, "groups": np.array([numbers.get(start, -1) for start in starts])}
+    device = key_index.device
+    return {name: torch.from_numpy(array).to(device) for name, array in (arrays | {"order": order}).items()}

@@ -16,7 +16,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from reward_model import InputError
-from reward_model.model.attention import rope_switch, rotate_by_length
+from reward_model.model.modeling import rope_switch, rotate_by_length
 from reward_model.model.tokenization import render, token_ids
 
 FILE = "reference_scores.json"

@@ -1,4 +1,4 @@
-"""Lengths of a pair in tokens, for prepare_data.py --tokenizer."""
+"""Lengths of pairs in tokens, for prepare_data.py --tokenizer."""
 
 import re
 
@@ -9,25 +9,31 @@ from reward_model.model.tokenization import load_tokenizer, token_ids
 
 
 class TokenLengths:
-    """Tokens of the shared prefix and of each side's rest, rendered as in training; `control_tokens` are the texts that
-    the tokenizer takes for tokens of its own.
+    """Count the tokens of pairs as training renders them.
 
-    Raises RowError for a pair with a side longer than `max_length`, whose sides become the same tokens, or that the
-    chat template refuses.
+    Args:
+        model: Directory or Hub id of the tokenizer.
+        max_length: Longest side that is accepted, in tokens.
     """
 
     def __init__(self, model: str, max_length: int | None) -> None:
         self.tokenizer, self.max_length = load_tokenizer(model), max_length
+        # Texts that the tokenizer reads as special tokens.
         self.control_tokens = re.compile("|".join(map(re.escape, special_tokens(self.tokenizer))) or "$^")
 
     def __call__(self, pair: Pair) -> tuple[int, int, int]:
+        """Return the lengths of the shared prefix, the rest of chosen and the rest of rejected.
+
+        Raises:
+            RowError: A side is too long, both sides have the same tokens, or the chat template rejects the pair.
+        """
         try:
             both = [render(pair[side], self.tokenizer, pair.get("tools")) for side in SIDES]
         except InputError as error:
             raise RowError("template", f"{error}.") from error
         chosen, rejected = token_ids(both, self.tokenizer)
         if chosen == rejected:
-            raise RowError("equal tokens", "both sides become the same tokens.")
+            raise RowError("equal tokens", "both sides have identical token ids.")
         longest = max(len(chosen), len(rejected))
         if self.max_length and longest > self.max_length:
             raise RowError(

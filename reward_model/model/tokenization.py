@@ -1,4 +1,4 @@
-"""From checked pairs to token ids: the checkpoint's own chat template, nothing added, nothing cut off."""
+"""Tokenize pairs with the checkpoint's chat template, without adding or truncating tokens."""
 
 import json
 import os
@@ -20,19 +20,25 @@ from reward_model.model.chat_template import render, single_template
 
 # Below this many pairs, starting processes takes longer than tokenizing.
 PAIRS_WORTH_PROCESSES = 5_000
-# Words in the names of special tokens that no chat template writes, best first.
+# Parts of the names of special tokens that chat templates do not use, best first.
 SPARE_TOKENS = ("pad", "reserved", "unused", "unk", "endoftext")
 
 
 def load_tokenizer(model: str, chat_template_path: str | None = None, **kwargs: Any) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or hub id, with its chat template or with the one at `chat_template_path`: a .jinja
-    file, or a folder or hub id whose tokenizer has a template.
-    """
+    """Return the tokenizer of a directory or Hub id with its chat template.
 
+    Args:
+        model: Directory or Hub id.
+        chat_template_path: A .jinja file, or the directory or Hub id of a tokenizer, whose template is used instead.
+        kwargs: Arguments of `AutoTokenizer.from_pretrained`.
+
+    Raises:
+        InputError: The tokenizer or the template cannot be loaded.
+    """
     tokenizer = _load(model, **kwargs)
     if chat_template_path and chat_template_path.endswith((".jinja", ".j2")):
         if not Path(chat_template_path).is_file():
-            raise InputError(f"--chat_template_path {chat_template_path}: no such file.")
+            raise InputError(f"--chat_template_path {chat_template_path} does not exist.")
         tokenizer.chat_template = Path(chat_template_path).read_text(encoding="utf-8")
     elif chat_template_path:
         tokenizer.chat_template = _load(chat_template_path).chat_template
@@ -42,18 +48,18 @@ def load_tokenizer(model: str, chat_template_path: str | None = None, **kwargs: 
 
 def _load(name: str, **kwargs: Any) -> PreTrainedTokenizerBase:
     try:
-        # A tekken.json beside the tokenizer is left alone: its tokenizer has no chat template.
+        # A tekken.json next to the tokenizer is ignored: its tokenizer has no chat template.
         tokenizer = AutoTokenizer.from_pretrained(name, mistral_format=False, **kwargs)
-    except Exception as error:  # a missing file, a broken one: each class of tokenizers has its own errors
+    except Exception as error:  # every class of tokenizers raises its own
         words = " ".join(str(error).split())[:300]
-        raise InputError(f"{name}: no tokenizer could be loaded from there: {words}") from error
-    if not tokenizer.encode("text", add_special_tokens=False):  # some classes make one without any file
-        raise InputError(f"{name}: no tokenizer could be loaded from there: its files are missing.")
+        raise InputError(f"{name}: the tokenizer cannot be loaded: {words}") from error
+    if not tokenizer.encode("text", add_special_tokens=False):  # some classes need no file
+        raise InputError(f"{name}: the tokenizer cannot be loaded: its files are missing.")
     return tokenizer
 
 
 def token_ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Token ids of rendered conversations; the template has written every special token already, so none is added."""
+    """Return the token ids of rendered conversations. The template has already written the special tokens."""
     encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
     return encoded["input_ids"]
 
@@ -61,16 +67,27 @@ def token_ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list
 def tokenize_pairs(
     pairs: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int | None, num_proc: int | None, name: str
 ) -> Dataset:
-    """Columns `chosen_ids`, `rejected_ids`, `prefix_length` (tokens that both begin with), `length` (of the longer),
-    `positions` (in a packed row), `prompt`, `place` and, where the pairs have one, `margin`, in the order of `pairs`.
+    """Return the pairs as token ids, in the same order. The result is cached by `datasets`.
 
-    Pairs whose longer side has more than `max_length` tokens are dropped, and the number is printed. Raises InputError
-    when nothing is left, and for a conversation that the template refuses. Cached by `datasets`.
+    Args:
+        pairs: Dataset of `load_pairs`.
+        tokenizer: Tokenizer with a chat template.
+        max_length: Pairs with a longer side are dropped, and their number is printed.
+        num_proc: Number of processes; chosen by the size of the dataset if it is None.
+        name: Name of the pairs in messages.
+
+    Returns:
+        A dataset with `chosen_ids`, `rejected_ids`, `prefix_length` (shared tokens), `length` (of the longer side),
+        `positions` (in a packed row), `prompt`, `place` and, if the pairs have it, `margin`.
+
+    Raises:
+        InputError: No pair is short enough, or the chat template rejects a conversation.
     """
     if num_proc is None:
         num_proc = min(os.cpu_count() or 1, 16) if len(pairs) >= PAIRS_WORTH_PROCESSES else None
-    # Left alone, `datasets` would miss its cache (a tokenizer's pickle changes as it is used) and hit it after a change
-    # of the code (imported functions are hashed by name).
+    # With its own key, `datasets` would miss the cache, since the pickle of a tokenizer changes as it is used, and hit
+    # it after a change of the code, since imported functions are hashed by name. `_fingerprint` is private; without it
+    # the contents would have to be hashed. test_tokenization.py fails if the cache is not used.
     vocabulary = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else tokenizer
     key = Hasher.hash((pairs._fingerprint, code_stamp(), vocabulary, tokenizer.chat_template))
     tokenized = pairs.map(
@@ -90,8 +107,8 @@ def tokenize_pairs(
     fits = np.flatnonzero(lengths <= max_length)
     if len(fits) == 0:
         raise InputError(
-            f"Every one of the {len(lengths)} {name} pairs is longer than --max_length {max_length} tokens (the longer "
-            f"side counts): shortest {lengths.min()}, median {int(np.median(lengths))}, longest {lengths.max()}."
+            f"All {len(lengths)} {name} pairs are longer than --max_length {max_length} tokens (by their longer side): "
+            f"shortest {lengths.min()}, median {int(np.median(lengths))}, longest {lengths.max()}."
         )
     if len(fits) < len(lengths):
         PartialState().print(
@@ -105,7 +122,7 @@ def tokenize_pairs(
 def stored_ids(pairs: Dataset) -> Iterator[np.ndarray]:
     """Yield all token ids in the table of `tokenize_pairs`, chunk by chunk and without a copy.
 
-    These include the ids of rows that `pairs` no longer selects.
+    They include the ids of rows that `pairs` does not select.
     """
     for side in ("chosen_ids", "rejected_ids"):
         for chunk in pairs.data.column(side).chunks:
@@ -115,8 +132,9 @@ def stored_ids(pairs: Dataset) -> Iterator[np.ndarray]:
 def set_unused_pad_token(tokenizer: PreTrainedTokenizerBase, tokenized: list[Dataset]) -> None:
     """Set a pad token that no conversation contains: the tokenizer's own, a spare special token, or a new one.
 
-    Transformers reads the reward at the rightmost token that is not the pad token, vLLM at the last token. They differ
-    silently where a conversation ends with the pad token, so eos never qualifies: it is what the next data may contain.
+    Transformers reads the reward at the rightmost token that is not the pad token, vLLM at the last token. They would
+    differ silently for a conversation that ends with the pad token. Therefore eos is never used: other data may end
+    with it.
     """
     present = np.zeros(max(tokenizer.get_vocab().values()) + 1, dtype=bool)  # by token id
     for pairs in tokenized:
@@ -147,7 +165,7 @@ def _tokenize_batch(batch: dict[str, list[Any]], tokenizer: PreTrainedTokenizerB
     both = list(zip(columns["chosen_ids"], columns["rejected_ids"], strict=True))
     for pair, place in zip(both, batch["place"], strict=True):
         if not all(pair):
-            raise InputError(f"{place}: the tokenizer's chat template makes no text of it; give another template.")
+            raise InputError(f"{place}: the chat template renders an empty text. Pass another template.")
     columns["prefix_length"] = [common_prefix_length(pair) for pair in both]
     columns["length"] = [max(map(len, pair)) for pair in both]
     columns["positions"] = [

@@ -12,11 +12,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from reward_model import InputError
 from reward_model.data.conversations import ScoringRow
-from reward_model.model.attention import rope_switch
-from reward_model.model.checkpoint import check_base_model, check_reward_model, check_template, set_pad_token
+from reward_model.model.checkpoint import check_base_model, check_reward_model, check_saved_template, set_pad_token
 from reward_model.model.loading import load_model
+from reward_model.model.modeling import rope_switch
 from reward_model.model.packing import Group, pack, positions, tree
-from reward_model.model.packing_check import padded, prepare
+from reward_model.model.packing_check import pad, prepare_for_scoring
 from reward_model.model.reference_scores import read_normalization
 from reward_model.model.tokenization import load_tokenizer, render, token_ids
 
@@ -31,10 +31,10 @@ def load_reward_model(directory: str, dtype: str | None = None) -> tuple[PreTrai
     """
     check_reward_model(directory)
     tokenizer = load_tokenizer(directory)
-    check_template(tokenizer, directory)
+    check_saved_template(tokenizer, directory)
     device = _device()
     dtype = dtype or ("float32" if device.type == "cpu" else "auto")
-    model = prepare(load_model(directory, dtype=dtype).to(device), tokenizer.pad_token_id)
+    model = prepare_for_scoring(load_model(directory, dtype=dtype).to(device), tokenizer.pad_token_id)
     model.normalization = read_normalization(Path(directory))
     return model, tokenizer
 
@@ -47,7 +47,7 @@ def load_untrained(base_model: str, directory: str) -> tuple[PreTrainedModel, Pr
     set_seed(SEED)
     model = load_model(base_model, new_head=True, dtype=torch.float32)
     set_pad_token(model, tokenizer)
-    return prepare(model.to(_device()), tokenizer.pad_token_id), tokenizer
+    return prepare_for_scoring(model.to(_device()), tokenizer.pad_token_id), tokenizer
 
 
 def score(
@@ -105,7 +105,7 @@ def score_batch(
     if model.packs:
         inputs = pack([to_group(group, model) for group in groups])
     else:
-        inputs = padded([ids for group in groups for ids in group], tokenizer.pad_token_id)
+        inputs = pad([ids for group in groups for ids in group], tokenizer.pad_token_id)
     inputs = {name: v.to(model.device) if isinstance(v, torch.Tensor) else v for name, v in inputs.items()}
     mean, sigma = getattr(model, "normalization", (0.0, 1.0))
     values = iter(((model(**inputs, use_cache=False).logits.flatten() - mean) / sigma).tolist())

@@ -1,8 +1,8 @@
-"""The arguments of train.py: trl's own dataclasses, with the defaults that a reward model and the hardware call for."""
+"""Arguments of train.py: trl's dataclasses with more arguments, and defaults for reward models and the hardware."""
 
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -11,167 +11,151 @@ import torch
 import yaml
 from accelerate import PartialState
 from transformers import HfArgumentParser
+from transformers.hf_argparser import HfArg
 from transformers.trainer_utils import IntervalStrategy
 from trl import ModelConfig, RewardConfig, ScriptArguments
 
 from reward_model import InputError
 from reward_model.model.checkpoint import stored_parameters
+from reward_model.training.loss import LOSSES
 
-# Full fine-tuning, by parameters: SmolLM2-135M learned well at 3e-5 and 5e-5; published models of 7B and more took 2e-6
-# to 1e-5. LoRA takes ten times as much (Schulman et al. 2025, "LoRA Without Regret").
+# Full fine-tuning by model size: SmolLM2-135M learned well at 3e-5 and 5e-5, published models of 7B and more used 2e-6
+# to 1e-5. LoRA needs about ten times the rate (Schulman et al. 2025, "LoRA Without Regret").
 LEARNING_RATE = {"LoRA": 1e-4, "small": 3e-5, "large": 1e-5}
 SMALL = 1_000_000_000  # parameters
 
 
 @dataclass
 class DataArguments(ScriptArguments):
-    """trl's ScriptArguments and what is ours."""
+    """trl's ScriptArguments, and the arguments of this repository."""
 
-    eval_size: float = field(
+    eval_size: float = HfArg(
         default=0.02,
-        metadata={
-            "help": "Held-out pairs where the data has no test split: a share below 1, a number of pairs, or 0 for "
-            "none. Split by prompt, so that no prompt stands on both sides."
-        },
+        help="Size of the held-out split where the data has no test split: a fraction below 1, a number of "
+        "pairs, or 0. The split is by prompt, so no prompt is in both parts.",
     )
-    shared_prefix: bool = field(
+    shared_prefix: bool = HfArg(
         default=True,
-        metadata={
-            "help": "Compute what chosen and rejected share once, without padding: the same loss and gradients, "
-            "several times faster. False pads as trl does; then see --train_sampling_strategy group_by_length."
-        },
+        help="Compute the prefix that chosen and rejected share once, without padding: the same loss and "
+        "gradients, several times faster. False pads like trl; consider --train_sampling_strategy group_by_length.",
     )
-    benchmark_files: list[str] = field(
+    benchmark_files: list[str] = HfArg(
         default_factory=list,
-        metadata={
-            "help": "Labelled pairs (files or folders, as for evaluate.py) whose accuracy is logged, per subset, at "
-            "every evaluation; the held-out pairs are then logged as eval_held_out_…"
-        },
+        help="Labeled pairs (files or directories, as for evaluate.py) whose accuracy is logged for each subset "
+        "at every evaluation. The held-out pairs are then logged as eval_held_out_…",
     )
-    overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Train although output_dir holds a model or checkpoints."}
-    )
-    dry_run: bool = field(
+    overwrite_output_dir: bool = HfArg(default=False, help="Train even if output_dir contains a model or checkpoints.")
+    dry_run: bool = HfArg(
         default=False,
-        metadata={
-            "help": "Stop after two steps of the longest pairs, which are not kept, with the memory and the time that "
-            "the whole run will take."
-        },
+        help="Run two steps of the longest pairs, report the memory and the time of the complete run, and save "
+        "nothing.",
     )
-    allow_stripped_reasoning: bool = field(
-        default=False,
-        metadata={"help": "Train although the chat template leaves <think>…</think> out of answers."},
+    allow_stripped_reasoning: bool = HfArg(
+        default=False, help="Train even if the chat template drops reasoning, tools or tool calls of the answers."
     )
 
 
 @dataclass
 class TrainingArguments(RewardConfig):
-    """trl's RewardConfig, in bf16 where that is fast, with curves in TensorBoard, distributed on CPU as well."""
+    """trl's RewardConfig: bf16 where it is fast, curves in TensorBoard, distributed training on CPU as well."""
 
-    num_train_epochs: float = field(
-        default=1.0, metadata={"help": "Epochs; the fraction is the part of the last one. Reward models overfit early."}
+    num_train_epochs: float = HfArg(
+        default=1.0, help="Number of epochs, which may be a fraction. Reward models overfit early."
     )
-    learning_rate: float = field(
+    learning_rate: float = HfArg(
         default=LEARNING_RATE["large"],
-        metadata={
-            "help": "By default 1e-4 for LoRA, 3e-5 for full fine-tuning of a local model below 1 B parameters, else "
-            "1e-5."
-        },
+        help="Defaults to 1e-4 for LoRA, 3e-5 for full fine-tuning of a local model below 1 B parameters, and "
+        "1e-5 otherwise.",
     )
-    eval_strategy: str = field(
-        default="steps", metadata={"help": "When held-out pairs are scored.", "choices": ["no", "steps", "epoch"]}
+    eval_strategy: str = HfArg(
+        default="steps", help="When to evaluate the held-out pairs.", metadata={"choices": ["no", "steps", "epoch"]}
     )
-    eval_steps: float | None = field(
-        default=0.2, metadata={"help": "Steps between two evaluations; below 1, as a share of all steps."}
+    eval_steps: float | None = HfArg(
+        default=0.2, help="Steps between two evaluations; below 1, a fraction of all steps."
     )
-    report_to: None | str | list[str] = field(
-        default="tensorboard", metadata={"help": "Where curves go: tensorboard, wandb, …; none for nowhere."}
+    report_to: None | str | list[str] = HfArg(
+        default="tensorboard", help="Where to log curves: tensorboard, wandb, … or none."
     )
-    bf16: bool | None = field(default=None, metadata={"help": "bf16 autocast; by default where a GPU has it."})
-    template_date: str | None = field(
+    bf16: bool | None = HfArg(default=None, help="bf16 autocast; on by default where a GPU supports it.")
+    loss_type: str = HfArg(
+        default="margin",
+        help="bradley_terry: -log sigmoid(chosen - rejected). margin: the same of the difference minus the "
+        "pair's margin, 0 where the data has none. scaled: bradley_terry times the margin.",
+        metadata={"choices": list(LOSSES)},
+    )
+    template_date: str | None = HfArg(
         default=None,
-        metadata={
-            "help": "A day such as 2024-07-26 that is written into a chat template which would print today's date, for "
-            "training, scoring and serving alike."
-        },
+        help="A date such as 2024-07-26, written into a chat template that would print today's date, so that "
+        "training, scoring and serving render the same text.",
     )
-    chat_template_kwargs: str | None = field(
+    chat_template_kwargs: str | None = HfArg(
         default=None,
-        metadata={
-            "help": "Values for variables of the chat template, as '{\"enable_thinking\": false}'; they are written "
-            "into it, for training, scoring and serving alike."
-        },
+        help="Values for variables of the chat template, such as '{\"enable_thinking\": false}'. They are "
+        "written into the template, so that training, scoring and serving render the same text.",
     )
-    split_special_tokens: bool = field(
+    split_special_tokens: bool = HfArg(
         default=False,
-        metadata={
-            "help": "Read special tokens in texts (<|im_end|>) as words that somebody wrote: the stored chat template "
-            "sets a space into them, for training, scoring and serving alike."
-        },
+        help="Treat special tokens in texts (<|im_end|>) as ordinary text: the saved chat template inserts a "
+        "space into them, in training, scoring and serving.",
     )
-    group_by_prompt: bool | None = field(
+    group_by_prompt: bool | None = HfArg(
         default=None,
-        metadata={
-            "help": "Keep the pairs of one prompt together in a batch, where each of its answers is then computed "
-            "once; by default where a prompt has several pairs."
-        },
+        help="Keep the pairs of a prompt together in a batch, so that each of its answers is computed once. On "
+        "by default where prompts have several pairs.",
     )
-    balance_ranks: bool = field(
-        default=True,
-        metadata={"help": "Deal the pairs of a step out so that every device and micro-step has as much to compute."},
+    balance_ranks: bool = HfArg(
+        default=True, help="Distribute the pairs of a step so that all devices and micro-steps have similar loads."
     )
-    max_tokens_per_micro_batch: int | None = field(
+    max_tokens_per_micro_batch: int | None = HfArg(
         default=None,
-        metadata={
-            "help": "Compute a micro-batch of more token positions in several passes, with the same gradients, so that "
-            "long pairs do not run out of memory."
-        },
+        help="Split a micro-batch with more token positions into several passes, with the same gradients, so "
+        "that long pairs do not run out of memory.",
     )
 
     def __post_init__(self) -> None:
         if isinstance(self.deepspeed, str):
-            read_object(Path(self.deepspeed), "--deepspeed ", "ds_config_zero3.json comes with this project.")
+            read_mapping(Path(self.deepspeed), "--deepspeed")
             if "RANK" not in os.environ and not find_spec("mpi4py"):
                 raise InputError(
-                    "--deepspeed needs a launcher, for a single GPU too. Start with sh train.sh or torchrun."
+                    "--deepspeed needs a launcher, even for a single GPU. Start with sh train.sh or torchrun."
                 )
         if self.fsdp:
-            raise InputError("--fsdp: packed rows and saving were never tried under FSDP; use DeepSpeed: sh train.sh")
+            raise InputError("--fsdp is not supported: packed rows and saving are untested under it. Use sh train.sh.")
         if self.bf16 is None and not self.fp16:
             self.bf16 = bf16_is_fast()
         if self.bf16 and not (torch.accelerator.is_available() or self.use_cpu):
-            raise InputError("--bf16 needs a GPU; a CPU trains in float32. Leave it out.")
+            raise InputError("--bf16 needs a GPU; a CPU trains in float32. Remove the argument.")
         self.dataloader_pin_memory &= torch.accelerator.is_available()
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
-            # Left alone, accelerate takes torchrun without a GPU for one process, and DeepSpeed's batch check fails.
+            # Without this, accelerate sees a single process under torchrun, and DeepSpeed's batch size check fails.
             os.environ["ACCELERATE_USE_DEEPSPEED"] = str(self.deepspeed is not None).lower()
             if self.deepspeed is not None:
-                import deepspeed  # seconds, so only here
+                import deepspeed  # takes seconds
 
-                # It would be compiled at the first start, and not at all in a path with a space; gloo does its work.
+                # This op is compiled at the first start, which fails in a path with a space; gloo replaces it.
                 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
             PartialState(cpu=self.deepspeed is None, backend="gloo")
             self.accelerator_config = {"use_configured_state": True}
         super().__post_init__()
         if self.n_gpu > 1:
-            print(f"One of {self.n_gpu} GPUs is used; sh train.sh with the same arguments uses all of them.")
-            self._n_gpu = 1  # or Trainer would split every batch by nn.DataParallel, which trl refuses
+            print(f"Training on one of {self.n_gpu} GPUs. sh train.sh with the same arguments uses all of them.")
+            # Private: Trainer would use nn.DataParallel, which trl rejects, and offers no other way to prevent it.
+            # test_one_of_several_gpus_is_used fails if this no longer works.
+            self._n_gpu = 1
 
 
 @dataclass
 class ModelArguments(ModelConfig):
-    """trl's ModelConfig for a model with one score: LoRA keeps the reward head, dtype follows the hardware."""
+    """trl's ModelConfig: LoRA trains and saves the reward head, and the dtype follows the hardware."""
 
-    dtype: str | None = field(
+    dtype: str | None = HfArg(
         default=None,
-        metadata={
-            "help": "Dtype of the loaded weights. By default bfloat16 where bf16 is on and fp32 master weights stand "
-            "elsewhere (DeepSpeed) or are few (LoRA), else float32.",
-            "choices": ["auto", "bfloat16", "float16", "float32"],
-        },
+        help="Dtype of the loaded weights. Defaults to bfloat16 where bf16 is on and the trained weights are "
+        "kept in fp32 by DeepSpeed or are few (LoRA), and to float32 otherwise.",
+        metadata={"choices": ["auto", "bfloat16", "float16", "float32"]},
     )
-    lora_task_type: str = field(default="SEQ_CLS", metadata={"help": "Task type for LoRA; SEQ_CLS trains `score`."})
-    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout of LoRA's input."})
+    lora_task_type: str = HfArg(default="SEQ_CLS", help="LoRA task type. SEQ_CLS trains the reward head `score`.")
+    lora_dropout: float = HfArg(default=0.0, help="Dropout of LoRA inputs.")
 
     def __post_init__(self) -> None:
         if self.use_peft and self.lora_target_modules is None:
@@ -180,40 +164,37 @@ class ModelArguments(ModelConfig):
 
 
 def bf16_is_fast() -> bool:
-    """Whether bf16 beats fp32 here: on a 2-core AVX2 machine it ran at 1/130 of the speed."""
+    """Return whether bf16 is faster than fp32: on a 2-core AVX2 machine it ran at 1/130 of the speed."""
     return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def parse_arguments(argv: list[str], default_file: Path) -> tuple[DataArguments, TrainingArguments, ModelArguments]:
-    """Read the arguments from a command line, which may begin with a JSON or YAML file of arguments; those behind it
-    win. If there are none, from `default_file`.
+    """Parse a command line, which may start with a JSON or YAML file; later arguments override the file.
 
-    Paths in `default_file` are relative to its folder, which becomes the working directory, so that a debugger can be
-    started anywhere; all other paths are relative to where the user stands.
+    Without arguments, `default_file` is read. Its paths are relative to its directory, which becomes the working
+    directory, so that a debugger can start anywhere. All other paths are relative to the working directory.
     """
     if not argv:
         os.chdir(default_file.parent)
         argv = [default_file.name]
-    where = "the command line"
+    source = "the command line"
     if argv[0].endswith((".json", ".yaml", ".yml")):
-        where = argv[0]
-        argv = [*file_to_argv(Path(where)), *argv[1:]]
+        source = argv[0]
+        argv = [*file_to_argv(Path(source)), *argv[1:]]
     parser = HfArgumentParser(
         (DataArguments, TrainingArguments, ModelArguments),
         allow_abbrev=False,
-        usage="train.py [arguments.json] [--argument value …]      (without any: reads train_args.json)",
+        usage="train.py [arguments.json] [--argument value …]      (without arguments: reads train_args.json)",
     )
-    known = {option for action in parser._actions for option in action.option_strings}
-    unknown = [word for word in argv if word.startswith("--") and word.split("=")[0] not in known]
+    given, unknown = parser.parse_known_args(argv)
     if unknown:
-        raise InputError(f"{where}: unknown argument {unknown[0]}; .venv/bin/python train.py --help lists all of them.")
-    given = parser.parse_args(argv)
+        raise InputError(f"Unknown argument {unknown[0]} in {source}. See .venv/bin/python train.py --help")
     small = (stored_parameters(given.model_name_or_path) or SMALL) < SMALL
     mode = "LoRA" if given.use_peft else "small" if small else "large"
     parser.set_defaults(learning_rate=LEARNING_RATE[mode])
     try:
         data_args, training_args, model_args = parser.parse_args_into_dataclasses(argv)
-    except (ValueError, TypeError, OSError) as error:  # Transformers' own words on arguments it cannot take
+    except (ValueError, TypeError, OSError) as error:  # Transformers and trl explain what they reject
         raise InputError(" ".join(str(error).split())) from error
     if model_args.dtype is None:
         halved = training_args.bf16 and (model_args.use_peft or training_args.deepspeed is not None)
@@ -222,7 +203,7 @@ def parse_arguments(argv: list[str], default_file: Path) -> tuple[DataArguments,
 
 
 def schedule_line(args: TrainingArguments, model_args: ModelArguments) -> str:
-    """What the run will do, in one line, since defaults differ by mode."""
+    """Return one line on the schedule of the run, since the defaults depend on the mode."""
     mode = "LoRA" if model_args.use_peft else "Full fine-tuning"
     length = f"{args.max_steps} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epoch(s)"
     pairs = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
@@ -234,29 +215,46 @@ def schedule_line(args: TrainingArguments, model_args: ModelArguments) -> str:
     return f"{mode}: learning rate {args.learning_rate:g}, {length} of {pairs} pairs a step, evaluation {evaluated}"
 
 
-def read_object(path: Path, name: str, cure: str) -> dict[str, Any]:
-    """The object in a JSON or YAML file; errors begin with `name`, and end with `cure` where there is no file."""
-    if not path.is_file():
-        raise InputError(f"{name}{path}: no such file; {cure}")
+def read_mapping(path: Path, argument: str = "") -> dict[str, Any]:
+    """Return the mapping in a JSON or YAML file, which `argument` names in errors."""
+    name, is_yaml = f"{argument} {path}".strip(), path.suffix in (".yaml", ".yml")
     try:
         text = path.read_text(encoding="utf-8")
-        found = yaml.safe_load(text) if path.suffix in (".yaml", ".yml") else json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{name}{path}:{error.lineno}: not valid JSON ({error.msg}).") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{name}{path}: not valid {path.suffix[1:].upper()} ({error}).") from None
+        found = yaml.safe_load(text) if is_yaml else json.loads(text)
+    except OSError as error:
+        raise InputError(f"{name} cannot be read: {error.strerror}.") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise InputError(f"{name} is not valid {'YAML' if is_yaml else 'JSON'}: {error}") from error
     if not isinstance(found, dict):
-        raise InputError(f"{name}{path}: one object is needed, found {type(found).__name__}.")
+        raise InputError(f"{name} must contain an object with one key per argument, not a {type(found).__name__}.")
     return found
 
 
 def file_to_argv(path: Path) -> list[str]:
-    """The words of a command line that says the same as a JSON or YAML file, so that both are checked by one parser."""
-    arguments = read_object(path, "", "give a JSON or YAML file of arguments.")
+    """Return the command line that is equivalent to a JSON or YAML file, so that one parser checks both."""
+    argv = []
+    for name, value in read_mapping(path).items():
+        if value is not None:
+            values = value if isinstance(value, list) else [value if isinstance(value, str) else json.dumps(value)]
+            argv += [f"--{name}", *map(str, values)]
+    return argv
 
-    def words(value: Any) -> list[str]:
-        if isinstance(value, list):
-            return [str(item) for item in value]
-        return [value if isinstance(value, str) else json.dumps(value)]
 
-    return [word for name, value in arguments.items() if value is not None for word in (f"--{name}", *words(value))]
+def configure_trainer(args: TrainingArguments, checkpoint: str | None, has_eval: bool, has_other_towers: bool) -> None:
+    """Set the arguments of trl's trainer to what train.py has found, and switch off what train.py does itself.
+
+    Args:
+        args: The arguments of the run, changed in place.
+        checkpoint: Checkpoint to resume from.
+        has_eval: Whether there are pairs to evaluate.
+        has_other_towers: Whether the model has a vision tower or the like, which text does not reach. By default DDP
+            waits for the gradients of all parameters.
+    """
+    args.resume_from_checkpoint = checkpoint
+    args.max_length = args.chat_template_path = args.model_init_kwargs = None  # applied; trl would filter row by row
+    args.disable_dropout = False  # applied; trl would disable the dropout of LoRA as well
+    args.remove_unused_columns = False  # the collator selects columns
+    if not has_eval:
+        args.eval_strategy = "no"
+    if has_other_towers and args.ddp_find_unused_parameters is None:
+        args.ddp_find_unused_parameters = True

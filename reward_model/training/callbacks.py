@@ -1,7 +1,6 @@
 """Callbacks of a run: choose how attention runs before the first step, and stop or warn when training goes wrong."""
 
 import json
-import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,13 +17,13 @@ from reward_model.model.packing_check import choose_attention
 from reward_model.training.checkpointing import newest_complete
 from reward_model.training.collator import SIDES, PairCollator
 
-DRIFTED = 30.0  # the mean reward, since the first log
+MAX_DRIFT = 30.0  # of the mean reward since the first log
 
 
 class AttentionChooser(TrainerCallback):
     """Decide before the first step whether the model trains on packed or on padded rows.
 
-    If the model cannot take packed rows, the collator pads from the first batch on, and one line says why.
+    If the model cannot take packed rows, the collator pads from the first batch on, and one line gives the reason.
 
     Args:
         collator: The collator of the run.
@@ -46,37 +45,52 @@ class AttentionChooser(TrainerCallback):
             print(f"Shared-prefix training is off, batches are padded: {reason}.")
 
 
-class Watch(TrainerCallback):
-    """Knows the batches of the present step, and what was warned of."""
+class TrainingMonitor(TrainerCallback):
+    """Stop at weights that are not finite, warn of drifting rewards, and explain an out-of-memory error.
+
+    Args:
+        tokenizer: Decodes a bad batch for its report.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
-        self.batches: list[dict[str, Any]] = []
-        self.warned = False
-        self.first: dict[str, Any] = {}  # log of the training loss
+        self.batches: list[dict[str, Any]] = []  # of the current step
+        self.first_log: dict[str, Any] = {}
+        self.has_warned = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
-        self.first = next((log for log in state.log_history if "loss" in log), {})  # of a resumed run
+        self.first_log = next((log for log in state.log_history if "loss" in log), {})  # of a resumed run
         body = next(module for module in model.modules() if hasattr(module, "path_counts"))
-        body.register_forward_pre_hook(self._remember, with_kwargs=True)
+        body.register_forward_pre_hook(self._remember_batch, with_kwargs=True)
 
-    def _remember(self, model: nn.Module, args: tuple, batch: dict[str, Any]) -> None:
+    def _remember_batch(self, model: nn.Module, args: tuple, batch: dict[str, Any]) -> None:
         if model.training:
             self.batches.append(batch)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
-        # ZeRO-3 leaves the parameters empty; each rank has a part of every one of them in ds_tensor.
-        parts = [getattr(parameter, "ds_tensor", parameter) for parameter in model.parameters()]
-        if not all(gather_object([bool(part.isfinite().all()) for part in parts])):
-            raise InputError(f"After step {state.global_step} the weights are not finite; nothing more is saved.")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.batches.clear()
 
-    def check_finite(self, loss: float, norm: float, args: Any, step: int) -> None:
-        """Stop at a loss or a gradient that is not finite; of a gradient in fp16, its scaler takes care."""
-        if math.isfinite(loss) and (args.fp16 or math.isfinite(norm)):
+    def on_train_end(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
+        # ZeRO-3 leaves the parameters empty; ds_tensor holds this rank's part of each.
+        parts = [getattr(parameter, "ds_tensor", parameter) for parameter in model.parameters()]
+        if not all(gather_object([bool(part.isfinite().all()) for part in parts])):
+            raise InputError(f"The weights are not finite after step {state.global_step}, so they are not saved.")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
+        if "loss" not in logs or not state.is_world_process_zero:
             return
+        self.first_log = self.first_log or logs
+        # Drift is measured from the first log: untrained scores are far from 0 where the final norm is large.
+        first, mean = (float(log.get("mean_reward", 0)) for log in (self.first_log, logs))
+        if abs(mean - first) > MAX_DRIFT and not self.has_warned:
+            self.has_warned = True
+            print(
+                f"Warning: The mean reward has drifted from {first:.0f} to {mean:.0f}, and bf16 resolves large rewards "
+                "poorly. --center_rewards_coefficient 0.01 keeps rewards near 0."
+            )
+
+    def stop_at_bad_batch(self, loss: float, norm: float, args: Any, step: int) -> None:
+        """Write the batches of the current step to bad_batch_RANK.json and raise InputError. Runs on all ranks."""
         file = Path(args.output_dir, f"bad_batch_{args.process_index}.json")
         rows = [
             {"places": list(batch.get("places", [])), "text": self.tokenizer.batch_decode(batch["input_ids"])}
@@ -85,33 +99,20 @@ class Watch(TrainerCallback):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(rows, ensure_ascii=False, indent=1), encoding="utf-8")
         places = gather_object([place for row in rows for place in row["places"]])
-        last = newest_complete(file.parent, tell=False)
+        last = newest_complete(file.parent)
         raise InputError(
-            f"Step {step + 1}: the loss is {loss:g}, the gradient's norm {norm:g}. The pairs of this step are "
-            f"{', '.join(places[:8])}{' …' if len(places) > 8 else ''}; {file} has all of them. Usual causes: a "
-            f"learning rate that is too high, a huge margin, broken weights."
-            + (f" {last} is from before." if last else "")
+            f"Step {step + 1}: the loss is {loss:g} and the gradient norm is {norm:g}. The pairs of this step are "
+            f"{', '.join(places[:8])}{' …' if len(places) > 8 else ''}; {file} lists all of them. Usual causes: a "
+            "learning rate that is too high, a huge margin, broken weights."
+            + (f" {last} was saved before." if last else "")
         )
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
-        if "loss" not in logs or not state.is_world_process_zero:
-            return
-        self.first = self.first or logs
-        # Untrained scores can be far from 0: the final norm of some models is large.
-        first, mean = (float(log.get("mean_reward", 0)) for log in (self.first, logs))
-        if abs(mean - first) > DRIFTED and not self.warned:
-            self.warned = True
-            print(
-                f"Warning: The mean reward has drifted from {first:.0f} to {mean:.0f}, and large rewards lose digits "
-                "in bf16. --center_rewards_coefficient 0.01 keeps them near 0."
-            )
-
     @contextmanager
-    def out_of_memory_told(self) -> Iterator[None]:
-        """The batch and the settings to change, where memory ran out."""
+    def explain_out_of_memory(self) -> Iterator[None]:
+        """Turn an out-of-memory error into an InputError with the batch and the arguments to change."""
         try:
             yield
-        except RuntimeError as error:  # torch.OutOfMemoryError is one; a CPU has no class for it
+        except RuntimeError as error:  # torch.OutOfMemoryError on a GPU; a CPU raises the plain class
             if not re.search("out of memory|can't allocate memory", str(error)):
                 raise
             batch = self.batches[-1] if self.batches else {}
@@ -120,6 +121,6 @@ class Watch(TrainerCallback):
                 f"Out of memory at a batch of {tokens:,} token positions, {len(places)} pairs (the first is "
                 f"{(places or ['unknown'])[0]}): {str(error).splitlines()[0][:160]} Set --max_tokens_per_micro_batch "
                 f"{max(tokens // 2, 1)}, a smaller --per_device_train_batch_size with more "
-                "--gradient_accumulation_steps, --gradient_checkpointing True, a smaller --max_length, or --use_peft; "
-                "--dry_run True tries the longest."
-            ) from None
+                "--gradient_accumulation_steps, --gradient_checkpointing True, a smaller --max_length, or --use_peft. "
+                "--dry_run True tries the longest pairs."
+            ) from error

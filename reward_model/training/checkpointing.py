@@ -1,4 +1,7 @@
-"""Checkpoints that are complete or do not count, and a run that saves when it is told to stop."""
+"""Write checkpoints atomically, find the newest complete one, and shut down gracefully.
+
+A checkpoint is complete when it has complete.json, which is written last.
+"""
 
 import json
 import os
@@ -12,27 +15,53 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from accelerate import PartialState
 from safetensors import SafetensorError
 from transformers import TrainerCallback
+from transformers.trainer_utils import rotate_checkpoints
 
 from reward_model import InputError
+from reward_model.model.reference_scores import write_reference_scores
 
-COMPLETE = "complete.json"  # written last: every other file of the checkpoint with its bytes
-STOPPED = 75  # exit status of a run that saved and stopped (EX_TEMPFAIL: the same command goes on)
+COMPLETE = "complete.json"  # the size in bytes of every other file of the checkpoint
+STOPPED = 75  # exit status of a run that saved and stopped (EX_TEMPFAIL: run the same command again)
+
+
+class CheckpointWriter(TrainerCallback):
+    """Complete each checkpoint that Trainer has written; then delete older ones.
+
+    Trainer deletes older checkpoints before the new one is complete, so `save_total_limit` is taken from its arguments.
+    """
+
+    def __init__(self, save_total_limit: int | None) -> None:
+        self.save_total_limit = save_total_limit
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if args.should_save:  # the checkpoint of this step may be about to be written over
+            Path(args.output_dir, f"checkpoint-{state.global_step}", COMPLETE).unlink(missing_ok=True)
+
+    def on_save(self, args: Any, state: Any, control: Any, model: Any, processing_class: Any, **kwargs: Any) -> None:
+        checkpoint = Path(args.output_dir, f"checkpoint-{state.global_step}")
+        write_reference_scores(model, processing_class, checkpoint)
+        PartialState().wait_for_everyone()
+        if args.should_save:
+            mark_complete(checkpoint)
+            rotate_checkpoints(args.output_dir, self.save_total_limit, state.best_model_checkpoint)
 
 
 def mark_complete(checkpoint: Path) -> None:
-    """Write down that all files of a checkpoint are there; in one step, so that half a mark cannot be."""
-    sizes = {str(file.relative_to(checkpoint)): file.stat().st_size for file in _files(checkpoint)}
+    """Write complete.json into a checkpoint, in one step."""
+    files = [file for file in checkpoint.rglob("*") if file.is_file() and not file.name.startswith(COMPLETE)]
+    sizes = {str(file.relative_to(checkpoint)): file.stat().st_size for file in sorted(files)}
     new = checkpoint / f"{COMPLETE}.new"
     new.write_text(json.dumps(sizes, indent=1), encoding="utf-8")
     os.replace(new, checkpoint / COMPLETE)
 
 
-def what_is_missing(checkpoint: Path) -> str | None:
-    """Why a checkpoint cannot be resumed from, None if it can."""
+def checkpoint_problem(checkpoint: Path) -> str | None:
+    """Return why a checkpoint cannot be resumed from, or None if it is complete."""
     if not (checkpoint / COMPLETE).is_file():
-        return "it was not saved to its end"
+        return "it was not saved completely"
     sizes = json.loads((checkpoint / COMPLETE).read_text(encoding="utf-8"))
     for name, size in sizes.items():
         file = checkpoint / name
@@ -43,86 +72,92 @@ def what_is_missing(checkpoint: Path) -> str | None:
     return None
 
 
-def newest_complete(output_dir: Path, tell: bool) -> Path | None:
-    """The checkpoint with the most steps that is whole; with `tell`, those that are skipped are printed."""
+def newest_complete(output_dir: Path, verbose: bool = False) -> Path | None:
+    """Return the complete checkpoint with the most steps; `verbose` prints those that are skipped."""
     checkpoints = [path for path in output_dir.glob("checkpoint-*") if path.name.split("-")[1].isdigit()]
     for checkpoint in sorted(checkpoints, key=lambda path: int(path.name.split("-")[1]), reverse=True):
-        missing = what_is_missing(checkpoint)
-        if missing is None:
+        problem = checkpoint_problem(checkpoint)
+        if problem is None:
             return checkpoint
-        if tell:
-            print(f"Skipped {checkpoint}: {missing}.")
+        if verbose:
+            print(f"Skipped {checkpoint}: {problem}.")
     return None
 
 
-def resume_from(asked: str | bool | None, output_dir: Path, tell: bool) -> str | None:
-    """The checkpoint that --resume_from_checkpoint means: `auto` takes the newest whole one, if there is one, True
-    wants one, anything else is a path."""
-    word = str(asked or False).lower()
-    if word not in ("auto", "true", "false"):
-        if not Path(str(asked), "trainer_state.json").is_file():
-            raise InputError(f"--resume_from_checkpoint {asked}: no checkpoint of train.py there (trainer_state.json).")
-        return str(asked)
-    newest = newest_complete(output_dir, tell) if word != "false" else None
+def find_checkpoint(resume: str | bool | None, output_dir: Path, verbose: bool) -> str | None:
+    """Return the checkpoint that --resume_from_checkpoint selects.
+
+    `auto` selects the newest complete one if there is one, True requires one, and anything else is a path.
+    """
+    word = str(resume or False).lower()
+    if word == "false":
+        return None
+    if word not in ("auto", "true"):
+        if not Path(str(resume), "trainer_state.json").is_file():
+            raise InputError(f"--resume_from_checkpoint {resume} has no trainer_state.json. Pass a checkpoint.")
+        return str(resume)
+    newest = newest_complete(output_dir, verbose)
     if word == "true" and newest is None:
-        raise InputError(f"--resume_from_checkpoint: no whole checkpoint in {output_dir}; name one by its path.")
-    if newest and tell:
-        print(f"Going on from {newest}.")
+        raise InputError(
+            f"--resume_from_checkpoint True: {output_dir} has no complete checkpoint. Pass auto to start a "
+            "new run in this case, or the path of a checkpoint."
+        )
+    if newest and verbose:
+        print(f"Resuming from {newest}.")
     return str(newest) if newest else None
 
 
-def stop(said: str, status: int) -> NoReturn:
-    """End the program with a sentence; a rank leaves it to torchrun, which has the first one's only."""
+def exit_with_message(message: str, status: int) -> NoReturn:
+    """End the program with one line. A rank passes it to torchrun, which prints the first rank's only."""
     if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
-        Path(file).write_text(json.dumps({"message": said, "timestamp": int(time.time())}), encoding="utf-8")
+        Path(file).write_text(json.dumps({"message": message, "timestamp": int(time.time())}), encoding="utf-8")
     else:
-        print(said, file=sys.stderr)
+        print(message, file=sys.stderr)
     sys.exit(status)
 
 
 @contextmanager
-def full_disk_told(checkpoint: Path) -> Iterator[None]:
-    """What is half written is taken away, and one sentence says so; each library has its own error for a full disk."""
+def report_disk_full(output_dir: Path) -> Iterator[None]:
+    """Turn the errors of a full disk into an InputError, and delete the checkpoint that was being written.
+
+    Every library has its own exception for a full disk.
+    """
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        if "No space left" not in str(error) and shutil.disk_usage(checkpoint.parent).free > 2**20:
+        if "No space left" not in str(error) and shutil.disk_usage(output_dir).free > 2**20:
             raise
-        shutil.rmtree(checkpoint, ignore_errors=True)
-        last = newest_complete(checkpoint.parent, tell=False)
-        raise InputError(
-            f"{checkpoint} could not be saved: the disk is full. "
-            + (f"{last} is whole. Make room; the same command with --resume_from_checkpoint auto goes on." * bool(last))
-        ) from None
+        last = newest_complete(output_dir)
+        incomplete = [path for path in output_dir.glob("checkpoint-*") if not (path / COMPLETE).exists()]
+        if incomplete:
+            shutil.rmtree(max(incomplete, key=os.path.getmtime), ignore_errors=True)
+        resume = f" {last} is complete: pass --resume_from_checkpoint auto to resume." if last else ""
+        raise InputError(f"{output_dir} could not be written: the disk is full. Free some space.{resume}") from error
 
 
-def _files(checkpoint: Path) -> list[Path]:
-    return sorted(file for file in checkpoint.rglob("*") if file.is_file() and not file.name.startswith(COMPLETE))
+class GracefulShutdown(TrainerCallback):
+    """After SIGTERM or SIGINT to any rank, save on every rank at the end of the step and stop training.
 
-
-class StopAndSave(TrainerCallback):
-    """After SIGTERM or SIGINT to any rank, every rank saves at the end of the step and stops training.
-
-    Transformers' own just-in-time checkpoint lets each rank decide for itself, and so at different steps.
+    Transformers' just-in-time checkpoint lets each rank decide for itself, and so at different steps.
     """
 
     def __init__(self) -> None:
         self.stopped = False
-        self._asked = 0
+        self._signalled = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
+        self._handlers = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}
 
-    def _ask(self, number: int, frame: Any) -> None:
-        self._asked = 1
+    def _handle(self, number: int, frame: Any) -> None:
+        self._signalled = 1
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        asked = torch.tensor(self._asked, device=args.device)
+        signalled = torch.tensor(self._signalled, device=args.device)
         if torch.distributed.is_initialized():
-            torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
-        if asked and state.global_step < state.max_steps:
+            torch.distributed.all_reduce(signalled, torch.distributed.ReduceOp.MAX)
+        if signalled and state.global_step < state.max_steps:
             self.stopped = control.should_training_stop = control.should_save = True
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._handlers.items():
             signal.signal(number, handler)

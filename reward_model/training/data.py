@@ -1,4 +1,4 @@
-"""The pairs of a run: which files they come from, and whether the model can take and tell apart their tokens."""
+"""Load the pairs of a run, and check that the model can process their tokens and tell the two sides apart."""
 
 import json
 from collections import Counter
@@ -7,44 +7,48 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from reward_model import InputError
-from reward_model.data.dataset import load_pairs
+from reward_model.data.dataset import load_pairs, split_by_prompt
 from reward_model.data.readers import data_files
-from reward_model.model.tokenization import stored_ids
-from reward_model.training.arguments import DataArguments
+from reward_model.model.tokenization import set_unused_pad_token, stored_ids, tokenize_pairs
+from reward_model.training.arguments import DataArguments, TrainingArguments
 
-SAMPLED = 48  # pairs of each file that are rendered
+SAMPLE_SIZE = 48  # pairs of each file that are rendered before training
 
 
-def read_pairs(data_args: DataArguments, tell: bool) -> tuple[Dataset, Dataset | None]:
-    """(training pairs, test pairs or None), with the test pairs that prepare_data.py wrote beside a file."""
+def read_pairs(data_args: DataArguments, verbose: bool) -> tuple[Dataset, Dataset | None]:
+    """Return the training pairs and the test pairs, or None where the data has no test split.
+
+    `pairs.eval.jsonl` beside `pairs.jsonl` is the test split that prepare_data.py writes.
+    """
     name = str(data_args.dataset_name)
     if ".rejected." in Path(name).name:
-        raise InputError(f"{name}: these are the rows that prepare_data.py left out; give the file without .rejected")
+        raise InputError(f"{name} has the rows that prepare_data.py rejected. Pass the file without .rejected.")
     if data_files(name) and (data_args.dataset_train_split, data_args.dataset_test_split) != ("train", "test"):
-        raise InputError(f"{name} is no data set of the hub, so --dataset_train_split and …_test_split do nothing.")
+        raise InputError(f"--dataset_train_split and --dataset_test_split need a Hub dataset; {name} is a local path.")
     train_pairs, test_pairs = load_pairs(name, data_args.dataset_train_split, data_args.dataset_test_split)
     stem, _, suffix = Path(name).name.partition(".")
-    beside = Path(name).with_name(f"{stem}.eval.{suffix}")
-    if Path(name).is_file() and beside.is_file() and data_args.eval_size:
-        test_pairs = load_pairs(str(beside))[0]
-        if tell:
-            print(f"Held out: {beside}, beside the training file; --eval_size 0 leaves it.")
+    eval_file = Path(name).with_name(f"{stem}.eval.{suffix}")
+    if Path(name).is_file() and eval_file.is_file() and data_args.eval_size:
+        test_pairs = load_pairs(str(eval_file))[0]
+        if verbose:
+            print(f"Held-out pairs: {eval_file}, found beside the training file. --eval_size 0 ignores it.")
     if test_pairs is not None:
-        if (same := in_both(train_pairs, test_pairs)) > len(test_pairs) / 2:
+        repeated = count_repeated(train_pairs, test_pairs)
+        if repeated > len(test_pairs) / 2:
             raise InputError(
-                f"{name}: {same} of {len(test_pairs)} test pairs are training pairs too, so a test would say nothing; "
-                ".venv/bin/python prepare_data.py --exclude_prompts takes them out."
+                f"{name}: {repeated} of {len(test_pairs)} test pairs are training pairs too, so their accuracy is "
+                "meaningless. Remove them: .venv/bin/python prepare_data.py --exclude_prompts"
             )
-        if same and tell:
-            print(f"{same} of {len(test_pairs)} test pairs are training pairs too.")
+        if repeated and verbose:
+            print(f"{repeated} of {len(test_pairs)} test pairs are training pairs too.")
     return train_pairs, test_pairs
 
 
-def in_both(train_pairs: Dataset, test_pairs: Dataset) -> int:
-    """How many test pairs are training pairs, too; of these, which may be millions, a few are held at a time."""
+def count_repeated(train_pairs: Dataset, test_pairs: Dataset) -> int:
+    """Return the number of test pairs that are training pairs too, reading the training pairs in chunks."""
     tests: Counter[tuple[str, str]] = Counter(zip(test_pairs["chosen"][:], test_pairs["rejected"][:], strict=True))
     seen: set[tuple[str, str]] = set()
     for batch in train_pairs.select_columns(["chosen", "rejected"]).iter(1000):
@@ -52,31 +56,66 @@ def in_both(train_pairs: Dataset, test_pairs: Dataset) -> int:
     return sum(tests[pair] for pair in seen)
 
 
-def sample(pairs: Dataset) -> list[dict[str, Any]]:
-    """Return some pairs, evenly spread, with conversations and tools as objects, and their place."""
-    rows = pairs.select(np.linspace(0, len(pairs) - 1, min(len(pairs), SAMPLED), dtype=int)).to_list()
+def sample_pairs(pairs: Dataset) -> list[dict[str, Any]]:
+    """Return evenly spread pairs, with conversations and tools as objects, and their place."""
+    rows = pairs.select(np.linspace(0, len(pairs) - 1, min(len(pairs), SAMPLE_SIZE), dtype=int)).to_list()
     return [
         {name: json.loads(row[name] or "null") for name in ("chosen", "rejected", "tools")} | {"place": row["place"]}
         for row in rows
     ]
 
 
-def check_tokens(tokenized: dict[str, Dataset], model: PreTrainedModel, tell: bool) -> None:
-    """Refuse pairs that the model cannot take or cannot tell apart; `tokenized` has files by their name."""
+def tokenize_all(
+    train_pairs: Dataset,
+    eval_pairs: Dataset | None,
+    benchmarks: dict[str, Dataset],
+    tokenizer: PreTrainedTokenizerBase,
+    data_args: DataArguments,
+    args: TrainingArguments,
+) -> tuple[Dataset, dict[str, Dataset]]:
+    """Return the tokenized training pairs and the evaluation sets by name, and give `tokenizer` an unused pad token.
+
+    Training and held-out pairs longer than --max_length are dropped. Without test pairs, --eval_size of the training
+    pairs are held out.
+    """
+    with args.main_process_first(desc="tokens"):
+        limits = args.max_length, args.dataset_num_proc
+        train_dataset = tokenize_pairs(train_pairs, tokenizer, *limits, "training")
+        if eval_pairs is None:
+            train_dataset, held_out = split_by_prompt(train_dataset, data_args.eval_size, args.seed)
+        else:
+            held_out = tokenize_pairs(eval_pairs, tokenizer, *limits, "held-out")
+        eval_datasets = {"held_out": held_out} if len(held_out) else {}
+        for name, pairs in benchmarks.items():
+            eval_datasets[name] = tokenize_pairs(pairs, tokenizer, None, args.dataset_num_proc, name)
+    set_unused_pad_token(tokenizer, [train_dataset, *eval_datasets.values()])
+    return train_dataset, eval_datasets
+
+
+def check_tokens(tokenized: dict[str, Dataset], model: PreTrainedModel, verbose: bool) -> None:
+    """Raise InputError for pairs that the model cannot process or tell apart.
+
+    Args:
+        tokenized: Datasets of `tokenize_pairs` by name.
+        model: The model, or its skeleton on the meta device.
+        verbose: Print how many pairs have two equal sides.
+    """
     config = model.config.get_text_config()
     limit, vocabulary = getattr(config, "max_position_embeddings", None), config.vocab_size
     for name, pairs in tokenized.items():
         if limit and (longest := max(pairs["length"][:], default=0)) > limit:
-            cure = f"--max_length {limit}" if name in ("training", "held_out") else "take it out of the file"
-            raise InputError(f"The longest of the {name} pairs has {longest} tokens, the model takes {limit}: {cure}")
+            fix = f"Pass --max_length {limit}." if name in ("training", "held_out") else "Remove it from the file."
+            raise InputError(f"The longest of the {name} pairs has {longest} tokens; the model takes {limit}. {fix}")
         if (largest := max((ids.max(initial=0) for ids in stored_ids(pairs)), default=0)) >= vocabulary:
             raise InputError(
-                f"The tokenizer has the token {largest}, the model only {vocabulary} of them; they do not belong "
-                "together."
+                f"The tokenizer produced token id {largest}, but the vocabulary of the model has {vocabulary} tokens. "
+                "Use the tokenizer that belongs to the model."
             )
         near = np.flatnonzero(np.array(pairs["prefix_length"][:]) == np.array(pairs["length"][:]) - 1)
         equal = sum(row["chosen_ids"] == row["rejected_ids"] for row in pairs.select(near))
         if equal == len(pairs) > 0:
-            raise InputError(f"In each of the {equal} {name} pairs both sides become the same tokens.")
-        if equal and tell:
-            print(f"{name}: in {equal} of {len(pairs)} pairs both sides become the same tokens; they teach nothing.")
+            raise InputError(f"All {equal} {name} pairs have identical token ids on both sides.")
+        if equal and verbose:
+            print(
+                f"{name}: {equal} of {len(pairs)} pairs have identical token ids on both sides; the loss ignores them."
+            )

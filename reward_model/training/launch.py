@@ -1,4 +1,4 @@
-"""torchrun whose last line is the run's own, not forty lines of ChildFailedError, and whose exit status is the run's.
+"""Run torchrun so that the last line and the exit status are those of the run, not 40 lines of ChildFailedError.
 
 python -m reward_model.training.launch --nproc_per_node 8 train.py …          (arguments of torchrun, then a script)
 """
@@ -6,7 +6,7 @@ python -m reward_model.training.launch --nproc_per_node 8 train.py …          
 import signal
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C among the imports would be a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # exit quietly on Ctrl-C while slow imports run
 
 import logging
 import os
@@ -41,7 +41,7 @@ def usable_gpus() -> int:
 if __name__ == "__main__":
     os.environ.setdefault("PET_NPROC_PER_NODE", str(usable_gpus() or 1))  # the default of torchrun's --nproc_per_node
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    logging.disable(logging.ERROR)  # of this process, which has nothing to say that the run does not
+    logging.disable(logging.ERROR)  # of this process only; the ranks log themselves
     try:
         run.main()
     except ChildFailedError as failed:
@@ -50,5 +50,5 @@ if __name__ == "__main__":
             print(first.message, file=sys.stderr)
         sys.exit(first.exitcode if first.exitcode > 0 else 128 - first.exitcode)
     except SignalException as stopped:
-        print(f"Stopped by {stopped.sigval.name}; the same command goes on.", file=sys.stderr)
+        print(f"Stopped by {stopped.sigval.name}. Run the same command to resume.", file=sys.stderr)
         sys.exit(STOPPED)

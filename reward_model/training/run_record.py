@@ -1,82 +1,104 @@
-"""run.json beside a run's model: what it was started with; and whether a later start goes on with the same."""
+"""run.json beside the model of a run: its arguments, versions and data, compared when the run is resumed."""
 
 import json
 import subprocess
 from dataclasses import fields
 from hashlib import file_digest
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from reward_model import InputError
 from reward_model.data.readers import data_files
-from reward_model.model.checkpoint import weights_mark
+from reward_model.model.checkpoint import weights_fingerprint
 
 FILE = "run.json"
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "peft", "deepspeed", "tokenizers", "numpy")
-# Where a run may not differ from the one that it goes on with: another schedule, other data, another model.
+# A resumed run must agree in these: otherwise it would have another schedule, other data or another model.
 SAME = (
     "model_name_or_path model_revision dataset_name data pairs_per_step learning_rate lr_scheduler_type warmup_steps "
     "max_steps num_train_epochs seed data_seed max_length eval_size optim weight_decay max_grad_norm template_date "
-    "chat_template_kwargs split_special_tokens label_smoothing_factor center_rewards_coefficient group_by_prompt "
-    "use_peft lora_r lora_alpha lora_target_modules"
+    "chat_template_kwargs split_special_tokens loss_type label_smoothing_factor center_rewards_coefficient "
+    "group_by_prompt use_peft lora_r lora_alpha lora_target_modules"
 ).split()
 
 
-def record(*arguments: Any) -> dict[str, Any]:
-    """Arguments, versions of packages, hashes of the data files, and this project's commit."""
+def make_record(*arguments: Any) -> dict[str, Any]:
+    """Return the arguments, package versions, hashes of the data files, and the commit of this repository.
+
+    Args:
+        arguments: The dataclasses of train.py; the second one is TrainingArguments.
+    """
     given = {field.name: getattr(part, field.name) for part in arguments for field in fields(part)}
     del given["hub_token"]
     given["pairs_per_step"] = (
         arguments[1].train_batch_size * given["gradient_accumulation_steps"] * arguments[1].world_size
     )
-    files = [file for name in (given["dataset_name"], *given["benchmark_files"]) for file in data_files(name)]
     given["data"] = {}
-    for file in files:
-        with open(file, "rb") as content:
-            given["data"][file.name] = file_digest(content, "sha256").hexdigest()
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=40"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-    )
-    versions = {name: version(name) for name in PACKAGES}
+    for name in (given["dataset_name"], *given["benchmark_files"]):
+        for file in data_files(name):
+            with open(file, "rb") as content:
+                given["data"][file.name] = file_digest(content, "sha256").hexdigest()
     return {
-        "weights": weights_mark(given["model_name_or_path"]),
-        "commit": commit.stdout.strip() or None,
-        "versions": versions,
+        "weights": weights_fingerprint(given["model_name_or_path"]),
+        "commit": _commit(),
+        "versions": {name: _version(name) for name in PACKAGES},
         "arguments": json.loads(json.dumps(given, default=str)),
     }
 
 
-def write_record(made: dict[str, Any], output_dir: Path) -> None:
-    """Write run.json, in one step."""
+def _commit() -> str | None:
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+    except FileNotFoundError:  # no git
+        return None
+    return found.stdout.strip() or None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def write_record(record: dict[str, Any], output_dir: Path) -> None:
+    """Write run.json atomically."""
     output_dir.mkdir(parents=True, exist_ok=True)
     new = output_dir / f"{FILE}.new"
-    new.write_text(json.dumps(made, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    new.write_text(json.dumps(record, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     new.replace(output_dir / FILE)
 
 
-def compare(now: dict[str, Any], output_dir: Path, named: bool, tell: bool) -> None:
-    """Refuse to go on with another run than run.json says; where the checkpoint was `named` by its path, only tell."""
+def check_same_run(record: dict[str, Any], output_dir: Path, named: bool) -> list[str]:
+    """Compare a run that resumes with the run.json of its output directory, and return warnings.
+
+    Args:
+        record: What `make_record` returned for this run.
+        output_dir: Directory with run.json; without the file nothing is compared.
+        named: Whether the user passed the path of the checkpoint, so that differences are only reported.
+
+    Raises:
+        InputError: The run was started with different arguments.
+    """
     if not (output_dir / FILE).is_file():
-        return
+        return []
     before = json.loads((output_dir / FILE).read_text(encoding="utf-8"))
-    lines = [
-        f"{name} was {before['arguments'][name]!r}, is {now['arguments'].get(name)!r}"
+    was, now = before["arguments"], record["arguments"]
+    different = [
+        f"{name} was {was[name]!r} and is now {now.get(name)!r}"
         for name in SAME
-        if name in before["arguments"] and before["arguments"][name] != now["arguments"].get(name)
+        if name in was and was[name] != now.get(name)
     ]
-    if lines and not named:
+    if different and not named:
         raise InputError(
-            f"{output_dir} holds a run that was started otherwise: {'; '.join(lines)}. Give it the same arguments, "
-            "take another --output_dir, or name the checkpoint: --resume_from_checkpoint FOLDER"
+            f"The run in {output_dir} was started with different arguments: {'; '.join(different)}. Pass the same "
+            "arguments, choose another --output_dir, or name the checkpoint: --resume_from_checkpoint PATH"
         )
-    changed = [
-        f"{name} {was} to {now['versions'][name]}"
-        for name, was in before["versions"].items()
-        if now["versions"].get(name) != was
+    different += [
+        f"{name} {old} is now {record['versions'].get(name)}"
+        for name, old in before["versions"].items()
+        if record["versions"].get(name) != old
     ]
-    if tell and lines + changed:
-        print(f"Not as the run began: {'; '.join(lines + changed)}.")
+    return [f"This run was started differently: {'; '.join(different)}."] if different else []

@@ -1,4 +1,4 @@
-"""The order of the pairs of an epoch: at random, pairs of one prompt together, every rank with as much to compute."""
+"""Order the pairs of an epoch: at random, with the pairs of a prompt together and similar loads on all ranks."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -8,22 +8,32 @@ import numpy as np
 from datasets import Dataset
 from torch.utils.data import Sampler
 
-LOOK_AHEAD = 16  # prompts of which one may go first because it fills an optimizer step to its end
+LOOK_AHEAD = 16  # prompts among which one is moved forward because it fits into the rest of an optimizer step
 
 
 class StepSampler(Sampler[int]):
-    """Optimizer step by optimizer step, numbers of pairs in the order in which accelerate deals batches to the ranks.
+    """Yield the numbers of pairs, one optimizer step after the other, as accelerate distributes them to the ranks.
 
-    A step takes the next pairs of a random order, which is a function of `seed` and `epoch`. With `group_by_prompt` it
-    takes the next prompts with all their pairs; a prompt that does not fit is cut, and its rest begins the next step.
-    With `balance_ranks` the pairs of the step, or its prompts, are dealt out longest first, each to the micro-batch
-    with the fewest packed positions so far; without, to the first one. Every micro-batch has `batch_size` pairs, and a
-    prompt that fits into none is cut. (Transformers' BatchRebalanceSampler gives ranks unequal numbers of pairs, so
-    that a mean over a rank's pairs would count some more than others.)
+    A step takes the next pairs of a random order, which depends on `seed` and `epoch` only. With `group_by_prompt` it
+    takes the next prompts with all their pairs; a prompt that does not fit is split, and its rest starts the next step.
+    With `balance_ranks` the pairs of a step, or its prompts, are assigned longest first, each to the micro-batch with
+    the fewest packed positions so far; otherwise to the first micro-batch with room. Every micro-batch has `batch_size`
+    pairs. (Transformers' BatchRebalanceSampler gives ranks different numbers of pairs, so a mean over the pairs of a
+    rank would weigh them differently.)
 
-    At the end of an epoch the first pairs of its order come again until every rank has a whole micro-batch, or, with
-    `drop_last`, what does not fill one for every rank is left out; only where a step is a single micro-batch, the last
-    may be smaller. `pairs` has the columns of `tokenize_pairs`.
+    At the end of an epoch, the first pairs of the order are repeated until every rank has a full micro-batch. With
+    `drop_last`, pairs that do not fill one for every rank are dropped. Where a step is a single micro-batch, the last
+    one may be smaller.
+
+    Args:
+        pairs: Dataset of `tokenize_pairs`.
+        batch_size: Pairs in a micro-batch of one rank.
+        ranks: Number of ranks.
+        accumulation: Micro-batches in an optimizer step.
+        seed: Seed of the order.
+        group_by_prompt: Keep the pairs of a prompt together; None does so if prompts have several pairs.
+        balance_ranks: Give micro-batches similar loads.
+        drop_last: Drop incomplete micro-batches.
     """
 
     def __init__(
@@ -77,7 +87,7 @@ class StepSampler(Sampler[int]):
             yield from self._deal(step)
 
     def _deal(self, step: list[np.ndarray]) -> list[int]:
-        """The pairs of a step, given by prompt, micro-step by micro-step and in each rank by rank."""
+        """Return the pairs of a step, given by prompt, in the order micro-step, rank."""
         batches: list[list[int]] = [[] for _ in range(-(-sum(map(len, step)) // self.batch_size))]
         loads = [0] * len(batches)
         waiting = deque(sorted(step, key=self._positions, reverse=True))
@@ -90,13 +100,13 @@ class StepSampler(Sampler[int]):
             loads[to] += self._positions(pairs)
             if len(rest):
                 waiting.appendleft(rest)
-        # Like beside like, for ranks that wait in every micro-step; every other time the other way, for their sums.
-        like = [batches[n] for n in sorted(range(len(batches)), key=loads.__getitem__, reverse=True)]
-        steps = [like[at : at + self.ranks] for at in range(0, len(like), self.ranks)]
+        # Give ranks similar loads within a micro-step; alternate the order so that totals balance too.
+        by_load = [batches[n] for n in sorted(range(len(batches)), key=loads.__getitem__, reverse=True)]
+        steps = [by_load[at : at + self.ranks] for at in range(0, len(by_load), self.ranks)]
         return [pair for m, step in enumerate(steps) for batch in step[:: -1 if m % 2 else 1] for pair in batch]
 
     def _positions(self, pairs: np.ndarray) -> int:
-        """Of one tree; two answers of one length are taken for one answer."""
+        """Return the positions of one tree. Two answers of the same length count as one answer."""
         if not self.balance_ranks:
             return 0
         if len(pairs) == 1:

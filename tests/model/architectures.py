@@ -57,6 +57,21 @@ ARCHITECTURES = {
     "minicpm3": MLA,
     "mistral4": GROUPED,
     "axk1": GROUPED,
+    "qwen3_next": {
+        **LINEAR, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+        "shared_expert_intermediate_size": 32,
+    },
+    "qwen3_5_text": LINEAR,
+    "qwen3_5": {
+        "text_config": {**TEXT, **LINEAR},
+        "vision_config": {
+            "hidden_size": 32, "intermediate_size": 32, "depth": 1, "num_heads": 2, "out_hidden_size": 64,
+        },
+    },
+    "zamba2": {
+        "layers_block_type": ["mamba", "hybrid"], "mamba_headdim": 16, "n_mamba_heads": 8, "mamba_d_state": 8,
+        "mamba_ngroups": 1,
+    },
     "jetmoe": {"num_local_experts": 4, "num_experts_per_tok": 2, "kv_channels": 16},
     "helium": {"head_dim": 16},
     "persimmon": {},
@@ -91,33 +106,21 @@ TWO_REGIMES = {
 PADDED = {
     "gemma2": ({"head_dim": 16}, "softcap"),
     "gpt_oss": ({"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16}, "more than SDPA"),
-    "qwen3_next": (
-        {**LINEAR, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
-         "shared_expert_intermediate_size": 32}, "linear_attention"),
     "jamba": (
         {"num_experts": 2, "attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False},
-        "linear_attention",
+        "1 of 2 layers that take no packed row",
     ),
-    "bloom": ({"n_layer": 2, "n_head": 4, "hidden_dropout": 0.0, "attention_dropout": 0.0}, "more than SDPA"),
-    "falcon alibi": ({"alibi": True, "hidden_dropout": 0.0, "attention_dropout": 0.0}, "more than SDPA"),
-    "minimax": ({"num_local_experts": 4}, "linear_attention"),
-    "stablelm": ({}, "2 of 2 layers that take no packed row"),
-    "qwen3_5_text": (LINEAR, "linear_attention"),
-    "qwen3_5": (
-        {"text_config": {**TEXT, **LINEAR},
-         "vision_config": {
-             "hidden_size": 32, "intermediate_size": 32, "depth": 1, "num_heads": 2, "out_hidden_size": 64}},
-        "linear_attention"),
     "zamba": (
         {"num_hidden_layers": 3, "layer_types": ["mamba", "hybrid", "hybrid"], "mamba_d_state": 8, "mamba_dt_rank": 8,
-         "attention_hidden_size": 128, "attention_head_dim": 32}, "hybrid"),
+         "attention_hidden_size": 128, "attention_head_dim": 32}, "packed rows change the hidden states"),
+    "bloom": ({"n_layer": 2, "n_head": 4, "hidden_dropout": 0.0, "attention_dropout": 0.0}, "more than SDPA"),
+    "falcon alibi": ({"alibi": True, "hidden_dropout": 0.0, "attention_dropout": 0.0}, "more than SDPA"),
+    "minimax": ({"num_local_experts": 4}, "1 of 2 layers that take no packed row"),
+    "stablelm": ({}, "2 of 2 layers that take no packed row"),
     "axk2": (GROUPED, "indexed_attention"),
     "mpt": ({"d_model": 64, "n_heads": 4, "n_layers": 2}, "more than SDPA"),
     "falcon": ({"hidden_dropout": 0.0, "attention_dropout": 0.0}, "more than SDPA"),
     "gemma2 soft-capped": ({"head_dim": 16, "attn_logit_softcapping": 1.0}, "softcap"),
-    "zamba2": (
-        {"layers_block_type": ["mamba", "hybrid"], "use_mamba_kernels": False, "mamba_headdim": 16, "n_mamba_heads": 8,
-         "mamba_d_state": 8, "mamba_ngroups": 1}, "linear_attention"),
     "gpt_neo": ({"num_layers": 2, "attention_types": [[["global", "local"], 1]], "num_heads": 4}, "more than SDPA"),
     "gptj": ({"n_layer": 2, "n_head": 4, "n_embd": 64, "rotary_dim": 8}, "more than SDPA"),
     "openai-gpt": ({"n_layer": 2, "n_head": 4, "n_embd": 64}, "more than SDPA"),

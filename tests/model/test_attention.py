@@ -4,16 +4,17 @@ import random
 
 import pytest
 import torch
-from architectures import ARCHITECTURES, PADDED, REFUSED, reward_model
+from architectures import ARCHITECTURES, LINEAR, PADDED, REFUSED, reward_model
 from helpers import ROOT, demo_pairs, jsonl
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import train as train_script
 from reward_model import InputError
 from reward_model.data.pair import common_prefix_length
-from reward_model.model.attention import _varlen_attention, install, sequence_attention
+from reward_model.model.attention import _varlen_attention, sequence_attention
+from reward_model.model.modeling import install
 from reward_model.model.packing import pack
-from reward_model.model.packing_check import choose_attention, padded
+from reward_model.model.packing_check import choose_attention, pad
 from reward_model.training.collator import PairCollator
 
 GENERATOR = random.Random(0)
@@ -81,7 +82,7 @@ def rewards_and_gradients(model: torch.nn.Module, batch: dict) -> tuple[torch.Te
 
 
 def padded_batch() -> dict:
-    return padded([prefix + branch for prefix, branches in GROUPS for branch in branches], pad_token_id=0)
+    return pad([prefix + branch for prefix, branches in GROUPS for branch in branches], pad_token_id=0)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -126,6 +127,9 @@ def test_hidden_states_that_differ_are_a_reason_to_pad() -> None:
 
 RUNS = {
     "plain": [],
+    "linear attention": [],
+    "linear attention, LoRA": ["--use_peft", "--lora_r", "4", "--lora_dropout", "0"],
+    "linear attention, gradient checkpointing": ["--gradient_checkpointing", "True"],
     "margins": ["margins"],
     "centered": ["--center_rewards_coefficient", "0.01"],
     "LoRA": ["--use_peft", "--lora_r", "4", "--lora_dropout", "0"],
@@ -140,7 +144,8 @@ TWENTY_STEPS = (
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_twenty_steps_of_training_equal_the_padded_path(name: str, base_model, tmp_path) -> None:
+def test_twenty_steps_of_training_equal_the_padded_path(name: str, tiny_model, base_model, tmp_path) -> None:
+    model = tiny_model("qwen3_5_text", **LINEAR) if name.startswith("linear") else base_model
     rows = demo_pairs()[:30]  # 26 for training: batches of 4, and a last one of 2
     more = [argument for argument in RUNS[name] if argument != "margins"]
     if name == "margins":
@@ -148,7 +153,7 @@ def test_twenty_steps_of_training_equal_the_padded_path(name: str, base_model, t
     pairs = jsonl(tmp_path / "pairs.jsonl", rows)
     trainers = []
     for shared_prefix in ("True", "False"):
-        paths = ["--model_name_or_path", str(base_model), "--dataset_name", str(pairs)]
+        paths = ["--model_name_or_path", str(model), "--dataset_name", str(pairs)]
         paths += ["--output_dir", str(tmp_path / shared_prefix), "--shared_prefix", shared_prefix]
         trainers.append(train_script.main([*paths, *TWENTY_STEPS.split(), *more]))
     logged = [trainer.state.log_history for trainer in trainers]

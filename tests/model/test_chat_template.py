@@ -12,7 +12,7 @@ from helpers import CHATML, ENDS_WITH_EOS, WITH_TOOLS, conversation, run
 from reward_model import InputError
 from reward_model.model.chat_template import pin_arguments, pin_date, render, single_template, split_special_tokens
 from reward_model.model.checkpoint import light_tokenizer
-from reward_model.model.template_validation import check_rows, prove_template
+from reward_model.model.template_validation import check_rows, check_template
 from reward_model.model.tokenization import load_tokenizer
 
 EACH = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -34,16 +34,16 @@ GOOD = {
     "date pinned": pin_date(DATED, "2024-07-26"),
 }
 BAD = {
-    "constant": "leaves out the text of a 'user' message",
-    "{{ messages[-1].content }}": "leaves out the text of a 'user' message",
-    "{% for m in messages[:-1] %}{{ m.content }}{% endfor %}": "leaves out the text of a 'assistant' message",
-    CHATML + "<|im_start|>assistant\n": "does not end with the answer .* but with '.*assistant'",
-    CHATML.replace("<|im_start|>", "<|") + "<|assistant\n": "does not end with the answer",
+    "constant": "drops the text of a 'user' message",
+    "{{ messages[-1].content }}": "drops the text of a 'user' message",
+    "{% for m in messages[:-1] %}{{ m.content }}{% endfor %}": "drops the text of a 'assistant' message",
+    CHATML + "<|im_start|>assistant\n": "ends with '.*assistant.*' instead of the answer",
+    CHATML.replace("<|im_start|>", "<|") + "<|assistant\n": "instead of the answer",
     EACH + "{{ range(100000) | random }}": "differently each time",
-    EACH.replace("m.content", "m.content[:200]"): "leaves out .* or a part of it: 'question0 question1",
-    EACH + "<|im_start|>user\nWell?<|im_end|>": "does not end with the answer",
+    EACH.replace("m.content", "m.content[:200]"): "drops .* or a part of it: 'question0 question1",
+    EACH + "<|im_start|>user\nWell?<|im_end|>": "instead of the answer",
     DATED: "prints today's date.*--template_date 2024-07-26",
-    "{% for m in messages %}{{ m.content }}": r"broken at its line 1: Unexpected end of template",
+    "{% for m in messages %}{{ m.content }}": r"syntax error in line 1: Unexpected end of template",
     "{{ messages[0].content + 1 }}": "cannot render a question .* TypeError",
     "{{ raise_exception('never') }}": "cannot render a question and its answer: .* never",
 }
@@ -51,13 +51,13 @@ BAD = {
 
 @pytest.mark.parametrize("name", GOOD)
 def test_good_templates_pass(name: str, make_tokenizer) -> None:
-    assert prove_template(make_tokenizer(GOOD[name])) == []
+    assert check_template(make_tokenizer(GOOD[name])) == []
 
 
 @pytest.mark.parametrize("template", BAD, ids=range(len(BAD)))
 def test_bad_templates_are_refused(template: str, make_tokenizer) -> None:
     with pytest.raises(InputError, match=BAD[template]):
-        prove_template(make_tokenizer(template))
+        check_template(make_tokenizer(template))
 
 
 def test_templates_of_known_models_pass(make_tokenizer) -> None:
@@ -67,7 +67,7 @@ def test_templates_of_known_models_pass(make_tokenizer) -> None:
     for file in sorted((Path(trl.__file__).parent / "chat_templates").glob("*.jinja")):
         tokenizer.chat_template = pin_date(file.read_text(), "2024-07-26")
         try:
-            prove_template(tokenizer)
+            check_template(tokenizer)
         except InputError:
             refused.add(file.stem.removesuffix("_training"))
     assert refused == {"idefics3", "llava_next", "smolvlm"}
@@ -75,13 +75,13 @@ def test_templates_of_known_models_pass(make_tokenizer) -> None:
 
 def test_template_that_ignores_system_messages_is_refused_for_rows_that_have_them(make_tokenizer) -> None:
     tokenizer = make_tokenizer(IGNORES_SYSTEM)
-    assert prove_template(tokenizer) == [
-        "The chat template ignores system messages; a dataset that has them is refused."
+    assert check_template(tokenizer) == [
+        "The chat template ignores system messages; a dataset that has them is rejected."
     ]
     pair = {side: conversation("2 + 2?", answer) for side, answer in (("chosen", "Four."), ("rejected", "Five."))}
     assert check_rows([pair], tokenizer) == []
     system = [{"role": "system", "content": "Be brief."}]
-    with pytest.raises(InputError, match="a.jsonl:3: .* leaves out the text of a 'system' message.*Be brief"):
+    with pytest.raises(InputError, match="a.jsonl:3: .* drops the text of a 'system' message.*Be brief"):
         check_rows([{side: system + pair[side] for side in pair} | {"place": "a.jsonl:3"}], tokenizer)
 
 
@@ -125,9 +125,9 @@ def test_parts_that_are_left_out_are_allowed_by_an_argument_only(case: str, make
     if not part:
         assert check_rows([pair], tokenizer) == []
         return
-    with pytest.raises(InputError, match=f"leaves out {part} of 1 of 1 sampled .* --allow_stripped_reasoning True"):
+    with pytest.raises(InputError, match=f"drops {part} in 1 of 1 sampled .* --allow_stripped_reasoning True"):
         check_rows([pair], tokenizer)
-    line = f"The chat template leaves out {part} of 1 of 1 sampled pairs."
+    line = f"The chat template drops {part} in 1 of 1 sampled pairs."
     assert check_rows([pair], tokenizer, allow_stripped_reasoning=True) == [line]
 
 
@@ -136,7 +136,7 @@ def test_reasoning_of_earlier_turns_is_only_reported(make_tokenizer) -> None:
     turns = [*conversation("2 + 2?", TAGGED["content"]), {"role": "user", "content": "Sure?"}]
     pair = {"chosen": [*turns, FIVE], "rejected": [*turns, {**FIVE, "content": "Yes."}]}
     assert check_rows([pair], make_tokenizer(STRIPS)) == [
-        "The chat template leaves out earlier reasoning of 1 of 1 sampled pairs."
+        "The chat template drops earlier reasoning in 1 of 1 sampled pairs."
     ]
 
 
@@ -180,7 +180,7 @@ def test_named_templates_become_one(tools, make_tokenizer, base_model, tmp_path:
     for folder in (files, listed):
         for tokenizer in (load_tokenizer(str(folder)), light_tokenizer(str(folder))):
             assert render(messages, tokenizer, tools) == expected
-            assert prove_template(tokenizer) == []
+            assert check_template(tokenizer) == []
     with pytest.raises(InputError, match="has the chat templates rag and no default"):
         single_template({"rag": CHATML}, "a model")
 
@@ -192,7 +192,7 @@ def test_arguments_are_written_into_the_template(make_tokenizer) -> None:
     for wrong in ('{"think": true}', "[1]", "no", '{"messages": []}'):
         with pytest.raises(InputError, match="--chat_template_kwargs"):
             pin_arguments(thinking, wrong)
-    with pytest.raises(InputError, match="no variable thinking, nor any other"):  # set already
+    with pytest.raises(InputError, match="no variable thinking to set"):  # set already
         pin_arguments(str(tokenizer.chat_template), '{"thinking": true}')
 
 

@@ -14,10 +14,10 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from infer_transformers import infer_transformers
-from reward_model.model.attention import install, rope_switch
 from reward_model.model.checkpoint import set_pad_token
 from reward_model.model.loading import load_model
 from reward_model.model.lora import check_adapter, merge_adapter
+from reward_model.model.modeling import install, rope_switch
 from reward_model.model.packing_check import choose_attention
 from reward_model.model.reference_scores import FILE, write_reference_scores
 from reward_model.model.tokenization import load_tokenizer, render, token_ids

@@ -4,14 +4,15 @@ import random
 
 import pytest
 import torch
+from architectures import LINEAR
 from helpers import tiny_config
 from peft import LoraConfig, get_peft_model
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForSequenceClassification
 
-from reward_model.model import attention, packing_check
-from reward_model.model.attention import install
-from reward_model.model.packing import pack
+from reward_model.model import attention, modeling, packing_check
+from reward_model.model.modeling import install
+from reward_model.model.packing import mixer_layout, pack
 from reward_model.model.packing_check import choose_attention
 from reward_model.training.collator import PairCollator
 
@@ -196,3 +197,57 @@ def test_dropout_of_every_kind_is_off_unless_asked_for() -> None:
         model = tiny_model("llama", attention_dropout=rate)
         install(model, disable_dropout=False)
         assert ("attention_dropout is not 0" in (choose_attention(model, 0) or "")) == bool(rate)
+
+
+def without_state(layout: dict) -> None:
+    """Branches start from an empty state instead of that of their prefix."""
+    layout["groups"][:] = -1
+
+
+def state_of_another_prefix(layout: dict) -> None:
+    layout["groups"][:] = layout["groups"].roll(2)
+
+
+def state_of_the_sibling(layout: dict) -> None:
+    """Each rejected branch runs after the chosen one, so that the state flows from one into the other."""
+    branches, order = layout["branches"], layout["order"]
+    prefixes, width = layout["prefixes"].numel(), branches.shape[1]
+    joined = torch.full((len(branches), 2 * width), -1)
+    for number in range(len(branches)):
+        before = branches[number - 1] if number % 2 else branches[number][:0]
+        own = branches[number][branches[number] >= 0]
+        before = before[before >= 0]
+        joined[number, : len(before) + len(own)] = torch.cat([before, own])
+        order[own] = prefixes + number * 2 * width + len(before) + torch.arange(len(own))
+    layout["branches"] = joined
+
+
+@pytest.mark.parametrize("leak", [None, without_state, state_of_another_prefix, state_of_the_sibling])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_leaks_of_a_recurrent_state_are_a_reason_to_pad(leak, dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    def leaking(*args: torch.Tensor) -> dict:
+        layout = mixer_layout(*args)
+        if leak:
+            leak(layout)
+        return layout
+
+    monkeypatch.setattr(modeling, "mixer_layout", leaking)
+    model = tiny_model("qwen3_5_text", dtype, **LINEAR)
+    install(model)
+    reason = choose_attention(model, 0, [IDS])
+    assert (reason is None) if leak is None else ("packed rows change the hidden states" in reason)
+
+
+def test_layout_of_recurrent_layers() -> None:
+    """Two prefixes of different lengths, an empty one, and a single branch: every token has one place."""
+    groups = [([1, 2, 3], [[4], [5, 6]]), ([], [[7, 8], [9]]), ([10], [[11, 12, 13], [14], [15]]), ([], [[16, 17]])]
+    row = pack(groups)
+    layout = mixer_layout(row["cu_seq_lens_q"], row["cu_seq_lens_k"], row["key_index"])
+    tokens = torch.cat([row["input_ids"][0], torch.tensor([0])])
+    assert tokens[layout["prefixes"]].tolist() == [[1, 2, 3], [0, 0, 10]]
+    assert tokens[layout["branches"]].tolist() == [
+        [4, 0, 0], [5, 6, 0], [7, 8, 0], [9, 0, 0], [11, 12, 13], [14, 0, 0], [15, 0, 0], [16, 17, 0]
+    ]  # fmt: skip
+    assert layout["groups"].tolist() == [0, 0, -1, -1, 1, 1, 1, -1]
+    places = torch.cat([layout["prefixes"].flatten(), layout["branches"].flatten()])
+    assert places[layout["order"]].tolist() == list(range(17))

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 import train as train_script
 from reward_model import InputError
-from reward_model.training.callbacks import Watch
-from reward_model.training.utilization import peak_flops
+from reward_model.training.callbacks import TrainingMonitor
+from reward_model.training.throughput import Throughput, peak_flops
 
 QUICK = "--eval_size 0 --logging_steps 1 --learning_rate 1e-3 --report_to none --max_steps 2 --save_strategy no"
 
@@ -36,7 +36,7 @@ def test_a_gradient_that_is_not_finite_stops_with_its_pairs(more: str, base_mode
     jsonl(with_margins, [*rows[:-1], rows[-1] | {"margin": 3.5e38}])  # a float, but none of 32 bits
     with pytest.raises(
         InputError,
-        match=r"Step 1: the loss is inf, the gradient's norm .* The pairs of this step are .*pairs\.jsonl:\d",
+        match=r"Step 1: the loss is inf and the gradient norm is .* The pairs of this step are .*pairs\.jsonl:\d",
     ):
         start(base_model, with_margins, tmp_path / "out", f"--per_device_train_batch_size 8 {more}")
     saved = json.loads((tmp_path / "out" / "bad_batch_0.json").read_text())
@@ -45,12 +45,12 @@ def test_a_gradient_that_is_not_finite_stops_with_its_pairs(more: str, base_mode
 
 
 def test_memory_that_runs_out_is_told_with_the_batch(make_tokenizer) -> None:
-    watch = Watch(make_tokenizer())
+    watch = TrainingMonitor(make_tokenizer())
     watch.batches = [{"input_ids": torch.zeros(1, 900, dtype=torch.long), "places": ["pairs.jsonl:7", "pairs.jsonl:9"]}]
     told = r"900 token positions, 2 pairs \(the first is pairs\.jsonl:7\).*micro_batch 450"
-    with pytest.raises(InputError, match=told), watch.out_of_memory_told():
+    with pytest.raises(InputError, match=told), watch.explain_out_of_memory():
         torch.empty(2**60)
-    with pytest.raises(RuntimeError, match="size"), watch.out_of_memory_told():
+    with pytest.raises(RuntimeError, match="size"), watch.explain_out_of_memory():
         torch.ones(2) @ torch.ones(3)
 
 
@@ -64,7 +64,7 @@ def test_memory_that_runs_out_is_told_with_the_batch(make_tokenizer) -> None:
     ],
 )
 def test_signs_are_told_once(logs: list, said: str, make_tokenizer, capsys: pytest.CaptureFixture) -> None:
-    watch = Watch(make_tokenizer())
+    watch = TrainingMonitor(make_tokenizer())
     args = SimpleNamespace(train_batch_size=8, gradient_accumulation_steps=1, world_size=1)
     for step, log in enumerate(logs, 1):
         watch.on_log(args, SimpleNamespace(global_step=step, is_world_process_zero=True), None, logs=log)
@@ -84,7 +84,7 @@ def test_signs_are_told_once(logs: list, said: str, make_tokenizer, capsys: pyte
     ],
 )
 def test_runs_without_a_warning(earlier: list, logs: list, make_tokenizer, capsys: pytest.CaptureFixture) -> None:
-    watch, model = Watch(make_tokenizer()), torch.nn.Linear(1, 1)
+    watch, model = TrainingMonitor(make_tokenizer()), torch.nn.Linear(1, 1)
     model.path_counts = None
     args = SimpleNamespace(train_batch_size=64, gradient_accumulation_steps=1, world_size=1)
     watch.on_train_begin(args, SimpleNamespace(log_history=[{"eval_loss": 0.7}, *earlier]), None, model)
@@ -104,12 +104,11 @@ def test_a_run_says_what_it_was_started_with(base_model: Path, few_pairs: Path, 
     assert all(torch.equal(both[0][name], both[1][name]) for name in both[0]), "the same arguments, other weights"
 
     resumed = "--save_strategy steps --save_steps 1 --resume_from_checkpoint"
-    with pytest.raises(
-        InputError, match=r"started otherwise: learning_rate was 0\.001, is 0\.002; max_steps was 2, is 3"
-    ):
+    different = r"different arguments: learning_rate was 0\.001 and is now 0\.002; max_steps was 2 and is now 3"
+    with pytest.raises(InputError, match=different):
         start(base_model, few_pairs, tmp_path / "a", f"{resumed} auto --learning_rate 2e-3 --max_steps 3")
     jsonl(few_pairs, demo_pairs()[:23])
-    with pytest.raises(InputError, match=r"started otherwise: data was .*some pairs\.jsonl"):
+    with pytest.raises(InputError, match=r"started with different arguments: data was .*some pairs\.jsonl"):
         start(base_model, few_pairs, tmp_path / "a", f"{resumed} True")
 
 
@@ -124,7 +123,7 @@ def test_a_folder_may_be_written_over_and_a_date_is_stored(base_model: Path, few
         start(base_model, few_pairs, tmp_path / "out", pinned)
     stored = (tmp_path / "out" / "chat_template.jinja").read_text()
     assert 'set day = "26 Jul 2024"' in stored and "strftime_now" not in stored
-    with pytest.raises(InputError, match="write over it"):
+    with pytest.raises(InputError, match="--overwrite_output_dir True to start over"):
         start(base_model, few_pairs, tmp_path / "out")
 
 
@@ -137,7 +136,7 @@ def test_resuming_without_the_optimizer_says_so(base_model: Path, few_pairs: Pat
         tmp_path / "out",
         f"--max_steps 2 --resume_from_checkpoint {checkpoint}".replace(" pairs", ""),
     )
-    assert "checkpoint-1 has no optimizer's state; Adam begins anew." in capsys.readouterr().out
+    assert "checkpoint-1 has no optimizer state; the optimizer is reinitialized." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("more", ["", "--use_peft --lora_r 4"])
@@ -160,9 +159,10 @@ def test_utilization_is_logged_where_the_peak_is_known(more: str, base_model, fe
     assert not any("mfu" in log for log in trainer.state.log_history)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 PCIe")
-    trainer.args.bf16, trainer._counted = True, (time.perf_counter() - 10, [0, 0, 0, 0])
-    trainer.log(logs := {"loss": 0.5})
-    counts = trainer._counts()
+    trainer.throughput = throughput = Throughput(trainer.model, trainer.accelerator, half=True)
+    counts = throughput.before
+    throughput.since, throughput.before = time.perf_counter() - 10, [0, 0, 0, 0]
+    logs = throughput.log()
     assert logs["mfu_as_if_padded"] / logs["mfu"] == pytest.approx(counts[3] / counts[2])
     body = [p for name, p in trainer.model.named_parameters() if "embed_tokens" not in name]
     trained = sum(p.numel() for p in body if p.requires_grad)

@@ -149,7 +149,7 @@ def test_sigterm_saves_and_stops_with_a_status_of_its_own(
     kind: str, base_model: Path, pairs: Path, tmp_path: Path
 ) -> None:
     run_ = Run(kind, base_model, pairs, tmp_path / "out")
-    assert run_.wait_for(lambda: newest_complete(run_.output_dir, tell=False))
+    assert run_.wait_for(lambda: newest_complete(run_.output_dir))
     os.kill(run_.pid, signal.SIGTERM)
     status, said = run_.ends(), run_.log.read_text()
     assert status == STOPPED and "FutureWarning" not in said, said[-3000:]
@@ -161,7 +161,7 @@ def test_sigterm_saves_and_stops_with_a_status_of_its_own(
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_half_written_checkpoints_are_skipped_by_name(kind: str, whole, tmp_path: Path, capsys) -> None:
-    source = newest_complete(whole(kind).folder, tell=False)
+    source = newest_complete(whole(kind).folder)
     weights_file = "adapter_model.safetensors" if kind == "LoRA" else "model.safetensors"
     states = [str(file.relative_to(source)) for file in source.rglob("*optim*") if file.is_file()]
     assert len(states) == (2 if kind == "ZeRO-3" else 1), "one of each rank"
@@ -177,7 +177,7 @@ def test_half_written_checkpoints_are_skipped_by_name(kind: str, whole, tmp_path
                 (checkpoint / name).unlink()
                 why = "it was not saved to its end" if name == COMPLETE else f"{name} is missing"
                 expected.append(f"{checkpoint}: {why}.")
-    assert newest_complete(tmp_path, tell=True) == tmp_path / "checkpoint-1"
+    assert newest_complete(tmp_path, verbose=True) == tmp_path / "checkpoint-1"
     assert capsys.readouterr().out.splitlines() == [f"Skipped {line}" for line in expected[::-1]]
 
 
@@ -196,13 +196,13 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.slow
 def test_a_full_disk_costs_no_more_than_the_last_checkpoint(whole, base_model: Path, pairs: Path, small_disk) -> None:
     run_ = Run("plain", base_model, pairs, small_disk / "out")
-    assert run_.wait_for(lambda: newest_complete(run_.output_dir, tell=False))
+    assert run_.wait_for(lambda: newest_complete(run_.output_dir))
     os.kill(run_.pid, signal.SIGSTOP)
     filler = small_disk / "filler"
     filler.write_bytes(b"0" * (shutil.disk_usage(small_disk).free - 100_000))
     os.kill(run_.pid, signal.SIGCONT)
     status, said = run_.ends(), run_.log.read_text()
-    last = newest_complete(run_.output_dir, tell=False)
+    last = newest_complete(run_.output_dir)
     assert status == 1 and last, said[-2000:]
     line = next(line for line in said.splitlines() if line.startswith("error: "))
     assert "the disk is full" in line and f"{last} is whole" in line and "Traceback" not in said

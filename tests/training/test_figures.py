@@ -4,7 +4,6 @@ import json
 import shutil
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +13,6 @@ from helpers import HELD_OUT, ROOT, check_figures, conversation, demo_pairs, jso
 import train as train_script
 from reward_model.model.checkpoint import check_reward_model
 from reward_model.training.arguments import parse_arguments
-from reward_model.training.trainer import ExactRewardTrainer
 
 SETTINGS = "--max_steps 3 --learning_rate 1e-3 --per_device_eval_batch_size 4 --report_to none --save_strategy no"
 
@@ -62,7 +60,7 @@ def test_resuming_after_the_last_step_saves_and_makes_no_other(base_model: Path,
         assert margins(output_dir) == pytest.approx(margins(tmp_path / "whole"), abs=1e-5)
         check_figures(output_dir)
         tokens = [[log["num_tokens"] for log in t.state.log_history if "num_tokens" in log] for t in (whole, trainer)]
-        assert tokens[0] == tokens[1], "num_tokens began anew"
+        assert tokens[0] == tokens[1], "the count of tokens restarted"
 
 
 def test_trainable_weights_are_fp32_under_lora(base_model: Path, data: Path, tmp_path: Path) -> None:
@@ -86,16 +84,6 @@ def test_lora_dropout_works_and_the_models_own_is_off(tiny_model, data: Path, tm
     assert attention.attention_dropout == 0 and trainer.data_collator.shared_prefix
 
 
-def test_label_smoothing_is_conservative_bradley_terry() -> None:
-    """-(1 - e) log sigmoid(d) - e log sigmoid(-d), Mitchell 2023; and centring, Eisenstein et al. 2023, Eq. 2."""
-    args = SimpleNamespace(label_smoothing_factor=0.2, center_rewards_coefficient=0.1)
-    chosen, rejected, margin = torch.randn(3, 9, dtype=torch.float64).unbind()
-    d = chosen - rejected - margin
-    expected = -0.8 * torch.sigmoid(d).log() - 0.2 * torch.sigmoid(-d).log() + 0.1 * (chosen + rejected) ** 2
-    found = ExactRewardTrainer._figures(SimpleNamespace(args=args), chosen, rejected, d)
-    assert found["loss"].item() == pytest.approx(expected.mean().item())
-
-
 def test_training_takes_the_smoothed_loss(base_model: Path, data: Path, tmp_path: Path) -> None:
     more = "--max_steps 1 --per_device_train_batch_size 24 --learning_rate 0 --logging_steps 1 --eval_strategy no"
     found = {}
@@ -114,7 +102,7 @@ def test_one_of_several_gpus_is_used(
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     trainer = train_script.main(words(base_model, data, tmp_path / "out", "--max_steps 1 --eval_strategy no"))
     assert trainer.args.n_gpu == 1 and trainer.args.train_batch_size == trainer.args.per_device_train_batch_size
-    assert "One of 4 GPUs is used; sh train.sh" in capsys.readouterr().out
+    assert "Training on one of 4 GPUs. sh train.sh" in capsys.readouterr().out
 
 
 def test_users_text_may_hold_the_spare_special_token(base_model: Path, data: Path, tmp_path: Path) -> None:

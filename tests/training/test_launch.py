@@ -11,7 +11,7 @@ from helpers import ROOT, run
 from torch.distributed.launcher.api import LaunchConfig
 
 from reward_model.training.arguments import parse_arguments
-from reward_model.training.dry_run import whole_run_line
+from reward_model.training.dry_run import dry_run_line
 from reward_model.training.launch import usable_gpus
 
 LISTED = "GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-0)\n  MIG 1g.10gb Device 0: (UUID: MIG-0)\nGPU 1: NVIDIA H100"
@@ -104,4 +104,4 @@ def test_dry_run_reports_reserved_memory(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: 41.2e9)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (1e9, 80e9))
     trainer = SimpleNamespace(state=SimpleNamespace(log_history=[{"pairs_per_second": 4.0}]), train_dataset=range(64))
-    assert "30.1 GB (reserved: 41.2) of 80.0 GB" in whole_run_line(trainer, 10)
+    assert "30.1 GB (reserved: 41.2) of 80.0 GB" in dry_run_line(trainer, 10)

@@ -34,14 +34,14 @@ def entry(adapter: Path, base: str) -> None:
 
 # What is done to a good adapter, what is given behind it -> what must be said.
 WRONG: dict[str, tuple[Callable[[Path], object], str, str]] = {
-    "no config": (lambda a: (a / "adapter_config.json").unlink(), "", "no adapter_config.json there"),
+    "no config": (lambda a: (a / "adapter_config.json").unlink(), "", "has no adapter_config.json"),
     "config broken": (lambda a: (a / "adapter_config.json").write_text("{"), "", "adapter_config.json is broken"),
     "no weights": (lambda a: (a / "adapter_model.safetensors").unlink(), "", "has no adapter_model.safetensors"),
     "cut off": (lambda a: os.truncate(a / "adapter_model.safetensors", 900), "", "cannot be read: "),
     "no tokenizer": (lambda a: (a / "tokenizer_config.json").unlink(), "", "has no tokenizer"),
     "base gone": (lambda a: entry(a, "/no/base"), "", "The base model /no/base of"),
     "base not reachable": (lambda a: entry(a, "owner/nowhere"), "", "the hub gives no model of this name"),
-    "another base": (lambda a: None, "--base_model OTHER", "has other weights"),
+    "another base": (lambda a: None, "--base_model OTHER", "has different weights"),
 }
 
 

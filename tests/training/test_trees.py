@@ -209,7 +209,7 @@ def test_ranked_lists_become_trees_by_themselves(base_model: Path, tmp_path: Pat
     assert len(trainer.train_dataset) == 20
     groups = trees(list(trainer.train_dataset))[0]
     assert [len(branches) for _, branches in groups] == [4] * 4
-    assert trainer._counts()[2] == sum(map(positions, groups))
+    assert trainer.throughput.before[2] == sum(map(positions, groups))
 
 
 TWO_RANKS = {

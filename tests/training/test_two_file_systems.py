@@ -20,7 +20,7 @@ import torch
 
 import train
 from reward_model import InputError
-from reward_model.training.callbacks import Watch
+from reward_model.training.callbacks import TrainingMonitor
 
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 rank = int(os.environ["RANK"])
@@ -30,7 +30,7 @@ def infinite_weights():
     with deepspeed.zero.Init():
         layer = torch.nn.Linear(8, 8)
     layer.weight.ds_tensor.data[0] = float("nan") if rank else 0
-    Watch(None).on_train_end(None, SimpleNamespace(global_step=3), None, layer)
+    TrainingMonitor(None).on_train_end(None, SimpleNamespace(global_step=3), None, layer)
 
 
 merge_adapter = train.merge_adapter

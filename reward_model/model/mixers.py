@@ -1,0 +1,95 @@
+"""Packed rows in layers with a recurrent state: linear attention (Qwen3.5, Qwen3-Next) and Mamba (Zamba2).
+
+Such a layer reads tokens in order, so the branches of a row may not follow each other in it. `install_mixers` replaces
+`forward` of each layer on the instance: the prefixes run first, as a batch, and leave a state each; then the branches
+run as a batch, each from the state of its prefix. So the prefix is computed once here as well. The layer's own code
+computes everything; Transformers' cache interface passes the states.
+"""
+
+import inspect
+from types import MethodType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+MIXER_LAYERS = {"linear_attention", "mamba", "hybrid"}  # values of layer_types in configs
+
+
+class ForkedState:
+    """The cache of one mixer in one call. Unlike Transformers' cache, it keeps the states in the autograd graph.
+
+    Args:
+        conv: The last inputs of the convolution, `(batch, channels, kernel size)`.
+        recurrent: The recurrent state, `(batch, heads, …)`.
+    """
+
+    record_past = True  # makes the layer take its general path for single tokens, too
+
+    def __init__(self, conv: torch.Tensor | None = None, recurrent: torch.Tensor | None = None) -> None:
+        self.conv_states, self.recurrent_states = [conv], [recurrent]
+        self.is_continued = conv is not None
+
+    def __getitem__(self, layer_idx: int) -> "ForkedState":
+        return self
+
+    @property
+    def layers(self) -> "ForkedState":
+        return self
+
+    def has_previous_state(self, layer_idx: int | None = None, state_idx: int = 0) -> bool:
+        return self.is_continued
+
+    def update_conv_state(
+        self, states: torch.Tensor, layer_idx: int, state_idx: int = 0, conv_kernel_size: int = 4, **kwargs: Any
+    ) -> torch.Tensor:
+        """Return the inputs of the convolution with those that come before them."""
+        states = torch.cat([self.conv_states[0], states], dim=-1) if self.is_continued else states
+        self.conv_states[0] = F.pad(states, (conv_kernel_size, 0))[..., -conv_kernel_size:]
+        return states
+
+    def update_recurrent_state(self, states: torch.Tensor, layer_idx: int, state_idx: int = 0, **kwargs: Any) -> Any:
+        self.recurrent_states[0] = states
+        return states
+
+    def fork(self, groups: torch.Tensor) -> "ForkedState":
+        """Return the states of the branches; `groups` is the prefix of each, or -1 for an empty one, `(branches,)`."""
+        conv, recurrent = (
+            F.pad(states[0], (0, 0) * (states[0].dim() - 1) + (0, 1))[groups]
+            for states in (self.conv_states, self.recurrent_states)
+        )
+        return ForkedState(conv, recurrent)
+
+
+def install_mixers(model: nn.Module, path_counts: Any) -> bool:
+    """Let the recurrent layers of `model` take packed rows, and return whether there are any."""
+    mixers = [
+        module
+        for module in model.modules()
+        if {"cache_params", "attention_mask"} <= inspect.signature(type(module).forward).parameters.keys()
+        and hasattr(module, "conv1d")
+    ]
+    for mixer in mixers:
+        mixer.path_counts = path_counts
+        mixer.forward = MethodType(_forward, mixer)
+    return bool(mixers)
+
+
+def _forward(
+    self: nn.Module, hidden_states: torch.Tensor, *args: Any, mixer_layout: Any = None, **kwargs: Any
+) -> torch.Tensor:
+    """Run a recurrent layer on a packed row if there is a layout (`packing.mixer_layout`), otherwise as usual."""
+    forward = type(self).forward
+    if mixer_layout is None:
+        return forward(self, hidden_states, *args, **kwargs)
+    self.path_counts.attention_calls += 1
+    tokens = F.pad(hidden_states[0], (0, 0, 0, 1))  # row -1 is padding
+    prefixes, branches, groups, order = (mixer_layout[name] for name in ("prefixes", "branches", "groups", "order"))
+    outputs, state = [], None
+    if prefixes.numel():
+        state = ForkedState()
+        outputs.append(forward(self, tokens[prefixes], cache_params=state, attention_mask=(prefixes >= 0).long()))
+        state = state.fork(groups)
+    outputs.append(forward(self, tokens[branches], cache_params=state, attention_mask=None))
+    return torch.cat([output.flatten(0, 1) for output in outputs])[order][None]

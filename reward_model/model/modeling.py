@@ -1,0 +1,168 @@
+"""Let a sequence classifier of Transformers take packed rows, compute its head in fp32, and count token positions.
+
+`install` replaces `forward` on the instance, so no model code is patched and the saved config does not change. A batch
+with `cu_seq_lens_q` is a packed row (see packing.py) and yields one reward per branch; any other batch is padded.
+packing_check.py decides whether a model may take packed rows.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import MethodType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import SequenceClassifierOutputWithPast
+from trl.trainer.utils import disable_dropout_in_model
+
+from reward_model.model.loading import check_head
+from reward_model.model.mixers import install_mixers
+from reward_model.model.packing import mixer_layout
+
+
+class PathCounts:
+    """State of one model: what it has computed, and what its layers have passed to attention."""
+
+    def __init__(self) -> None:
+        self.positions = self.padded_positions = self.real_tokens = self.pairs = 0  # in training
+        self.attention_calls = 0  # on packed rows, of attention or recurrent layers
+        self.has_mixers = False  # whether the model has recurrent layers
+        self.unsupported: set[str] = set()  # arguments of attention that packed attention does not compute
+        self.attention_dropout: list[str] = []  # names in the config, unless dropout is off
+        self.lengths: tuple[Any, tuple[list[int], list[int]]] = (None, ([], []))  # of the row with these cu_seq_lens_q
+        self.long_tokens: torch.Tensor | None = None  # tokens of conversations beyond `rope_switch`
+
+
+def install(model: PreTrainedModel, disable_dropout: bool = True) -> None:
+    """Prepare `model` for padded and packed batches. Call `choose_attention` before its first forward pass.
+
+    Args:
+        model: A decoder with the linear head `score`.
+        disable_dropout: Set all dropout rates to 0.
+
+    Raises:
+        InputError: The score of the model is not that of the last token.
+    """
+    check_head(model)
+    model.path_counts = PathCounts()
+    model.forward = MethodType(_forward, model)
+    model.score.forward = MethodType(_score, model.score)
+    if disable_dropout:
+        zero_dropout(model)
+    else:
+        rates = model.config.get_text_config().to_dict().items()
+        model.path_counts.attention_dropout = [key for key, rate in rates if "att" in key and "drop" in key and rate]
+    model.path_counts.has_mixers = install_mixers(model, model.path_counts)
+    if rope_switch(model.config):
+        for module in model.modules():
+            if getattr(module, "rope_type", None) == "longrope":
+                module.path_counts = model.path_counts
+                module.forward = MethodType(_rotary, module)
+
+
+def path_counts(model: nn.Module) -> PathCounts:
+    """Return the state of a model that has been through `install`, which a wrapper (DeepSpeed, PEFT) may contain."""
+    return installed_model(model).path_counts
+
+
+def installed_model(model: nn.Module) -> PreTrainedModel:
+    """Return the model that has been through `install` inside a wrapper."""
+    return next(module for module in model.modules() if hasattr(module, "path_counts"))
+
+
+def zero_dropout(model: nn.Module) -> None:
+    """Set all dropout rates to 0, including those that modules keep as numbers, which trl's function leaves."""
+    disable_dropout_in_model(model)
+    for module in model.modules():
+        for name in [name for name, value in vars(module).items() if "drop" in name and isinstance(value, float)]:
+            setattr(module, name, 0.0)
+
+
+def _score(self: nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
+    """Compute the head in fp32: in bf16, rewards near 10 are multiples of 1/16, and close pairs would tie."""
+    with torch.autocast(hidden.device.type, enabled=False):
+        return F.linear(hidden.float(), self.weight.float(), None if self.bias is None else self.bias.float())
+
+
+def _forward(
+    self: PreTrainedModel,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    end_positions: torch.Tensor | None = None,
+    real_tokens: int = 0,
+    padded_positions: int = 0,
+    **kwargs: Any,
+) -> SequenceClassifierOutputWithPast:
+    """Return rewards: `(branches, 1)` of a packed row, `(conversations, 1)` of a padded batch.
+
+    Args:
+        self: The model.
+        input_ids: `(1, tokens)` of a packed row, or `(conversations, longest)`.
+        attention_mask: Mask of a padded batch. The reward is read at its last token, whatever the pad token is.
+        end_positions: Last token of each branch in a packed row, `(branches,)`.
+        real_tokens: Tokens of both sides of all pairs, for the counts.
+        padded_positions: Positions that the padded batch would have, for the counts.
+        kwargs: What `pack` returns besides, and arguments of the body.
+    """
+    if self.training:
+        self.path_counts.positions += input_ids.numel()
+        self.path_counts.padded_positions += padded_positions
+        self.path_counts.real_tokens += real_tokens
+        self.path_counts.pairs += (len(input_ids) if end_positions is None else len(end_positions)) // 2
+    for name in ("margin", "places"):  # of the trainer
+        kwargs.pop(name, None)
+    is_long, switch = None, rope_switch(self.config)
+    if end_positions is None:
+        attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        rows, positions = (torch.arange(size, device=input_ids.device) for size in input_ids.shape)
+        ends = rows, (attention_mask * positions).argmax(1)
+        if switch:
+            is_long = attention_mask.sum(1, keepdim=True) > switch
+    else:
+        attention_mask, ends = None, (torch.zeros_like(end_positions), end_positions)
+        kwargs["path_counts"] = self.path_counts
+        if self.path_counts.has_mixers:
+            kwargs["mixer_layout"] = mixer_layout(kwargs["cu_seq_lens_q"], kwargs["cu_seq_lens_k"], kwargs["key_index"])
+        if switch:
+            lengths, keys = kwargs["cu_seq_lens_k"].diff(), kwargs["key_index"]
+            is_long = torch.zeros_like(input_ids, dtype=torch.bool)
+            is_long[0, keys] = (lengths > switch).repeat_interleave(lengths, output_size=len(keys))
+    body = getattr(self, self.base_model_prefix)
+    with rotate_by_length(self, is_long):
+        hidden = body(input_ids=input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state
+    return SequenceClassifierOutputWithPast(logits=self.score(hidden[ends]))
+
+
+def rope_switch(config: Any) -> int | None:
+    """Return the length in tokens above which longrope (Phi-3.5, Phi-4-mini) uses its long factors, or None."""
+    rope = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    return rope["original_max_position_embeddings"] if rope.get("rope_type") == "longrope" else None
+
+
+@contextmanager
+def rotate_by_length(model: PreTrainedModel, is_long: torch.Tensor | None) -> Iterator[None]:
+    """Let longrope use its long factors for the tokens of `is_long` only, `(batch, tokens)` or `(batch, 1)`.
+
+    None leaves the choice to Transformers, which makes one for the batch.
+    """
+    model.path_counts.long_tokens = is_long
+    try:
+        yield
+    finally:
+        model.path_counts.long_tokens = None
+
+
+def _rotary(self: nn.Module, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Return cosines and sines of longrope, by the length of the conversation of each token.
+
+    Transformers chooses the factors by the longest position in the batch, so a score would depend on the other
+    conversations: https://github.com/huggingface/transformers/blob/main/src/transformers/modeling_rope_utils.py
+    """
+    rotary, is_long, switch = type(self).forward, self.path_counts.long_tokens, rope_switch(self.config)
+    if is_long is None or switch is None:
+        return rotary(self, x, position_ids)
+    short = rotary(self, x, position_ids.clamp(max=switch - 1))
+    long = rotary(self, x, F.pad(position_ids, (0, 1), value=switch))  # one position beyond selects the long factors
+    return tuple(torch.where(is_long[..., None], b[..., :-1, :], a) for a, b in zip(short, long, strict=True))
