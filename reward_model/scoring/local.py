@@ -116,17 +116,15 @@ def score_rows(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens_per_batch: int, rows: Iterable[ScoringRow]
 ) -> Iterator[tuple[ScoringRow, list[float] | str]]:
     """Yield each row of a file with its scores or an error, in order; fill each batch with rows."""
-    batch: list[tuple[ScoringRow, list[list[int]] | str]] = []
+    batch: list[tuple[ScoringRow, list[list[int]]]] = []
     filled = 0
     for row in rows:
-        tokens: list[list[int]] | str = row.error
-        size = 0
-        if not row.error:
-            try:
-                tokens = encode(row.conversations, model, tokenizer, row.tools)
-                size = positions(to_group(tokens, model))
-            except InputError as error:
-                tokens = str(error)
+        tokens: list[list[int]] = []
+        try:
+            tokens = [] if row.error else encode(row.conversations, model, tokenizer, row.tools)
+        except InputError as error:
+            row = row._replace(error=str(error))
+        size = positions(to_group(tokens, model)) if tokens else 0
         if batch and filled + size > tokens_per_batch:
             yield from _score_batch_of_rows(model, tokenizer, batch)
             batch, filled = [], 0
@@ -136,15 +134,17 @@ def score_rows(
 
 
 def _score_batch_of_rows(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: list[tuple[ScoringRow, list[list[int]] | str]]
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: list[tuple[ScoringRow, list[list[int]]]]
 ) -> Iterator[tuple[ScoringRow, list[float] | str]]:
-    groups = [tokens for _, tokens in batch if not isinstance(tokens, str)]
+    groups = [tokens for _, tokens in batch if tokens]
     scores = iter(score_batch(model, tokenizer, groups) if groups else [])
     for row, tokens in batch:
-        result = tokens if isinstance(tokens, str) else next(scores)
-        if not isinstance(result, str) and not all(map(math.isfinite, result)):
-            result = f"the scores are {result}; check the weights and the --dtype."
-        yield row, result
+        values = next(scores) if tokens else []
+        is_finite = all(map(math.isfinite, values))
+        yield (
+            row,
+            row.error or (values if is_finite else f"the scores are {values}; check the weights and the --dtype."),
+        )
 
 
 def to_group(group: list[list[int]], model: PreTrainedModel) -> Group:
