@@ -50,7 +50,8 @@ def _convert(row: Row) -> tuple[str, list[tuple[str, Any]], Any]:
         answers = row[field] if kind == "answers" else [row[field]]
         rest = {name: value for name, value in row.items() if name != field}
         pairs = [_pair_of_one(rest, answer) for answer in answers]
-        named = [(f"answer {number}", pair["chosen"]) for number, pair in enumerate(pairs, 1)]
+        names = [f"answer {number}" if kind == "answers" else field for number in range(1, len(pairs) + 1)]
+        named = [(name, pair["chosen"]) for name, pair in zip(names, pairs, strict=True)]
     else:
         kind, pairs = "pair", convert(row, format_, NO_OPTIONS)
         named = [(side, pair[side]) for side in SIDES for pair in pairs]
