@@ -13,7 +13,6 @@ or "error". Rows are written batch by batch, and an existing output is resumed.
 """
 
 import argparse
-import os
 import signal
 import sys
 from functools import partial
@@ -21,7 +20,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from reward_model import InputError
+from reward_model import InputError, print_traceback
 from reward_model.data.messages import answer_messages, prompt_messages
 from reward_model.data.pair import Messages, check_conversation
 from reward_model.scoring.files import open_partial_output, score_file
@@ -89,8 +88,7 @@ if __name__ == "__main__":
     try:
         main(sys.argv[1:])
     except (InputError, OSError) as error:
-        if os.environ.get("REWARD_MODEL_DEBUG"):
-            raise
+        print_traceback()
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         print("\nStopped. Scored rows are kept; run the same command to resume.", file=sys.stderr)

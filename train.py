@@ -30,7 +30,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from trl import get_peft_config, get_quantization_config
 
-from reward_model import InputError
+from reward_model import InputError, print_traceback
 from reward_model.model.checkpoint import set_pad_token
 from reward_model.model.loading import load_model
 from reward_model.model.lora import check_adapter, merge_adapter
@@ -210,6 +210,7 @@ if __name__ == "__main__":
     try:
         main(sys.argv[1:])
     except InputError as error:
+        print_traceback()
         exit_with_message(f"error: {error}", 1)
     except KeyboardInterrupt:
         exit_with_message("Stopped. Pass --resume_from_checkpoint auto to resume from the last checkpoint.", STOPPED)

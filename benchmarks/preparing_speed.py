@@ -1,8 +1,8 @@
-"""Rows per second and peak memory of prepare_data.py on generated pairs of 3 KB each.
+"""Measure rows per second and peak memory of prepare_data.py on generated pairs of 3 KB each.
 
     python -m benchmarks.preparing_speed --pairs 1000000
 
-Needs three times the file's size on the disk of --folder: the source, its checked pairs, and those once more in order.
+Needs disk space for three copies of the data in --directory: the source, the validated pairs, and the output.
 """
 
 import argparse
@@ -23,7 +23,7 @@ WORDS = (
 
 
 def generate(path: Path, number: int) -> None:
-    """Pairs of about 3 KB: a prompt of 60 words, answers of 250 on average, lengths lognormal."""
+    """Write pairs of about 3 KB: prompts of 60 words, answers of 250 words on average, with lognormal lengths."""
     random = np.random.default_rng(0)
     text = " ".join(random.choice(WORDS, 100_000))
     with open(path, "w") as file:
@@ -39,34 +39,35 @@ def generate(path: Path, number: int) -> None:
 
 
 def memory(process: psutil.Process) -> int:
-    """Bytes held by a process and its children; pages that they share count for each."""
-    held = 0
+    """Return the bytes of a process and its children; shared pages count for each process."""
+    total = 0
     for member in (process, *process.children(recursive=True)):
         try:
-            held += member.memory_info().rss
-        except psutil.NoSuchProcess:  # it ended meanwhile
+            total += member.memory_info().rss
+        except psutil.NoSuchProcess:  # it has ended
             continue
-    return held
+    return total
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=1_000_000)
-    parser.add_argument("--folder", type=Path, help="for the generated file; default: a temporary one")
+    parser.add_argument("--directory", type=Path, help="directory of the temporary files (default: the system's)")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        source = Path(folder, "source.jsonl")
+    with tempfile.TemporaryDirectory(dir=args.directory) as directory:
+        source = Path(directory, "source.jsonl")
         generate(source, args.pairs)
-        begin, peak = time.perf_counter(), 0
-        command = [sys.executable, ROOT / "prepare_data.py", source, "--output", Path(folder, "pairs.jsonl")]
+        start, peak = time.perf_counter(), 0
+        command = [sys.executable, ROOT / "prepare_data.py", source, "--output", Path(directory, "pairs.jsonl")]
         process = psutil.Popen([str(part) for part in command])
         while process.poll() is None:
             peak = max(peak, memory(process))
             time.sleep(0.1)
-        seconds = time.perf_counter() - begin
+        seconds = time.perf_counter() - start
         size = source.stat().st_size / 1e9
     if process.returncode:
-        sys.exit(f"error: prepare_data.py ended with {process.returncode}")
+        sys.exit(f"error: prepare_data.py exited with {process.returncode}")
     speed = f"{seconds:.0f} s, {args.pairs / seconds:,.0f} rows/s"
     print(f"{args.pairs:,} pairs, {size:.2f} GB: {speed}, peak {peak / 1e9:.2f} GB")
 

@@ -1,19 +1,16 @@
-"""Check real pairs that look odd: none of them is set aside or doubted, and no template is refused for them."""
+"""Real pairs that look odd are neither set aside nor warned about, and no template is rejected because of them."""
 
 import json
-from itertools import product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import trl
 from helpers import pair
 
-from reward_model.data.formats import NO_OPTIONS
-from reward_model.data.pair import SIDES, check_pair, doubt
+from reward_model.data.pair import SIDES, check_pair, find_warning
 from reward_model.data.quality import find_conflicts
-from reward_model.data.statistics import FACTS, Work, pair_facts
+from reward_model.data.statistics import facts_array
 from reward_model.model.chat_template import pin_date, render
 from reward_model.model.template_validation import check_rows, check_template
 
@@ -25,21 +22,20 @@ TEMPLATES = {"qwen2_5": True, "qwen3": True, "glm4moe": True, "llama3": False, "
 TOOLS = [{"type": "function", "function": {"name": "clock", "parameters": {}}}]
 
 
-def found(pairs: list[dict[str, Any]]) -> set[int]:
-    """Return the reasons for which pairs are set aside or doubted beside each other."""
-    rows = [(0, 0, number, 0, *pair_facts(one, Work(NO_OPTIONS))) for number, one in enumerate(pairs)]
-    reasons, doubts, _ = find_conflicts(np.array(rows, dtype=FACTS), ())
-    return {*reasons.tolist(), *doubts.tolist()} - {0}
+def conflicts(pairs: list[dict[str, Any]]) -> set[int]:
+    """Return the reasons for which pairs conflict with each other."""
+    found = find_conflicts(facts_array(pairs), ())
+    return {*found.reasons.tolist(), *found.warnings.tolist()} - {0}
 
 
-def test_pairs_are_good_and_beyond_doubt() -> None:
+def test_pairs_are_valid_without_warnings() -> None:
     for row in [*PAIRS, EMPTY_SYSTEM]:
-        assert check_pair(row)["chosen"] == row["chosen"] and doubt(row) is None
-    assert not found([*PAIRS, EMPTY_SYSTEM])
+        assert check_pair(row)["chosen"] == row["chosen"] and find_warning(row) is None
+    assert not conflicts([*PAIRS, EMPTY_SYSTEM])
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_templates_are_good_and_render_all(name: str, make_tokenizer) -> None:
+def test_templates_are_accepted_and_render_all(name: str, make_tokenizer) -> None:
     template = Path(trl.__file__).parent / f"chat_templates/{name}.jinja"
     tokenizer = make_tokenizer(pin_date(template.read_text(), "2024-07-26"))
     tokenizer.bos_token = "<|endoftext|>"
@@ -51,15 +47,8 @@ def test_templates_are_good_and_render_all(name: str, make_tokenizer) -> None:
     assert check_rows(rows, tokenizer) == []
 
 
-def test_lists_of_answers_do_not_look_cut_off() -> None:
-    """Two answers that end within a word at the same length are six in the pairs of their lists."""
-    one, other = (f"{text} {'word ' * 100}"[:239] + "d" for text in ("One", "Another"))
-    lists = product([one, "A better one.", "The best."], [other, "A bad one.", "The worst."])
-    assert not found([pair(["u: Which?"], *both) for both in lists])
-
-
-def test_other_tools_make_another_pair() -> None:
+def test_pairs_with_different_tools_are_different() -> None:
     first = pair(["u: What is the time?"], "I look it up.", "I cannot know.", tools=TOOLS)
     reversed_ = {"chosen": first["rejected"], "rejected": first["chosen"]}
-    assert found([first, reversed_ | {"tools": TOOLS}]), "both orders"
-    assert not found([first, reversed_, first | {"tools": [TOOLS[0] | {"strict": True}]}])
+    assert conflicts([first, reversed_ | {"tools": TOOLS}]), "both orders"
+    assert not conflicts([first, reversed_, first | {"tools": [TOOLS[0] | {"strict": True}]}])

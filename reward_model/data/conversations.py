@@ -3,8 +3,9 @@
 from typing import Any, NamedTuple
 
 from reward_model import InputError, RowError
+from reward_model.data.convert import convert_row, recognize
 from reward_model.data.fields import Row, first_field
-from reward_model.data.formats import CONVERSATIONS, NO_OPTIONS, convert, recognise
+from reward_model.data.formats import CONVERSATIONS, DEFAULT_OPTIONS
 from reward_model.data.messages import chat_message, messages_in
 from reward_model.data.pair import SIDES, Messages, Pair, check_conversation
 from reward_model.data.preferences import ANSWER_LISTS, ANSWERS
@@ -53,7 +54,7 @@ def _convert(row: Row) -> tuple[str, list[tuple[str, Any]], Any]:
         names = [f"answer {number}" if kind == "answers" else field for number in range(1, len(pairs) + 1)]
         named = [(name, pair["chosen"]) for name, pair in zip(names, pairs, strict=True)]
     else:
-        kind, pairs = "pair", convert(row, format_, NO_OPTIONS)
+        kind, pairs = "pair", convert_row(row, format_, DEFAULT_OPTIONS)
         named = [(side, pair[side]) for side in SIDES for pair in pairs]
         if len(pairs) > 1:  # every combination of chosen and rejected answers: score each answer once, chosen first
             kind = "answers"
@@ -64,7 +65,7 @@ def _convert(row: Row) -> tuple[str, list[tuple[str, Any]], Any]:
 def _format(row: Row) -> str | None:
     """Return the format of a preference pair; None for another row."""
     try:
-        return recognise([row], "")
+        return recognize([row], "")
     except InputError as error:
         if isinstance(error.__cause__, RowError):
             raise error.__cause__ from error
@@ -95,7 +96,7 @@ def _pair_of_one(row: Row, answer: Any) -> Pair:
     format_ = _format(row)
     if format_ is None:
         raise _no_conversation(row)
-    return convert(row, format_, NO_OPTIONS)[0]
+    return convert_row(row, format_, DEFAULT_OPTIONS)[0]
 
 
 def _no_conversation(row: Row) -> RowError:

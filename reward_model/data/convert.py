@@ -1,24 +1,36 @@
-"""Recognise, convert, check: the one loop that rows of any source go through on their way to pairs."""
+"""Recognize the format of rows, convert them to pairs and validate the pairs."""
 
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from typing import Any, NamedTuple
 
 from reward_model import InputError, RowError
-from reward_model.data.formats import NO_OPTIONS, Options, convert, recognise
-from reward_model.data.pair import Pair, check_pair
-from reward_model.data.proposal import proposal
-from reward_model.data.readers import NumberedRow, parsed, place_of
+from reward_model.data.fields import NAME_FIELDS, Row
+from reward_model.data.formats import DEFAULT_OPTIONS, FORMATS, Options
+from reward_model.data.messages import first_role, messages_in, prompt_messages, system_messages
+from reward_model.data.pair import SIDES, Pair, check_pair, from_json
+from reward_model.data.readers import NumberedRow, parse_row, place_of
 
-LOOKED_AT = 100  # rows, to recognise a format
-# Reasons that stop a source where one of its first rows has them, and those that stop it where most have them: a row
-# set aside is not enough where the layout is another one than it seemed.
-STOPPING = ("unused field", "unclear verdict")
-LAYOUT = ("missing field", "another layout", "not messages", "not text", "unknown role", "roles out of order")
+FIRST_ROWS = 100  # are looked at to recognize a format
+# Other names of chosen and rejected (argilla, stack-exchange-paired, …), and names of a system message.
+SIDE_NAMES = [("chosen_response", "rejected_response"), ("response_j", "response_k"), ("accepted", "rejected")]
+SIDE_NAMES += [("preferred_output", "non_preferred_output")]
+SYSTEM_NAMES = ("system", "system_prompt")
+# A source is rejected if one of its first rows has a reason of the first group, or most have one of the second: then
+# its layout is not the recognized one, and setting rows aside is not enough.
+FATAL_REASONS = ("unused field", "unclear verdict")
+LAYOUT_REASONS = ("missing field", "another layout", "not messages", "not text", "unknown role", "roles out of order")
+# Fields that are likely to be part of a conversation.
+CONVERSATION_FIELDS = frozenset(
+    "system system_prompt system_message history context input instruction question query prompt messages conversation "
+    "conversations dialog dialogue trajectory previous_turns passage document documents initial_reason_steps "
+    "chat_template_kwargs".split()  # trl applies the last one to a row; here a model has one template for all rows
+)
+TEXT_KEYS = ("content", "value", "text", "full_text", "input", "output")  # the text of an object, not its metadata
 
 
-class Reading(NamedTuple):
-    """A row (as bytes where it cannot be parsed), where it stands, and each of its pairs: checked, or what is wrong."""
+class ConvertedRow(NamedTuple):
+    """A row (bytes if it could not be parsed), its place, and its pairs; a RowError stands for an invalid pair."""
 
     place: str
     number: int
@@ -27,91 +39,178 @@ class Reading(NamedTuple):
     pairs: list[Pair | RowError]
 
 
-def read(
-    rows: Iterable[NumberedRow], source: str, options: Options = NO_OPTIONS, format_: str = "auto"
-) -> Iterator[Reading]:
-    """What became of every row of a source (its name is for places), in order.
+def convert_rows(
+    rows: Iterable[NumberedRow], source: str, options: Options = DEFAULT_OPTIONS, format_: str = "auto"
+) -> Iterator[ConvertedRow]:
+    """Yield every row of a source, converted, in order.
 
-    Raises InputError where no format is named and none is recognised.
+    Args:
+        rows: The rows, with their line or row numbers.
+        source: The name of the source, for places in messages.
+        options: How rows become pairs.
+        format_: A key of FORMATS, or "auto" to recognize the format by the first rows.
+
+    Raises:
+        InputError: If no format is given and none is recognized.
     """
-    format_, rows = with_format(rows, source, format_, options)
-    return readings(rows, source, options, format_)
-
-
-def readings(rows: Iterable[NumberedRow], source: str, options: Options, format_: str) -> Iterator[Reading]:
-    """What became of rows whose format is known."""
+    if format_ == "auto":
+        format_, rows = detect_format(rows, source, format_, options)
     for number, row in rows:
-        value = parsed(row)
-        shown = row if isinstance(value, RowError) else value
-        yield Reading(place_of(source, number), number, shown, format_, pairs_of(value, format_, options))
+        value = parse_row(row)
+        original = row if isinstance(value, RowError) else value
+        pairs = validated_pairs(value, format_, options)
+        yield ConvertedRow(place_of(source, number), number, original, format_, pairs)
 
 
-def read_strictly(rows: Iterable[NumberedRow], source: str, options: Options = NO_OPTIONS) -> Iterator[Reading]:
-    """The rows that gave pairs; raises InputError at the first bad pair. Ties are left out, and counted."""
+def convert_rows_strictly(rows: Iterable[NumberedRow], source: str) -> Iterator[ConvertedRow]:
+    """Yield the rows that give pairs; skip and count ties, and raise InputError at the first bad row."""
     ties = 0
-    for reading in read(rows, source, options):
-        for error in reading.pairs:
-            if isinstance(error, RowError) and error.reason != "tie":
-                cure = "(prepare_data.py sets such rows aside and keeps the rest.)"
-                raise InputError(f"{reading.place}: {error} {cure}")
-        pairs: list[Pair | RowError] = [pair for pair in reading.pairs if not isinstance(pair, RowError)]
-        ties += len(reading.pairs) - len(pairs)
+    for converted in convert_rows(rows, source):
+        errors = [pair for pair in converted.pairs if isinstance(pair, RowError)]
+        for error in errors:
+            if error.reason != "tie":
+                raise InputError(f"{converted.place}: {error} (prepare_data.py sets bad rows aside.)")
+        ties += len(errors)
+        pairs: list[Pair | RowError] = [pair for pair in converted.pairs if not isinstance(pair, RowError)]
         if pairs:
-            yield reading._replace(pairs=pairs)
+            yield converted._replace(pairs=pairs)
     if ties:
-        print(f"{source}: {ties} ties left out.")
+        print(f"{source}: skipped {ties} ties.")
 
 
-def with_format(
+def detect_format(
     rows: Iterable[NumberedRow], source: str, format_: str, options: Options
 ) -> tuple[str, Iterator[NumberedRow]]:
-    """The format of a source's rows, recognised by the first ones if it is "auto", and all of its rows.
+    """Return the format of a source ("auto" is recognized by the first rows) and an iterator over all of its rows.
 
-    Raises InputError where none is recognised, and where the first rows do not come out whole.
+    Raises:
+        InputError: If no format is recognized, or if the first rows do not convert.
     """
     rows = iter(rows)
-    first = list(islice(rows, LOOKED_AT))
-    values = [parsed(row) for _, row in first]
+    first = list(islice(rows, FIRST_ROWS))
     if not first:
-        raise InputError(f"{source}: empty, no row in there.")
-    begin = first[0][1].strip() if isinstance(first[0][1], bytes) else b""
-    if begin[:1] == b"[" and not isinstance(values[-1], dict):
-        raise InputError(f"{source}: a JSON array, not an object a line; call it .json.")
-    if begin == b"{":
-        raise InputError(f"{place_of(source, first[0][0])}: {values[0]} Call it .json if objects span several lines.")
+        raise InputError(f"{source}: empty, no rows.")
+    numbers, values = [number for number, _ in first], [parse_row(row) for _, row in first]
     if all(isinstance(value, RowError) for value in values):
-        raise InputError(f"{place_of(source, first[0][0])}: {values[0]}")
-    format_ = recognise(values, source, options.ignore) if format_ == "auto" else format_
-    found = [
-        (place_of(source, number), error)
-        for (number, _), value in zip(first, values, strict=True)
-        for error in pairs_of(value, format_, options)[:1]
-        if isinstance(error, RowError)
-    ]
-    stopping = [at for at in found if at[1].reason in STOPPING]
-    wrong = [at for at in found if at[1].reason in LAYOUT]
-    if stopping or len(wrong) > len(first) / 2:
-        place, error = (stopping or wrong)[0]
-        if error.reason == "unused field":
-            raise InputError(f"{place}: {error}") from error
-        count = "" if stopping else f" ({len(wrong)} of the first {len(first)} rows are so.)"
-        cure = proposal(next(value for value in values if isinstance(value, dict)), source)
-        raise InputError(f"{place}: {error}{count} {cure}")
+        is_json = values[0].reason == "not parseable"
+        hint = " If the file is a single JSON array or object, rename it to .json." if is_json else ""
+        raise InputError(f"{place_of(source, numbers[0])}: {values[0]}{hint}")
+    if format_ == "auto":
+        format_ = recognize(values, source, options.ignore)
+    problems = []
+    for number, value in zip(numbers, values, strict=True):
+        pairs = validated_pairs(value, format_, options)
+        if pairs and isinstance(pairs[0], RowError):
+            problems.append((number, pairs[0]))
+    fatal = [problem for problem in problems if problem[1].reason in FATAL_REASONS]
+    layout = [problem for problem in problems if problem[1].reason in LAYOUT_REASONS]
+    if fatal or len(layout) > len(first) / 2:
+        number, error = (fatal or layout)[0]
+        count = "" if fatal else f" ({len(layout)} of the first {len(first)} rows have such a problem.)"
+        advice = "" if error.reason == "unused field" else f" {NAME_FIELDS}"
+        raise InputError(f"{place_of(source, number)}: {error}{count}{advice}") from error
     return format_, chain(first, rows)
 
 
-def pairs_of(row: Any, format_: str, options: Options) -> list[Pair | RowError]:
-    """Each pair of a parsed row, checked, or the RowError that says what is wrong with it or with the row."""
-
-    def checked(pair: Pair) -> Pair | RowError:
+def recognize(rows: Iterable[Any], source: str, ignore: tuple[str, ...] = ()) -> str:
+    """Return the format of the first row that matches one; raise InputError if no row does."""
+    rows = [row for row in rows if isinstance(row, dict)]
+    if not rows:
+        raise InputError(f"{source}: the first rows are not JSON objects. Rename the file to .json if it is an array.")
+    for row in rows:
         try:
-            return check_pair(pair)
+            row = _with_standard_names(row, ignore)
         except RowError as error:
-            return error
+            raise InputError(f"{source}: {error}") from error
+        for name, format_ in FORMATS.items():
+            if format_.matches(row):
+                return name
+    keys = ", ".join(map(str, rows[0]))
+    raise InputError(f"{source}: unknown format (keys: {keys}). {NAME_FIELDS}")
 
+
+def validated_pairs(row: Any, format_: str, options: Options) -> list[Pair | RowError]:
+    """Return the validated pairs of a parsed row; a RowError stands for each pair, or for a row, that is not valid."""
     if isinstance(row, RowError):
         return [row]
     try:
-        return [checked(pair) for pair in convert(row, format_, options)]
+        return [_validated_pair(pair) for pair in convert_row(row, format_, options)]
     except RowError as error:
         return [error]
+
+
+def _validated_pair(pair: Pair) -> Pair | RowError:
+    try:
+        return check_pair(pair)
+    except RowError as error:
+        return error
+
+
+def convert_row(row: Any, format_: str, options: Options) -> list[Pair]:
+    """Return the unvalidated pairs of a row; raise RowError if it does not have this format."""
+    if not isinstance(row, dict):
+        raise RowError("not a row", f"expected an object with chosen and rejected, found {type(row).__name__}.")
+    row = _with_standard_names(row, options.ignore)
+    try:
+        pairs = FORMATS[format_].pairs(row, options)
+    except RowError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # a field has a type that the format never has
+        expected = f"{format_} ({FORMATS[format_].description})"
+        raise RowError("another layout", f"the row does not have the format {expected}: {error}.") from error
+    system = system_messages(next(filter(None, map(row.get, SYSTEM_NAMES)), options.system))
+    for pair in pairs if system else []:
+        for side in SIDES:
+            messages = pair[side]
+            if isinstance(messages, list) and first_role(messages) != "system":
+                pair[side] = system + messages
+    if pairs:
+        check_all_used(row, pairs[0])
+    return pairs
+
+
+def _with_standard_names(row: Row, ignore: tuple[str, ...]) -> Row:
+    """Return a row with JSON text of messages parsed and its answers named chosen and rejected."""
+    row = {name: messages_in(value, name) for name, value in row.items() if name not in ignore}
+    if isinstance(value := row.get("input"), dict) and "messages" in value:  # OpenAI, Azure
+        row = row | {"prompt": value["messages"], "tools": value.get("tools")}
+        del row["input"]
+    if "chosen" in row:
+        return row
+    for names in SIDE_NAMES:
+        if all(name in row for name in names):
+            standard = dict(zip(names, SIDES, strict=True))
+            return {standard.get(name, name): value for name, value in row.items()}
+    return row
+
+
+def check_all_used(row: Row, pair: Pair) -> None:
+    """Raise RowError if the text of a conversation field is not in the pair, as a message or as lines of one."""
+    names = CONVERSATION_FIELDS.intersection(row)
+    if not names or not all(isinstance(pair[side], list) for side in SIDES):
+        return
+    contents = [message.get("content") for side in SIDES for message in pair[side] if isinstance(message, dict)]
+    known = [*contents, *(pair[side] for side in SIDES)]
+    rest = [name for name in names if row[name] not in known]  # fast: most fields are a message or a conversation
+    texts = [f"\n{text}\n" for text in contents if isinstance(text, str)] if rest else []
+    unused = sorted(name for name in rest if not _is_used(row[name], texts))
+    if unused:
+        fix = f"map it (--prompt, --input, --chosen, --rejected) or ignore it (--ignore {' '.join(unused)})"
+        found = f"{', '.join(unused)} may be part of the conversation and is not used"
+        raise RowError("unused field", f"{found}; {fix}.")
+
+
+def _is_used(value: Any, texts: list[str]) -> bool:
+    """Return whether all texts in a value are lines of `texts`, which start and end with a line break."""
+    if isinstance(value, str):
+        if not value.strip() or any(f"\n{part}\n" in text for part in (value, value.strip()) for text in texts):
+            return True
+        parts = from_json(value, list) if value.startswith('["') else prompt_messages(value)  # a transcript's turns
+        is_single_text = parts in (value, [{"role": "user", "content": value}])
+        return not is_single_text and _is_used(parts, texts)
+    if isinstance(value, list):
+        return all(_is_used(part, texts) for part in value)
+    if isinstance(value, dict) and value.get("from") != "function_call":
+        parts = [value[name] for name in TEXT_KEYS if name in value] or list(value.values())
+        return all(_is_used(part, texts) for part in parts)
+    return value is None or isinstance(value, dict)  # a function call, or a number or flag that no text contains

@@ -1,4 +1,4 @@
-"""Checked preference pairs as a data set, for training and evaluation, from any layout that formats.py knows."""
+"""Load validated preference pairs as a `datasets.Dataset`, for training and evaluation, and split them."""
 
 import hashlib
 import json
@@ -13,13 +13,12 @@ from datasets import Dataset, Features, Value, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
 from reward_model import InputError
-from reward_model.data.arrow import dataset_rows
-from reward_model.data.convert import read_strictly
+from reward_model.data.convert import convert_rows_strictly
 from reward_model.data.pair import LABELS, SIDES, prompt_key, shared_messages
 from reward_model.data.readers import check_hub, read_rows, train_and_test_files
-from reward_model.data.split import held_out
+from reward_model.data.tables import dataset_rows
 
-# Conversations are kept as JSON text: rows whose messages carry different keys (tool_calls, name) fit one Arrow column.
+# Conversations are JSON text: an Arrow column cannot hold messages with different keys (tool_calls, name).
 FEATURES = Features(
     {name: Value("string") for name in ("chosen", "rejected", "tools", "prompt", "place", *LABELS)}
     | {"margin": Value("float64")}
@@ -27,94 +26,139 @@ FEATURES = Features(
 
 
 def load_pairs(name: str, train_split: str = "train", test_split: str = "test") -> tuple[Dataset, Dataset | None]:
-    """Checked pairs of a file, a folder or a hub id, as (training pairs, test pairs or None if there is no test split).
+    """Return the validated training pairs and test pairs of a dataset; the latter are None without a test split.
 
-    In a folder, files whose names begin with test, eval, valid or dev, or contain ".eval.", are the test split.
-    Columns: `chosen`, `rejected` and `tools` as JSON text, `margin`, `source`, `subset`, `id`, `prompt` (its key) and
-    `place`. Raises InputError at the first row that is not a pair, and where there is none; ties are left out and
-    counted. Cached by `datasets` until a file changes.
+    The datasets have the columns `chosen`, `rejected` and `tools` as JSON text, `margin`, `source`, `subset`, `id`,
+    `prompt` (its key) and `place`. Ties are skipped and counted. `datasets` caches the result until a file changes.
+
+    Args:
+        name: A file, a directory (its test files are the test split, see `train_and_test_files`) or a Hub id.
+        train_split: The split of a Hub dataset to train on.
+        test_split: The split of a Hub dataset to evaluate on, if it exists.
+
+    Raises:
+        InputError: At the first bad row, or if a dataset has only ties.
     """
     train_files, test_files = train_and_test_files(name)
     if train_files:
-        return _pairs(name, train_files), _pairs(name, test_files) if test_files else None
+        return _validated_dataset(name, train_files), _validated_dataset(name, test_files) if test_files else None
     if test_files:
-        raise InputError(
-            f"{name}: no training file in this folder, only {', '.join(file.name for file in test_files)}."
-        )
+        found = ", ".join(file.name for file in test_files)
+        raise InputError(f"{name}: no training files in this directory, only {found}. Add or rename one.")
     check_hub(name, "dataset")
     try:
         splits = load_dataset(name)
-    except Exception as error:  # whatever the hub client raises: its own words say it best
-        raise InputError(f"{name}: neither a file or folder here nor a data set the hub gave: {error}") from error
+    except Exception as error:  # the Hub client raises many types; its own message is the best
+        raise InputError(f"{name}: cannot load the dataset from the Hub: {error}") from error
     if train_split not in splits:
-        raise InputError(f"{name}: no split {train_split!r}, only {', '.join(splits)}; name it: --dataset_train_split.")
+        raise InputError(f"{name}: no split {train_split!r}, only {', '.join(splits)}. Pass --dataset_train_split.")
     test = splits.get(test_split)
-    return _pairs(name, splits[train_split]), None if test is None else _pairs(name, test)
+    return _validated_dataset(name, splits[train_split]), None if test is None else _validated_dataset(name, test)
+
+
+def load_subsets(files: list[str]) -> dict[str, Dataset]:
+    """Return the pairs of each subset (or source) of labelled files, by the name file_subset."""
+    datasets = {}
+    for file in files:
+        pairs, test_pairs = load_pairs(file)
+        pairs = pairs if test_pairs is None else test_pairs
+        columns = pairs["subset"][:], pairs["source"][:]
+        labels = np.array([subset or source or "all" for subset, source in zip(*columns, strict=True)])
+        for label in dict.fromkeys(labels.tolist()):
+            name = re.sub(r"[^\w-]+", "_", f"{Path(file).name.split('.')[0]}_{label}")
+            datasets[name] = pairs.select(np.flatnonzero(labels == label))
+    return datasets
 
 
 def split_by_prompt(pairs: Dataset, eval_size: float, seed: int) -> tuple[Dataset, Dataset]:
-    """(training pairs, held-out pairs), by the rules of `held_out`."""
+    """Return the training pairs and the held-out pairs; see `held_out`."""
     in_eval = held_out(np.array(pairs["prompt"][:]), eval_size, seed)
     return pairs.select(np.flatnonzero(~in_eval)), pairs.select(np.flatnonzero(in_eval))
 
 
-def by_subset(files: list[str]) -> dict[str, Dataset]:
-    """Pairs of each subset (or source) of labelled files, under the name file_subset."""
-    found = {}
-    for file in files:
-        pairs, test_pairs = load_pairs(file)
-        pairs = pairs if test_pairs is None else test_pairs
-        labels = np.array(
-            [subset or source or "all" for subset, source in zip(pairs["subset"][:], pairs["source"][:], strict=True)]
-        )
-        for label in dict.fromkeys(labels.tolist()):
-            name = re.sub(r"[^\w-]+", "_", f"{Path(file).name.split('.')[0]}_{label}")
-            found[name] = pairs.select(np.flatnonzero(labels == label))
-    return found
+def held_out(prompts: np.ndarray, eval_size: float, seed: int) -> np.ndarray:
+    """Return which pairs to hold out, so that no prompt is in both splits.
+
+    Prompts are taken at random, with all of their pairs, until there are enough pairs. At least half of the pairs stay
+    for training, so a prompt with too many pairs is skipped.
+
+    Args:
+        prompts: A key of the prompt of each pair.
+        eval_size: A share below 1 or a number of pairs; 0 holds none out.
+        seed: The seed of the random order.
+
+    Returns:
+        A boolean array of shape (pairs,).
+
+    Raises:
+        InputError: If the size is not valid, is more than half, or one prompt has more than half of the pairs.
+    """
+    check_eval_size(eval_size)
+    half = len(prompts) // 2
+    wanted = eval_size * len(prompts) if eval_size < 1 else eval_size
+    if wanted > half:
+        raise InputError(f"--eval_size {eval_size:g} is more than half of {len(prompts)} pairs. Pass at most {half}.")
+    unique, inverse, counts = np.unique(prompts, return_inverse=True, return_counts=True)
+    taken, pairs = [], 0
+    for prompt in np.random.default_rng(seed).permutation(len(unique)).tolist():
+        if pairs >= wanted:
+            break
+        if pairs + counts[prompt] <= half:
+            taken.append(prompt)
+            pairs += int(counts[prompt])
+    if wanted and not taken:
+        raise InputError(f"--eval_size {eval_size:g}: one prompt has most of the pairs. Add a test file instead.")
+    return np.isin(inverse, taken)
+
+
+def check_eval_size(eval_size: float) -> None:
+    """Raise InputError for a size that is not valid for any dataset."""
+    if not eval_size >= 0 or (eval_size > 1 and eval_size % 1):
+        raise InputError(f"--eval_size {eval_size:g}: pass a share of the pairs below 1, a number of pairs, or 0.")
 
 
 @cache
 def code_stamp() -> str:
-    """A hash of this package's source: whatever is cached by `datasets` is made anew when the code has changed."""
+    """Return a hash of the source of this package, so that cached datasets are rebuilt when the code changes."""
     package = Path(__file__).parents[1]
     return hashlib.md5(b"".join(file.read_bytes() for file in sorted(package.rglob("*.py")))).hexdigest()
 
 
-def _pairs(name: str, found: list[Path] | Dataset) -> Dataset:
-    """Checked pairs of files or of a split from the hub."""
-    # The cache of `datasets` goes by these arguments; the code stands among them since its checks may change, too.
-    stats = [file.stat() for file in found] if isinstance(found, list) else []
-    stamp = f"{[(stat.st_size, stat.st_mtime_ns) for stat in stats]} {code_stamp()}"
+def _validated_dataset(name: str, data: list[Path] | Dataset) -> Dataset:
+    """Return the validated pairs of files or of a split of a Hub dataset."""
+    stats = [file.stat() for file in data] if isinstance(data, list) else []
+    stamp = f"{[(stat.st_size, stat.st_mtime_ns) for stat in stats]} {code_stamp()}"  # part of the cache's key
+    arguments = {"name": name, "data": data, "stamp": stamp}
     try:
-        pairs = Dataset.from_generator(
-            _columns, features=FEATURES, gen_kwargs={"name": name, "found": found, "stamp": stamp}
-        )
+        pairs = Dataset.from_generator(_dataset_columns, features=FEATURES, gen_kwargs=arguments)
     except DatasetGenerationError as error:
         if isinstance(error.__cause__, InputError):
-            raise error.__cause__ from None
+            raise error.__cause__ from error
         raise
     missing = sum(margin is None for margin in pairs["margin"][:])
     if 0 < missing < len(pairs):
-        raise InputError(f"{name}: {missing} of {len(pairs)} pairs have no margin; give all of them one, or none.")
+        raise InputError(f"{name}: {missing} of {len(pairs)} pairs have no margin. Add or remove it in all pairs.")
     return pairs
 
 
-def _columns(name: str, found: list[Path] | Dataset, stamp: str) -> Iterator[dict[str, Any]]:
-    is_files = isinstance(found, list)
-    sources = {str(file): read_rows(file) for file in found} if is_files else {name: enumerate(dataset_rows(found), 1)}
-    none_yet = True
+def _dataset_columns(name: str, data: list[Path] | Dataset, stamp: str) -> Iterator[dict[str, Any]]:
+    if isinstance(data, list):
+        sources = {str(file): read_rows(file) for file in data}
+    else:
+        sources = {name: enumerate(dataset_rows(data), 1)}
+    is_empty = True
     for source, rows in sources.items():
-        for reading in read_strictly(rows, source):
-            for pair in reading.pairs:
-                assert isinstance(pair, dict)  # read_strictly has raised what was not
-                none_yet = False
+        for converted in convert_rows_strictly(rows, source):
+            for pair in converted.pairs:
+                assert isinstance(pair, dict)  # convert_rows_strictly raises for anything else
+                is_empty = False
                 yield {
                     **{side: json.dumps(pair[side], ensure_ascii=False) for side in SIDES},
                     "tools": json.dumps(pair["tools"]) if "tools" in pair else None,
                     "prompt": f"{prompt_key(shared_messages(pair)):016x}",
-                    "place": reading.place,
+                    "place": converted.place,
                     "margin": pair.get("margin"),
                     **{label: pair.get(label) for label in LABELS},
                 }
-    if none_yet:
-        raise InputError(f"{name}: no pair in there, only ties; a pair needs an answer that is better.")
+    if is_empty:
+        raise InputError(f"{name}: no pairs, only ties. Pairs need a better answer.")

@@ -1,4 +1,4 @@
-"""The fields of a row: by path, by the first of several names, as a number."""
+"""Access to the fields of a source row: by dotted path, by the first of several names, as a number."""
 
 import math
 from collections.abc import Iterable
@@ -16,10 +16,15 @@ LABEL_FIELDS = {
     "id": ("id", "pair_id", "prompt_id", "question_id"),
 }
 ALL_LABELS = frozenset(name for names in LABEL_FIELDS.values() for name in names)
+NAME_FIELDS = (
+    "Name its fields with prepare_data.py: --prompt FIELD --chosen FIELD --rejected FIELD, or --prompt FIELD "
+    "--candidates FIELD FIELD --label FIELD --label_first VALUE --label_second VALUE. Rows with a single answer (KTO, "
+    "ratings, fine-tuning) are not preference pairs. docs/data.md lists the supported formats."
+)
 
 
 def path_value(row: Row, path: str) -> Any:
-    """The value at a dotted path ("a.b.0"), which may be None; raises RowError where there is no such path."""
+    """Return the value at a dotted path ("a.b.0"), which may be None; raise RowError if the path does not exist."""
     if path in row:
         return row[path]
     value: Any = row
@@ -34,7 +39,7 @@ def path_value(row: Row, path: str) -> Any:
 
 
 def field(row: Row, path: str) -> Any:
-    """The value at a dotted path; raises RowError where there is none."""
+    """Return the value at a dotted path; raise RowError if it is missing or None."""
     value = path_value(row, path)
     if value is None:
         raise RowError("missing field", f"no {path!r} (keys: {', '.join(map(str, row))}).")
@@ -42,40 +47,44 @@ def field(row: Row, path: str) -> Any:
 
 
 def first_field(row: Row, names: Iterable[str]) -> Any:
-    """The value of the first of several names that the row has; an empty one only where no other is there."""
-    for nothing in ((None, ""), (None,)):
-        for name in names:
-            if row.get(name) not in nothing:
-                return row[name]
-    raise RowError("missing field", f"none of {', '.join(names)} (keys: {', '.join(map(str, row))}).")
+    """Return the first value that is present under one of several names; an empty text only if all are empty."""
+    present = [row[name] for name in names if row.get(name) is not None]
+    if not present:
+        raise RowError("missing field", f"none of {', '.join(names)} (keys: {', '.join(map(str, row))}).")
+    return next((value for value in present if value != ""), present[0])
 
 
 def prompt_of(row: Row) -> Any:
-    """The prompt, under any of PROMPTS; behind an `instruction` stands its `input` (Alpaca)."""
+    """Return the prompt, under any name of PROMPTS; append the `input` to an `instruction` (Alpaca)."""
     prompt = first_field(row, PROMPTS)
     if isinstance(prompt, str) and prompt is row.get("instruction") and row.get("input"):
         return f"{prompt}\n{row['input']}"
     return prompt
 
 
+def has_list(row: Row, names: Iterable[str]) -> bool:
+    """Return whether one of several fields is a list."""
+    return any(isinstance(row.get(name), list) for name in names)
+
+
 def both_are(row: Row, kind: type) -> bool:
-    """Whether chosen and rejected are there and of this type."""
+    """Return whether chosen and rejected are both present and of this type."""
     return all(isinstance(row.get(side), kind) for side in SIDES)
 
 
 def number(value: Any) -> float:
-    """A score as a float; raises RowError for anything else (UltraFeedback has "N/A")."""
+    """Return a score as a float; raise RowError if it is not a finite number (UltraFeedback has "N/A")."""
     try:
         score = float(value)
     except (TypeError, ValueError, OverflowError):
         score = math.nan
     if not math.isfinite(score):
-        raise RowError("score", f"the score {str(value)[:40]!r} is no number.")
+        raise RowError("score", f"the score {str(value)[:40]!r} is not a number.")
     return score
 
 
 def tools_of(row: Row) -> Any:
-    """The tools that the assistant had (objects, or JSON text of them), or None."""
+    """Return the tools of a row (objects, or JSON text of them), or None."""
     tools = from_json(row.get("tools"), list | dict)
     if isinstance(tools, str) and tools.strip():
         raise RowError("not parseable", f"tools is not JSON: {tools[:60]!r}.")
@@ -83,13 +92,15 @@ def tools_of(row: Row) -> Any:
 
 
 def labels_of(row: Row) -> dict[str, Any]:
-    """What a row says of a pair besides its text: source, subset, id, margin and tools, where it has them."""
-    margin = None if row.get("margin") == "" else from_json(row.get("margin"), int | float)  # text in a CSV file
+    """Return the keys of a pair that are not conversations: source, subset, id, margin and tools, where present."""
+    margin = None if row.get("margin") == "" else from_json(row.get("margin"), int | float)  # text in CSV files
     labels = {} if margin is None else {"margin": margin}
     if tools := tools_of(row):
         labels["tools"] = tools
-    for label, names in [] if ALL_LABELS.isdisjoint(row) else LABEL_FIELDS.items():
-        known = [row[name] for name in names if isinstance(row.get(name), str | int)]
-        if known:
-            labels[label] = known[0]
+    if ALL_LABELS.isdisjoint(row):
+        return labels
+    for label, names in LABEL_FIELDS.items():
+        values = [row[name] for name in names if isinstance(row.get(name), str | int)]
+        if values:
+            labels[label] = values[0]
     return labels

@@ -1,4 +1,4 @@
-"""Prompts, answers and turns of any layout as messages ({"role": …, "content": …}), and two answers as a pair."""
+"""Convert prompts, answers and turns of any layout to messages, and a prompt with two answers to a pair."""
 
 import json
 import re
@@ -10,56 +10,61 @@ from reward_model.data.fields import Row, labels_of
 from reward_model.data.pair import SIDES, Messages, Pair, from_json
 
 CHAT_ROLES = ("assistant", "user", "system")
-OTHER_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "prompter": "user"}
-OTHER_ROLES |= {"observation": "tool", "function": "tool"}
-# Not every text that begins with "Human:" is one: somebody must answer.
+ROLE_ALIASES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "prompter": "user"}
+ROLE_ALIASES |= {"observation": "tool", "function": "tool"}
+# A text that starts with "Human:" is a transcript only if an "Assistant:" turn follows.
 TRANSCRIPT = re.compile(r"\n\n\s*Human:|\s*Human:.*?\n\n\s*Assistant:", re.S)
 TURNS = re.compile(r"(?:^|\n\n)\s*(Human|Assistant):")
-NEMO_TURNS = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")  # of HelpSteer2, the first turn without
-ROLES = {"Human": "user", "User": "user", "Assistant": "assistant"}
-# Behind a prompt that ends so, a space before the answer belongs to neither.
-BEFORE_ANSWER = ("Assistant:", "TL;DR:")
-# How the repr of a list of messages begins, by Python or numpy.
+NEMO_TURNS = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")  # HelpSteer2; the first turn has no marker
+SPEAKER_ROLES = {"Human": "user", "User": "user", "Assistant": "assistant"}
+# The space between such a prompt and its answer belongs to neither.
+PROMPT_ENDINGS = ("Assistant:", "TL;DR:")
+# The start of a list of messages as Python or NumPy prints it.
 REPR = re.compile(r"\s*\[\s*\{\s*'(role|content|from)':")
 
 
 def messages_in(value: Any, name: str) -> Any:
-    """Return the messages (or the message) that are in a JSON text; any other value of a field as it is.
+    """Return the messages (or the single message) that a JSON text contains; return anything else unchanged.
 
-    Raises RowError for the repr of messages, which is not JSON.
+    Args:
+        value: The value of a field.
+        name: The name of the field, for the error message.
+
+    Raises:
+        RowError: If the text is the Python repr of messages, which is not JSON.
     """
     if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
         return value
     if REPR.match(value):
         found = f"{name} is not JSON but the Python repr of messages ({value[:9]}…), as DataFrame.to_csv writes them"
-        cure = f'df["{name}"] = df["{name}"].map(lambda text: ast.literal_eval(text.replace("}}\\n {{", "}}, {{")))'
+        fix = f'df["{name}"] = df["{name}"].map(lambda text: ast.literal_eval(text.replace("}}\\n {{", "}}, {{")))'
         save = 'df.to_json("FILE.jsonl", orient="records", lines=True)'
-        raise RowError("repr of messages", f"{found}. Convert each such column with {cure} and write {save}.")
+        raise RowError("repr of messages", f"{found}. Convert each such column with {fix} and save with {save}.")
     found = from_json(value, list | dict)
     first = found[0] if isinstance(found, list) and found else found
     return found if isinstance(first, dict) and {"role", "from"} & first.keys() else value
 
 
 def prompt_messages(prompt: Any) -> Messages:
-    """Messages of a prompt: text is the user's turn, or a Human/Assistant transcript; lists are messages already."""
+    """Return the messages of a prompt: a list of turns, a Human/Assistant transcript, or the text of a user turn."""
     if isinstance(prompt, list):
         return [chat_message(turn) for turn in prompt]
     if isinstance(prompt, str) and ("<extra_id_1>" in prompt or TRANSCRIPT.match(prompt)):
         turns = transcript_messages(prompt)
-        open_turn = turns[-1]["role"] == "assistant" and not turns[-1]["content"]
-        return turns[:-1] if open_turn else turns
+        ends_open = turns[-1]["role"] == "assistant" and not turns[-1]["content"]
+        return turns[:-1] if ends_open else turns
     return [{"role": "user", "content": prompt}]
 
 
 def answer_messages(answer: Any) -> Messages:
-    """Messages of an answer: text or one message is the assistant's turn."""
+    """Return the messages of an answer: a list of turns, a single turn, or the text of an assistant turn."""
     if isinstance(answer, list):
         return [chat_message(turn) for turn in answer]
     return [chat_message(answer) if isinstance(answer, dict) else {"role": "assistant", "content": answer}]
 
 
-def earlier_messages(history: Any) -> Messages:
-    """Messages of a `history`: [question, answer] pairs, or messages already; none of a text (SHP's prompt)."""
+def history_messages(history: Any) -> Messages:
+    """Return the messages of a `history` field: [question, answer] pairs or messages. A text (SHP) gives none."""
     messages: Messages = []
     for turn in history if isinstance(history, list) else []:
         if isinstance(turn, dict):
@@ -71,53 +76,76 @@ def earlier_messages(history: Any) -> Messages:
 
 
 def system_messages(text: Any) -> Messages:
-    """The system message of a text; none of an empty one."""
+    """Return the system message of a text; none if the text is empty."""
     return [{"role": "system", "content": text}] if text else []
 
 
 def chat_message(turn: Any) -> Any:
-    """A turn with from/value, role/text or typed parts of text as a message with role/content, the content being text;
-    anything else as it is, for the check to judge."""
+    """Return a turn as a message with a role and text content.
+
+    Accepts from/value and role/text turns and content as a list of text parts. Anything else is returned unchanged and
+    left to `check_conversation`.
+    """
     if not isinstance(turn, dict) or (type(turn.get("content")) is str and turn.get("role") in CHAT_ROLES):
         return turn
     if "from" in turn or ("text" in turn and "content" not in turn):
         turn = {"role": turn.get("from", turn.get("role")), "content": turn.get("value", turn.get("text"))}
-    role, said = turn.get("role"), turn.get("content")
+    role, content = turn.get("role"), turn.get("content")
     if role == "function_call":
-        return _tool_calls(said)
-    if isinstance(said, list) and said and all(isinstance(part, dict) and part.get("type") == "text" for part in said):
-        texts = [part.get("text", part.get("value")) for part in said]  # LLaMA-Factory v1 has value
-        if all(isinstance(text, str) for text in texts):
+        return _tool_call_message(content)
+    if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
+        texts = [part.get("text", part.get("value")) for part in content]  # LLaMA-Factory v1 uses "value"
+        if texts and all(isinstance(text, str) for text in texts):
             turn = turn | {"content": "\n".join(texts)}  # joined as vLLM joins them
-    return turn | {"role": OTHER_ROLES[role]} if isinstance(role, str) and role in OTHER_ROLES else turn
+    return turn | {"role": ROLE_ALIASES[role]} if isinstance(role, str) and role in ROLE_ALIASES else turn
 
 
-def _tool_calls(value: Any) -> dict[str, Any]:
+def _tool_call_message(value: Any) -> dict[str, Any]:
     try:
         calls = json.loads(str(value))
         calls = calls if isinstance(calls, list) else [calls]
         functions = [{"name": call["name"], "arguments": call["arguments"]} for call in calls]
     except (TypeError, ValueError, KeyError) as error:
-        raise RowError(
-            "not text", f"a function_call is no JSON with name and arguments: {str(value)[:60]!r}."
-        ) from error
+        found = f"a function_call turn is not JSON with name and arguments: {str(value)[:60]!r}."
+        raise RowError("not text", found) from error
     return {"role": "assistant", "tool_calls": [{"type": "function", "function": function} for function in functions]}
 
 
 def transcript_messages(transcript: Any) -> Messages:
-    """Messages of a text whose turns begin with "\\n\\nHuman:" and "\\n\\nAssistant:"; the system's stands before."""
+    """Return the messages of a text with "\\n\\nHuman:" and "\\n\\nAssistant:" turns, preceded by a system message."""
     if isinstance(transcript, str) and len(nemo := NEMO_TURNS.split(transcript)) > 1:
         parts = ["", "User", *nemo] if nemo[0] else nemo
-    elif not isinstance(transcript, str) or not (parts := TURNS.split(transcript))[1:]:
+    else:
+        parts = TURNS.split(transcript) if isinstance(transcript, str) else []
+    if len(parts) < 2:
         raise RowError("not messages", f"no Human:/Assistant: turns in {str(transcript)[:60]!r}.")
     turns = zip(parts[1::2], parts[2::2], strict=True)
-    return system_messages(parts[0].strip()) + [{"role": ROLES[who], "content": said.strip()} for who, said in turns]
+    return system_messages(parts[0].strip()) + [
+        {"role": SPEAKER_ROLES[speaker], "content": text.strip()} for speaker, text in turns
+    ]
 
 
-def pair_of(prompt: Any, both: Iterable[Any], row: Row) -> Pair:
-    """An unchecked pair of two answers to a prompt (None: they are whole conversations), chosen first, with the earlier
-    turns and the labels that its row has."""
-    if isinstance(prompt, str) and prompt.rstrip().endswith(BEFORE_ANSWER):
-        both = [answer.removeprefix(" ") if isinstance(answer, str) else answer for answer in both]
-    before = [] if prompt is None else earlier_messages(row.get("history")) + prompt_messages(prompt)
-    return {side: before + answer_messages(answer) for side, answer in zip(SIDES, both, strict=True)} | labels_of(row)
+def first_role(messages: list[Any]) -> Any:
+    """Return the role of the first of several messages, which are not validated; None if there is none."""
+    return messages[0].get("role") if messages and isinstance(messages[0], dict) else None
+
+
+def context_messages(prompt: Any, row: Row) -> Messages:
+    """Return the history of a row and a prompt (text or messages) as messages; none if the prompt is None."""
+    return [] if prompt is None else history_messages(row.get("history")) + prompt_messages(prompt)
+
+
+def pair_of(prompt: Any, answers: Iterable[Any], row: Row) -> Pair:
+    """Return the unvalidated pair of a prompt and two answers, with the history and the labels of its row.
+
+    Args:
+        prompt: Text or messages; None if the answers are complete conversations.
+        answers: The chosen and the rejected answer, as text, a turn or turns.
+        row: The source row.
+    """
+    if isinstance(prompt, str) and prompt.rstrip().endswith(PROMPT_ENDINGS):
+        answers = [answer.removeprefix(" ") if isinstance(answer, str) else answer for answer in answers]
+    context = context_messages(prompt, row)
+    return {side: context + answer_messages(answer) for side, answer in zip(SIDES, answers, strict=True)} | labels_of(
+        row
+    )

@@ -1,4 +1,4 @@
-"""Answers that a label, a number or a rank of each compares: which is better, and by how much."""
+"""Determine which of several answers is better, from a verdict, scores or ranks."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from reward_model import RowError
 from reward_model.data.fields import Row, field, first_field, number, prompt_of
 from reward_model.data.messages import pair_of
-from reward_model.data.pair import Pair
+from reward_model.data.pair import Messages, Pair
 
 ANSWER_LISTS = ("completions", "responses", "answers")
 ANSWERS = ("response", "answer", "text", "content", "completion", "output")
@@ -16,32 +16,35 @@ SCORES = ("overall_score", "score", "rating", "reward", "helpfulness", "fine-gra
 
 
 class Verdict(NamedTuple):
-    """Fields of two candidates, and `by` what they are compared: one field with a word for the first, the second or a
-    tie; one with a number that is below 0 where the first is better; or two fields with a number each."""
+    """The fields of a dataset that compares two candidates.
+
+    Attributes:
+        first, second: The fields (dotted paths) of the candidates.
+        by: One field with a label, one field with a number that is negative if the first is better, or two fields with
+            a score for each candidate.
+        labels: The labels for "first is better", "second is better" and a tie, if `by` is a label.
+        prompt: Returns the prompt of a row; None if the candidates are complete conversations.
+    """
 
     first: str
     second: str
     by: tuple[str, ...]
-    words: tuple[tuple[str, ...], ...] = ()
-    prompt: Callable[[Row], Any] = prompt_of
+    labels: tuple[tuple[str, ...], ...] = ()
+    prompt: Callable[[Row], Any] | None = prompt_of
 
 
-def _summarized(row: Row) -> str:
-    """What is to be summarized, as in Stiennon et al. 2020, https://arxiv.org/abs/2009.01325, table 4."""
-    names = {"subreddit": "SUBREDDIT: r/", "title": "TITLE: ", "post": "POST: ", "article": "ARTICLE: "}
-    parts = [f"{begin}{row['info'][name]}" for name, begin in names.items() if row["info"].get(name)]
+def _summarization_prompt(row: Row) -> str:
+    """Return the prompt of Stiennon et al. 2020, https://arxiv.org/abs/2009.01325, table 4."""
+    prefixes = {"subreddit": "SUBREDDIT: r/", "title": "TITLE: ", "post": "POST: ", "article": "ARTICLE: "}
+    parts = [f"{prefix}{row['info'][name]}" for name, prefix in prefixes.items() if row["info"].get(name)]
     return "\n\n".join([*parts, "TL;DR:"])
-
-
-def _whole(row: Row) -> None:
-    """No prompt: the candidates are whole conversations."""
 
 
 MODELS = (("model_a", "a"), ("model_b", "b"), ("tie", "tie (bothbad)", "both_bad"))
 ARROWS = (("a>b", "a>>b"), ("b>a", "b>>a"), ("a=b",))
 VERDICTS = [
-    Verdict("conversation_a", "conversation_b", ("winner",), MODELS, _whole),  # Chatbot Arena, MT-Bench
-    Verdict("response_a", "response_b", ("winner_model_a", "winner_model_b")),  # Chatbot Arena's one-hot columns
+    Verdict("conversation_a", "conversation_b", ("winner",), MODELS, None),  # Chatbot Arena, MT-Bench
+    Verdict("response_a", "response_b", ("winner_model_a", "winner_model_b")),  # Chatbot Arena, one-hot columns
     Verdict("response_a", "response_b", ("winner",), MODELS),
     Verdict("response_A", "response_B", ("winner",), MODELS),
     Verdict("response_A", "response_B", ("label",), ARROWS),  # JudgeBench
@@ -52,73 +55,72 @@ VERDICTS = [
     Verdict("output_1", "output_2", ("preference",)),  # AlpacaFarm, AlpacaEval
     Verdict("human_ref_A", "human_ref_B", ("labels",), (("1",), ("0",), ()), lambda row: row["history"]),  # SHP
     Verdict("answer_0", "answer_1", ("score_0", "score_1"), (), lambda row: field(row, "question.full_text")),  # WebGPT
-    Verdict("summaries.0.text", "summaries.1.text", ("choice",), (("0",), ("1",), ()), _summarized),
+    Verdict("summaries.0.text", "summaries.1.text", ("choice",), (("0",), ("1",), ()), _summarization_prompt),
 ]
 
 
-def known_verdict(row: Row) -> Verdict | None:
-    """The first of VERDICTS whose fields a row has; the second candidate may be missing in a bad one."""
-    return next((known for known in VERDICTS if all(_root(name) in row for name in (known.first, *known.by))), None)
+def find_verdict(row: Row) -> Verdict | None:
+    """Return the first of VERDICTS whose fields a row has; the second candidate may be missing (a bad row)."""
+    known = (known for known in VERDICTS if all(name.split(".")[0] in row for name in (known.first, *known.by)))
+    return next(known, None)
 
 
-def judged(row: Row, margin_from_gap: bool) -> Pair:
-    """The pair of a row that is one of VERDICTS; raises RowError for a tie and for an unknown verdict."""
-    known = known_verdict(row)
+def pair_from_verdict(row: Row, margin_from_gap: bool) -> Pair:
+    """Return the pair of a row with one of VERDICTS; raise RowError for a tie and for an unknown label."""
+    known = find_verdict(row)
     if known is None:
         raise RowError("missing field", f"no two candidates with a verdict (keys: {', '.join(map(str, row))}).")
-    both = [field(row, name) for name in (known.first, known.second)]
-    said = [field(row, name) for name in known.by]
-    prompt = known.prompt(row)
-    if known.prompt is _whole:
-        both = [_until(conversation, row.get("turn")) for conversation in both]
+    candidates = [field(row, name) for name in (known.first, known.second)]
+    values = [field(row, name) for name in known.by]
+    prompt = known.prompt(row) if known.prompt else None
+    if known.prompt is None:
+        candidates = [_cut_after_turn(conversation, row.get("turn")) for conversation in candidates]
     elif known.by[0] == "winner_model_a":
-        both, prompt = [_alternating(prompt, answers) for answers in both], None
-    if known.by == ("preference",):  # 1 to 2, and 0 or 1.5 for a draw
-        said = [number(said[0]) and number(said[0]) - 1.5]
-    if known.words:
-        return judged_pair(prompt, both, said[0], known.words, row)
-    gap = number(said[0]) - number(said[1]) if len(said) > 1 else -number(said[0])
+        candidates, prompt = [_alternating_messages(prompt, answers) for answers in candidates], None
+    if known.labels:
+        return pair_from_label(prompt, candidates, values[0], known.labels, row)
+    scores = [number(value) for value in values]
+    if known.by == ("preference",):  # from 1 (first) to 2 (second); 0 and 1.5 are ties
+        scores = [scores[0] and scores[0] - 1.5]
+    gap = scores[0] - scores[1] if len(scores) > 1 else -scores[0]
     if not gap:
         raise RowError("tie", f"a tie ({', '.join(known.by)}).")
-    pair = pair_of(prompt, both if gap > 0 else both[::-1], row)
+    pair = pair_of(prompt, candidates if gap > 0 else candidates[::-1], row)
     return pair | ({"margin": abs(gap)} if margin_from_gap else {})
 
 
-def judged_pair(prompt: Any, both: list[Any], label: Any, words: Iterable[Iterable[str]], row: Row) -> Pair:
-    """The pair of two candidates by a verdict; `words` are those for the first, for the second, for a tie.
+def pair_from_label(prompt: Any, candidates: list[Any], label: Any, labels: Iterable[Iterable[str]], row: Row) -> Pair:
+    """Return the pair of two candidates and a label.
 
-    Raises RowError("tie", …) for a tie, and for a verdict that is none of them.
+    Args:
+        prompt: Text or messages; None if the candidates are complete conversations.
+        candidates: The first and the second candidate.
+        label: The label of this row.
+        labels: The labels for "first is better", "second is better" and a tie.
+        row: The source row.
+
+    Raises:
+        RowError: With the reason "tie" for a tie, and for a label that is none of `labels`.
     """
     label = (f"{label:g}" if isinstance(label, float) else str(label)).strip().lower()
-    first, second, tie = ([str(word).lower() for word in meant] for meant in words)
+    first, second, tie = ([str(known).lower() for known in group] for group in labels)
     if label in tie:
         raise RowError("tie", f"a tie ({label!r}).")
     if label in ("0", "1", "true", "false") and label not in (*first, *second):
-        found = f"the verdict is {label!r}, and which answer that means is for you to say"
-        raise RowError("unclear verdict", f"{found}: --label with --label_first, --label_second and --label_tie.")
+        fix = "pass --label with --label_first, --label_second and --label_tie"
+        raise RowError("unclear verdict", f"the label {label!r} is ambiguous; {fix}.")
     if label not in (*first, *second):
-        raise RowError("verdict", f"the verdict is {label!r}; known are {', '.join([*first, *second, *tie])}.")
-    return pair_of(prompt, both if label in first else both[::-1], row)
+        raise RowError("verdict", f"unknown label {label!r}; expected one of {', '.join([*first, *second, *tie])}.")
+    return pair_of(prompt, candidates if label in first else candidates[::-1], row)
 
 
-def ranked(row: Row, pairing: str, min_gap: float, margin_from_gap: bool) -> list[Pair]:
-    """Pairs of answers with a score or rank each; raises RowError where no two differ by `min_gap`."""
-    answers = first_field(row, ANSWER_LISTS)
-    if not isinstance(answers, list) or len(answers) < 2:
-        raise RowError("missing field", f"{' / '.join(ANSWER_LISTS)} must be a list of two answers or more.")
-    if all(isinstance(answer, dict) for answer in answers):
-        has_ranks = all(answer.get("rank") is not None for answer in answers)
-        scores = [-number(answer["rank"]) if has_ranks else number(first_field(answer, SCORES)) for answer in answers]
-        answers = [first_field(answer, ANSWERS) for answer in answers]
-    else:
-        sign = 1 if row.get("scores") is not None else -1
-        scores = [sign * number(value) for value in first_field(row, ("scores", "ranks"))]
-        if len(scores) != len(answers):
-            raise RowError("missing field", f"{len(answers)} answers, but {len(scores)} scores.")
+def pairs_from_scores(row: Row, pairing: str, min_gap: float, margin_from_gap: bool) -> list[Pair]:
+    """Return the pairs of answers with a score or rank each; raise RowError if no two differ by `min_gap`."""
+    answers, scores = _answers_and_scores(row)
     order = sorted(range(len(answers)), key=lambda index: -scores[index])
-    chances = {"best": product(order[:1], order[1:]), "all": combinations(order, 2), "adjacent": pairwise(order)}
+    candidates = {"best": product(order[:1], order[1:]), "all": combinations(order, 2), "adjacent": pairwise(order)}
     prompt, pairs = prompt_of(row), []
-    for better, worse in chances[pairing]:
+    for better, worse in candidates[pairing]:
         gap = scores[better] - scores[worse]
         if gap > 0 and gap >= min_gap:
             pair = pair_of(prompt, (answers[better], answers[worse]), row)
@@ -128,23 +130,32 @@ def ranked(row: Row, pairing: str, min_gap: float, margin_from_gap: bool) -> lis
     return pairs
 
 
-def _root(path: str) -> str:
-    return path.split(".")[0]
+def _answers_and_scores(row: Row) -> tuple[list[Any], list[float]]:
+    answers = first_field(row, ANSWER_LISTS)
+    if not isinstance(answers, list) or len(answers) < 2:
+        raise RowError("missing field", f"{' / '.join(ANSWER_LISTS)} must be a list of at least two answers.")
+    if all(isinstance(answer, dict) for answer in answers):
+        has_ranks = all(answer.get("rank") is not None for answer in answers)
+        scores = [-number(answer["rank"]) if has_ranks else number(first_field(answer, SCORES)) for answer in answers]
+        return [first_field(answer, ANSWERS) for answer in answers], scores
+    sign = 1 if row.get("scores") is not None else -1  # rank 0 or 1 is the best
+    scores = [sign * number(value) for value in first_field(row, ("scores", "ranks"))]
+    if len(scores) != len(answers):
+        raise RowError("missing field", f"{len(answers)} answers but {len(scores)} scores.")
+    return answers, scores
 
 
-def _until(conversation: Any, turn: Any) -> Any:
-    """A conversation up to the answer that was judged: MT-Bench judges the first and the second."""
-    answers = [place for place, message in enumerate(conversation) if message.get("role") == "assistant"]
+def _cut_after_turn(conversation: Any, turn: Any) -> Any:
+    """Return a conversation up to the answer that was judged: MT-Bench judges the first and the second turn."""
+    answers = [index for index, message in enumerate(conversation) if message.get("role") == "assistant"]
     is_cut = isinstance(turn, int) and 0 < turn < len(answers)
     return conversation[: answers[turn - 1] + 1] if is_cut else conversation
 
 
-def _alternating(questions: Any, answers: Any) -> list[dict[str, Any]]:
-    """The conversation of a list of questions and a list of answers (or JSON text of them)."""
-    both = [json.loads(texts) if isinstance(texts, str) else texts for texts in (questions, answers)]
-    roles = ("user", "assistant")
-    return [
-        {"role": role, "content": said}
-        for turn in zip(*both, strict=True)
-        for role, said in zip(roles, turn, strict=True)
-    ]
+def _alternating_messages(questions: Any, answers: Any) -> Messages:
+    """Return the conversation of a list of questions and a list of answers (or JSON text of them)."""
+    lists = [json.loads(texts) if isinstance(texts, str) else texts for texts in (questions, answers)]
+    messages: Messages = []
+    for question, answer in zip(*lists, strict=True):
+        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return messages

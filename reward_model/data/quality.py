@@ -1,88 +1,166 @@
-"""What only shows when pairs are compared with each other, on arrays of FACTS."""
+"""Find bad pairs by comparing them: duplicates, contradictions, and prompts of benchmarks."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
+from xxhash import xxh32_intdigest
 
-from reward_model.data.statistics import DOUBTS, GOOD, REASONS
+from reward_model import InputError, RowError
+from reward_model.data.convert import FIRST_ROWS, recognize, validated_pairs
+from reward_model.data.fields import PROMPTS
+from reward_model.data.formats import DEFAULT_OPTIONS
+from reward_model.data.messages import prompt_messages
+from reward_model.data.pair import WARNINGS, Messages, shared_messages
+from reward_model.data.readers import data_files, place_of, read_rows
 
-SHORTEST_CUT = 200  # characters (64 tokens): below, many answers have one length by chance
-FEWEST_CUT = 5
+# The reasons for which pairs conflict with others, in the order of the checks; index 0 means none.
+REASONS = ("", "duplicate", "both orders", "contradiction")
+PERMUTATIONS = 128
+SHINGLE = 5  # characters; words would not work for Chinese
 
 
-def find_conflicts(facts: np.ndarray, drop: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(reasons, doubts, others): for each pair an index into REASONS for which it is set aside, the same for what is
-    doubtful in it but kept (DOUBTS that are not in `drop`), and the index of the pair that this is about."""
-    reasons, doubts = np.zeros((2, len(facts)), dtype=np.uint8)
+class Conflicts(NamedTuple):
+    """What comparing pairs found, one value per pair.
+
+    Attributes:
+        reasons: The index into REASONS for which the pair is set aside.
+        warnings: The index into REASONS of a warning; the pair is kept.
+        others: The index of the pair that it conflicts with.
+    """
+
+    reasons: np.ndarray
+    warnings: np.ndarray
+    others: np.ndarray
+
+
+def find_conflicts(facts: np.ndarray, drop: tuple[str, ...]) -> Conflicts:
+    """Return the conflicts of pairs with each other, from an array of FACTS; `drop` lists warnings to set aside."""
+    reasons, warnings = np.zeros((2, len(facts)), dtype=np.uint8)
     others = np.arange(len(facts))
-    for reason, find in enumerate((duplicates, both_orders, contradictions, cut_off), 1):
-        left = np.flatnonzero(reasons == GOOD)
+    for reason, find in enumerate((duplicates, both_orders, contradictions), 1):
+        left = np.flatnonzero(reasons == 0)
         found, other = find(facts[left])
-        kept = REASONS[reason] in DOUBTS and REASONS[reason] not in drop
-        (doubts if kept else reasons)[left[found]] = reason
+        is_kept = REASONS[reason] in WARNINGS and REASONS[reason] not in drop
+        (warnings if is_kept else reasons)[left[found]] = reason
         others[left[found]] = left[other]
-    return reasons, doubts, others
+    return Conflicts(reasons, warnings, others)
 
 
 def duplicates(facts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of pairs that stood earlier already, and where."""
-    keys = _keys(facts)
-    again = np.flatnonzero(pd.Index(keys).duplicated())
-    return again, _first(keys, keys[again])
+    """Return the indices of pairs that repeat an earlier pair, and of the earlier pairs."""
+    keys = _pair_keys(facts)
+    repeated = np.flatnonzero(pd.Index(keys).duplicated())
+    return repeated, _first_index(keys, keys[repeated])
 
 
 def both_orders(facts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of pairs whose two answers also stand the other way round, and where: nobody knows which is right."""
-    other = _first(_keys(facts), _keys(facts, chosen="rejected_hash", rejected="chosen_hash"))
+    """Return the indices of pairs whose answers also occur in reverse order, and of the reversed pairs."""
+    other = _first_index(_pair_keys(facts), _pair_keys(facts, chosen="rejected_hash", rejected="chosen_hash"))
     found = np.flatnonzero(other >= 0)
     return found, other[found]
 
 
 def contradictions(facts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of pairs of one prompt whose preferences go round in a circle (A over B, B over C, C over A)."""
+    """Return the indices (twice) of pairs in a preference cycle of one prompt: A over B, B over C, C over A."""
     prompts = pd.Series(facts["prompt_hash"])
     several = np.flatnonzero(prompts.groupby(prompts).transform("size") > 2)
-    # A graph of all answers with an edge from each chosen one to the rejected one: an edge is in a circle if both its
-    # ends are in one strongly connected component.
+    # In a graph with an edge from each chosen to its rejected answer, an edge is in a cycle exactly if both of its ends
+    # are in one strongly connected component.
     answers = np.concatenate([facts["chosen_hash"][several], facts["rejected_hash"][several]])
     nodes = pd.DataFrame({"prompt": np.tile(prompts[several], 2), "answer": answers}).groupby(["prompt", "answer"])
     chosen, rejected = nodes.ngroup().to_numpy().reshape(2, -1)
     graph = coo_array((np.ones(len(several)), (chosen, rejected)), shape=(len(nodes), len(nodes)))
     _, component = connected_components(graph, connection="strong")
-    circle = several[component[chosen] == component[rejected]]
-    return circle, circle
+    found = several[component[chosen] == component[rejected]]
+    return found, found
 
 
-def cut_off(facts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of pairs with an answer that ends within a word, at a length where far more do so than at those near."""
-    found = np.zeros(len(facts), dtype=bool)
-    is_open = np.stack([facts["chosen_open"], facts["rejected_open"]])
-    # Lists of answers to a prompt repeat each of them in several pairs.
-    answers = facts["prompt_hash"] ^ np.stack([facts["chosen_hash"], facts["rejected_hash"]])
-    _, distinct = np.unique(answers[is_open], return_index=True)
-    for unit, shortest in (("", SHORTEST_CUT), ("_tokens", SHORTEST_CUT * 64 // 200)):
-        lengths = np.stack([facts[f"chosen{unit}"], facts[f"rejected{unit}"]])
-        of_each = lengths[is_open][distinct]
-        counts = np.bincount(of_each[of_each >= shortest], minlength=1)
-        around = np.convolve(counts, np.ones(101), mode="same")[: len(counts)] - counts
-        # Ten times the mean of the 100 lengths near, raised by 0.2: where few answers end so, five at one length can be
-        # chance (once in ten sets of 18,000 real pairs without that).
-        common = (counts >= FEWEST_CUT) & (counts > (around + 20) / 10)
-        found |= (is_open & common[lengths.clip(max=len(counts) - 1)] & (lengths < len(counts))).any(axis=0)
-    indices = np.flatnonzero(found)
-    return indices, indices
+def _pair_keys(facts: np.ndarray, chosen: str = "chosen_hash", rejected: str = "rejected_hash") -> np.ndarray:
+    """Return a 64-bit hash of each pair: its prompt and its answers in this order."""
+    columns = pd.DataFrame({name: facts[name] for name in ("prompt_hash", chosen, rejected)})
+    return pd.util.hash_pandas_object(columns, index=False).to_numpy()
 
 
-def _keys(facts: np.ndarray, chosen: str = "chosen_hash", rejected: str = "rejected_hash") -> np.ndarray:
-    """64 bits for each pair, of its prompt and its answers in this order."""
-    return pd.util.hash_pandas_object(
-        pd.DataFrame({name: facts[name] for name in ("prompt_hash", chosen, rejected)}), index=False
-    ).to_numpy()
-
-
-def _first(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Index of the first of `keys` that is equal to each wanted one; -1 where there is none."""
+def _first_index(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Return the index of the first key that equals each wanted key, or -1."""
     first = np.flatnonzero(~pd.Index(keys).duplicated())
     found = pd.Index(keys[first]).get_indexer(wanted)
     return np.where(found < 0, -1, first[found])
+
+
+class ExcludedPrompts:
+    """The prompts of files that must not be trained on, such as benchmarks.
+
+    Two prompts are similar by the Jaccard similarity of their sets of 5-character pieces, estimated by MinHash
+    (Broder 1997).
+
+    Args:
+        sources: Files or directories.
+        similarity: Prompts with at least this similarity are excluded too.
+    """
+
+    def __init__(self, sources: Iterable[str], similarity: float) -> None:
+        from datasketch import MinHashLSH  # takes 0.4 s to import
+
+        self.similarity = similarity
+        self.near = MinHashLSH(threshold=similarity, num_perm=PERMUTATIONS)
+        self.hashes: dict[str, Any] = {}
+        for source in sources:
+            files = data_files(source)
+            if not files:
+                raise InputError(f"--exclude_prompts {source}: no such file or directory.")
+            for place, prompt in (found for file in files for found in _prompts_of(file)):
+                self.hashes[place] = _minhash(prompt)
+                self.near.insert(place, self.hashes[place], check_duplication=False)
+
+    def check(self, prompt: Messages) -> None:
+        """Raise RowError if a prompt is similar or equal to one of the excluded prompts."""
+        minhash = _minhash(prompt)
+        for place in self.near.query(minhash):
+            similarity = minhash.jaccard(self.hashes[place])
+            if similarity >= self.similarity:
+                reason = "contaminated" if similarity == 1 else "nearly contaminated"
+                raise RowError(reason, f"the prompt is {similarity:.0%} similar to {place}, which is excluded.")
+
+
+def _prompts_of(file: Path) -> list[tuple[str, Messages]]:
+    """Return (place, prompt) of the rows of a file; a row needs a prompt, but no answers."""
+    rows = list(read_rows(file))
+    try:
+        format_ = recognize([row for _, row in rows[:FIRST_ROWS]], str(file))
+    except InputError:
+        format_ = None
+    found = [(place_of(file, number), prompt) for number, row in rows if (prompt := _prompt_of(row, format_))]
+    if 0 < len(found) < len(rows):
+        print(f"--exclude_prompts {file}: {len(rows) - len(found)} of {len(rows)} rows have no prompt and are ignored.")
+    if not found:
+        raise InputError(f"--exclude_prompts {file}: no prompts found; rows need {', '.join(PROMPTS)}, or pairs.")
+    return found
+
+
+def _prompt_of(row: Any, format_: str | None) -> Messages | None:
+    for pair in validated_pairs(row, format_, DEFAULT_OPTIONS) if format_ else []:
+        if not isinstance(pair, RowError):
+            return shared_messages(pair)
+    if not isinstance(row, dict):
+        return None
+    prompt = next((row[name] for name in PROMPTS if row.get(name)), None)  # a row without a valid pair, such as a tie
+    return prompt_messages(prompt) if prompt else None
+
+
+def _minhash(prompt: Messages) -> Any:
+    """Return the MinHash of the user's turns without case and spacing; the system message does not matter."""
+    from datasketch import MinHash
+
+    messages = [message for message in prompt if isinstance(message, dict) and message.get("role") == "user"]
+    texts = [message["content"] for message in messages if isinstance(message.get("content"), str)]
+    text = " ".join(" ".join(texts).casefold().split())
+    minhash = MinHash(num_perm=PERMUTATIONS, hashfunc=xxh32_intdigest)
+    shingles = {text[start : start + SHINGLE] for start in range(max(1, len(text) - SHINGLE + 1))}
+    minhash.update_batch([shingle.encode() for shingle in shingles])
+    return minhash

@@ -1,8 +1,9 @@
-"""From rows of a source to checked pairs, one by one and in several processes."""
+"""Convert and validate the rows of a source, in several processes."""
 
+import re
 import signal
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -14,19 +15,21 @@ import orjson
 from tqdm import tqdm
 
 from reward_model import RowError
-from reward_model.data.convert import readings, with_format
-from reward_model.data.pair import doubt
-from reward_model.data.readers import NumberedRow, data_files, hub_rows, raw_rows
-from reward_model.data.statistics import Work, pair_facts
+from reward_model.data.convert import convert_rows, detect_format
+from reward_model.data.findings import Finding
+from reward_model.data.formats import DEFAULT_OPTIONS, Options
+from reward_model.data.pair import Messages, Pair, find_warning, shared_messages
+from reward_model.data.readers import NumberedRow, data_files, hub_rows, read_raw_rows
+from reward_model.data.statistics import pair_facts
 
 CHUNK = 500  # rows
-BYTES_WORTH_PROCESSES = 8_000_000
+LEAST_BYTES = 8_000_000  # smaller files are converted in this process
 BAR = {"unit": "B", "unit_scale": True, "dynamic_ncols": True}
 
 
 @dataclass(frozen=True)
 class Source:
-    """A file, a folder or a hub id, and how it is read: `cap` pairs at most, in the mix by `weight`."""
+    """A file, a directory or a Hub id, its format, its weight in the mix, and the greatest number of its pairs."""
 
     name: str
     format: str = "auto"
@@ -35,85 +38,93 @@ class Source:
 
     @property
     def label(self) -> str:
-        """The source of pairs that name none: the file's or folder's name, or the hub id."""
+        """The `source` of pairs that have none: the name of the file or directory, or the Hub id."""
         return Path(self.name).name.split(".")[0] if data_files(self.name) else self.name
 
 
-class Bad(NamedTuple):
-    """A row or pair that is not good: where, why, and what stood there."""
+class ConversionConfig(NamedTuple):
+    """What every process needs to convert and validate rows.
 
-    place: str
-    reason: str
-    message: str
-    row: Any
+    Attributes:
+        options: How rows become pairs.
+        drop: Warnings for which pairs are set aside.
+        token_lengths: A `model.token_lengths.TokenLengths`, to measure lengths in tokens.
+        control_tokens: Matches the control tokens of its tokenizer.
+        check_prompt: The method of a `quality.ExcludedPrompts`.
+    """
+
+    options: Options = DEFAULT_OPTIONS
+    drop: tuple[str, ...] = ()
+    token_lengths: Callable[[Pair], tuple[int, int, int]] | None = None
+    control_tokens: re.Pattern[str] | None = None
+    check_prompt: Callable[[Messages], None] | None = None
 
 
 @dataclass
-class Converted:
-    """What became of a chunk of rows: lines of JSON with one of `facts` and `sources` each, bad rows, and doubts."""
+class ConvertedChunk:
+    """The result of some rows: lines of JSON with FACTS and a source each, bad rows, and warnings about kept pairs."""
 
+    rows: int
     lines: list[bytes] = field(default_factory=list)
     facts: list[tuple] = field(default_factory=list)
     sources: list[str] = field(default_factory=list)
-    bad: list[Bad] = field(default_factory=list)
-    doubts: list[Bad] = field(default_factory=list)
-    rows: int = 0
-    format: str = ""
+    bad_rows: list[Finding] = field(default_factory=list)
+    warnings: list[Finding] = field(default_factory=list)
 
 
-Task = tuple[list[NumberedRow], str, str, str]  # rows, their file or hub id, the source of pairs that name none, format
+# Rows, their file or Hub id, the source of pairs that have none, and the format.
+Task = tuple[list[NumberedRow], str, str, str]
 
 
-def convert_chunk(task: Task, work: Work) -> Converted:
-    """Convert and check some rows."""
-    chunk, file, label, format_ = task
-    done = Converted(rows=len(chunk), format=format_)
-    for reading in readings(chunk, file, work.options, format_):
-        for pair in reading.pairs:
+def convert_chunk(task: Task, config: ConversionConfig) -> ConvertedChunk:
+    """Return some rows, converted and validated."""
+    rows, file, label, format_ = task
+    chunk = ConvertedChunk(len(rows))
+    for converted in convert_rows(rows, file, config.options, format_):
+        for pair in converted.pairs:
             try:
                 if isinstance(pair, RowError):
                     raise pair
                 pair.setdefault("source", label)
-                facts = pair_facts(pair, work)
-                if (found := doubt(pair, work.control_tokens)) and found.reason in work.drop:
-                    raise found
+                if config.check_prompt:
+                    config.check_prompt(shared_messages(pair))
+                facts = pair_facts(pair, config.token_lengths)
+                warning = find_warning(pair, config.control_tokens)
+                if warning and warning.reason in config.drop:
+                    raise warning
                 line = orjson.dumps(pair, option=orjson.OPT_APPEND_NEWLINE)
             except (RowError, orjson.JSONEncodeError) as error:
                 reason = error.reason if isinstance(error, RowError) else "not text"
-                done.bad.append(Bad(reading.place, reason, str(error), _shown(reading.row)))
+                chunk.bad_rows.append(Finding(converted.place, reason, str(error), _printable_row(converted.row)))
                 continue
-            if found:
-                done.doubts.append(Bad(reading.place, found.reason, str(found), None))
-            done.lines.append(line)
-            done.facts.append((0, 0, reading.number, 0, *facts))
-            done.sources.append(pair["source"])
-    return done
+            if warning:
+                chunk.warnings.append(Finding(converted.place, warning.reason, str(warning), None))
+            chunk.lines.append(line)
+            chunk.facts.append((0, 0, converted.number, 0, *facts))
+            chunk.sources.append(pair["source"])
+    return chunk
 
 
-def _shown(row: Any) -> Any:
+def _printable_row(row: Any) -> Any:
     if isinstance(row, bytes):
         return row.decode(errors="backslashreplace").rstrip("\n")
     return None if isinstance(row, RowError) else row
 
 
-def converted(source: Source, work: Work, num_proc: int) -> Iterator[tuple[str, Converted]]:
-    """(file or hub id, what became of a chunk of its rows), in the order of the rows, with a progress bar."""
+def convert_source(source: Source, config: ConversionConfig, num_proc: int) -> Iterator[tuple[str, ConvertedChunk]]:
+    """Yield (file or Hub id, converted chunk) in the order of the rows, with a progress bar."""
     label = source.label
     files: list[Path | None] = [*data_files(source.name)]
     for file in files or [None]:
         name, size = (str(file), file.stat().st_size) if file else (source.name, None)
         with open(file, "rb") if file else nullcontext() as content, tqdm(total=size, desc=label, **BAR) as bar:
-            rows = raw_rows(content, file) if file and content else hub_rows(name)
-            format_, rows = with_format(rows, name, source.format, work.options)
+            rows = read_raw_rows(content, file) if file and content else hub_rows(name)
+            format_, rows = detect_format(rows, name, source.format, config.options)
             tasks = ((chunk, name, label, format_) for chunk in _chunks(rows))
-            processes = 1 if size is not None and size < BYTES_WORTH_PROCESSES else num_proc
-            rows_read = 0
-            for done in _in_order(tasks, processes, work):
-                rows_read += done.rows
-                seconds = max(bar.format_dict["elapsed"], 1e-9)
-                bar.set_postfix_str(f"{rows_read:,} rows, {rows_read / seconds:,.0f} rows/s", refresh=False)
+            processes = 1 if size is not None and size < LEAST_BYTES else num_proc
+            for chunk in _convert_in_order(tasks, processes, config):
                 bar.update(content.tell() - bar.n if content else 0)
-                yield name, done
+                yield name, chunk
 
 
 def _chunks(rows: Iterator[NumberedRow]) -> Iterator[list[NumberedRow]]:
@@ -121,39 +132,30 @@ def _chunks(rows: Iterator[NumberedRow]) -> Iterator[list[NumberedRow]]:
         yield chunk
 
 
-_WORK: list[Work] = []  # of this process: with many contaminating prompts it is too much to send with every chunk
+# Set once in each worker: with many excluded prompts it is too large to be sent with every chunk.
+_worker_config = ConversionConfig()
 
 
-def _begin(work: Work) -> None:
-    _WORK[:] = [work]
+def _start_worker(config: ConversionConfig) -> None:
+    global _worker_config
+    _worker_config = config
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the main process handles it
 
 
-def _convert(task: Task) -> Converted:
-    return convert_chunk(task, _WORK[0])
+def _convert_in_worker(task: Task) -> ConvertedChunk:
+    return convert_chunk(task, _worker_config)
 
 
-def _in_order(tasks: Iterable[Task], num_proc: int, work: Work) -> Iterator[Converted]:
-    """Chunks converted, in order, a few ahead: `Executor.map` would read the whole source at once."""
+def _convert_in_order(tasks: Iterable[Task], num_proc: int, config: ConversionConfig) -> Iterator[ConvertedChunk]:
+    """Yield converted chunks in order, a few ahead; `Executor.map` would read the entire source at once."""
     if num_proc < 2:
-        yield from (convert_chunk(task, work) for task in tasks)
+        yield from (convert_chunk(task, config) for task in tasks)
         return
-    # Ctrl-C reaches all processes, at any place. It is only noted, and heard by the first one between two chunks.
-    stopped: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: stopped.append(number))
-    waiting: deque[Future] = deque()
-
-    def first() -> Converted:
-        if stopped:
-            raise KeyboardInterrupt
-        return waiting.popleft().result()
-
-    try:
-        with ProcessPoolExecutor(num_proc, initializer=_begin, initargs=(work,)) as executor:
-            for task in tasks:
-                waiting.append(executor.submit(_convert, task))
-                if len(waiting) > 3 * num_proc:
-                    yield first()
-            while waiting:
-                yield first()
-    finally:
-        signal.signal(signal.SIGINT, before)
+    waiting: deque[Future[ConvertedChunk]] = deque()
+    with ProcessPoolExecutor(num_proc, initializer=_start_worker, initargs=(config,)) as executor:
+        for task in tasks:
+            waiting.append(executor.submit(_convert_in_worker, task))
+            if len(waiting) > 3 * num_proc:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

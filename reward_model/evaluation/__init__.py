@@ -1,1 +1,1 @@
-"""How good the scores of labelled pairs are."""
+"""Evaluate reward models on labelled pairs and public benchmarks."""

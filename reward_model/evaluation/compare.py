@@ -1,4 +1,4 @@
-"""Two runs on the same items: is one better, or is it chance?"""
+"""Compare two evaluations of the same items: is the difference significant?"""
 
 import json
 from pathlib import Path
@@ -11,29 +11,30 @@ from scipy.stats import binomtest
 from reward_model import InputError
 from reward_model.evaluation.metrics import interval
 
-COLUMNS = ["key", "prompt_key", "right", "place", "subset", "prompt", "chosen", "rejected"]  # of Scored.records
+COLUMNS = ["key", "prompt_key", "right", "place", "subset", "prompt", "chosen", "rejected"]  # of ScoredItems.records
 
 
-def load_run(folder: Path) -> pd.DataFrame:
-    """The items of a run, from its --output folder; raises InputError where it has none."""
-    file, again = folder / "scores.jsonl", f"make it with evaluate.py … --output {folder}"
+def load_run(directory: Path) -> pd.DataFrame:
+    """Return the items of an evaluation from its --output directory; raise InputError if it has none."""
+    file, fix = directory / "scores.jsonl", f"Run evaluate.py with --output {directory}."
     if not file.is_file():
-        raise InputError(f"{folder}: no scores.jsonl; {again}")
+        raise InputError(f"{directory}: no scores.jsonl. {fix}")
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
         return pd.DataFrame([dict(json.loads(line)) for line in lines])[COLUMNS]
     except (ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{file} is not what this version of evaluate.py writes; {again}") from error
+        raise InputError(f"{file}: not written by this version of evaluate.py. {fix}") from error
 
 
 def paired_differences(a: pd.DataFrame, b: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(difference of B and A for each subset and "all", items on which they disagree), of the items that both have.
+    """Return the differences of two runs (B minus A) for each subset and "all", and the items on which they disagree.
 
-    Raises InputError where they have none.
+    Raises:
+        InputError: If the runs have no items in common.
     """
     both = a.merge(b[["key", "right"]].drop_duplicates("key"), on="key", suffixes=("_a", "_b"))
     if both.empty:
-        raise InputError("the two runs have no item in common; evaluate both on the same data.")
+        raise InputError("the runs have no items in common. Evaluate both models on the same data.")
     groups = [*both.groupby("subset", sort=False), ("all", both)]
     rows = [
         paired_difference(group["right_a"].to_numpy(), group["right_b"].to_numpy(), group["prompt_key"].to_numpy())
@@ -44,7 +45,7 @@ def paired_differences(a: pd.DataFrame, b: pd.DataFrame) -> tuple[pd.DataFrame, 
 
 
 def paired_difference(right_a: np.ndarray, right_b: np.ndarray, prompts: np.ndarray, seed: int = 0) -> dict[str, Any]:
-    """Accuracy of two runs on the same items, their difference with its 95 % interval, and McNemar's test."""
+    """Return the accuracies of two runs on the same items, the interval of their difference, and McNemar's test."""
     low, high = interval(right_b - right_a, prompts, seed)
     return {
         "items": len(right_a),
@@ -58,7 +59,7 @@ def paired_difference(right_a: np.ndarray, right_b: np.ndarray, prompts: np.ndar
 
 
 def mcnemar(right_a: np.ndarray, right_b: np.ndarray) -> float:
-    """Exact p-value (McNemar 1947, binomial) that A and B are right equally often; items where one ties count not."""
+    """Return the exact p-value (McNemar 1947) of A and B being right equally often; items with a tie do not count."""
     only_a = int(((right_a == 1) & (right_b == 0)).sum())
     only_b = int(((right_a == 0) & (right_b == 1)).sum())
     return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0

@@ -1,7 +1,7 @@
-"""How good the scores of labelled pairs are: accuracy with intervals, calibration, biases.
+"""Metrics of scores of labelled pairs: accuracy with intervals, calibration, length bias.
 
-A margin is the score of chosen less that of rejected; `prompts` says which pairs share a prompt, since such pairs are
-not independent: intervals come from resampling prompts.
+A margin is the score of the chosen answer minus that of the rejected one, in arrays of shape (pairs,). Pairs of one
+prompt are not independent, so intervals come from resampling prompts.
 """
 
 from typing import Any
@@ -10,28 +10,60 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.stats import bootstrap, spearmanr
 
-ROUNDS = 2000  # of the bootstrap
+RESAMPLES = 2000  # of the bootstrap
 BINS = 10
-ABOUT_EQUAL = 0.1  # lengths that differ by less than this share of the longer one
+ABOUT_EQUAL = 0.1  # maximum difference of lengths, as a share of the longer one
 
 
 def right(margins: np.ndarray) -> np.ndarray:
-    """1 where chosen scores higher, 0 where it scores lower, a half for a tie."""
+    """Return 1 where chosen scores higher, 0 where it scores lower, and 0.5 for a tie."""
     return (margins > 0) + 0.5 * (margins == 0)
 
 
+def item_accuracy(protocol: str, chosen: list[float], rejected: list[float], tie: float = 0.5) -> float:
+    """Return how right the scores of an item are, from 0 to 1.
+
+    Args:
+        protocol: How the item is judged:
+
+            - pairs: chosen scores higher (RewardBench, LLMBar, JudgeBench, any pairs).
+            - best: every chosen answer scores higher than every rejected one; n equal scores at the top count 1 / n
+              (RewardBench 2).
+            - ties: every chosen answer scores higher than every rejected one (the subset Ties of RewardBench 2).
+            - rm-bench: the share of 9 comparisons that are right, for three chosen and three rejected answers in three
+              styles, the plainest first (RM-Bench). A tie is wrong.
+        chosen: The scores of the chosen answers.
+        rejected: The scores of the rejected answers.
+        tie: What a tie of a pair counts.
+    """
+    if protocol == "rm-bench":
+        return float((np.subtract.outer(chosen, rejected) > 0).mean())
+    lowest, highest = min(chosen), max(rejected)
+    if lowest != highest:
+        return float(lowest > highest)
+    if protocol == "best":
+        return 1 / (chosen.count(lowest) + rejected.count(lowest))
+    return tie if protocol == "pairs" else 0.0
+
+
 def interval(values: np.ndarray, prompts: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """The 95 % interval of the mean of `values`, by bootstrap over prompts (percentiles)."""
+    """Return the 95 % interval of the mean of `values`, by a percentile bootstrap over prompts.
+
+    Args:
+        values: Shape (items,).
+        prompts: A key of the prompt of each item.
+        seed: The seed of the bootstrap.
+    """
     _, group = np.unique(prompts, return_inverse=True)
     sums, counts = np.bincount(group, weights=values), np.bincount(group)
-    if len(sums) == 1:  # nothing to draw from
+    if len(sums) == 1:  # one prompt cannot be resampled
         return float(values.mean()), float(values.mean())
     found = bootstrap(
         (sums, counts),
         lambda sums, counts, axis: sums.sum(axis) / counts.sum(axis),
         paired=True,
-        n_resamples=ROUNDS,
-        batch=1 + 2_000_000 // len(sums),  # 16 MB of drawn indices at a time
+        n_resamples=RESAMPLES,
+        batch=1 + 2_000_000 // len(sums),  # 16 MB of indices at a time
         method="percentile",
         rng=np.random.default_rng(seed),
     )
@@ -39,38 +71,38 @@ def interval(values: np.ndarray, prompts: np.ndarray, seed: int = 0) -> tuple[fl
 
 
 def log_loss(margins: np.ndarray, temperature: float = 1.0) -> float:
-    """Mean of -log sigmoid(margin / temperature): the loss of training; 0.693 is chance."""
+    """Return the mean of -log sigmoid(margin / temperature), the Bradley-Terry loss; 0.693 is chance."""
     return float(np.logaddexp(0, -margins / temperature).mean())
 
 
 def reliability(margins: np.ndarray, temperature: float = 1.0) -> list[tuple[float, float, int]]:
-    """(mean confidence, accuracy, pairs) of each bin of confidence that has pairs.
+    """Return (mean confidence, accuracy, number of pairs) of each bin of confidence that is not empty.
 
     The confidence is sigmoid(|margin| / temperature), from 0.5 to 1, in BINS bins of equal width.
     """
     confidence = 1 / (1 + np.exp(-np.abs(margins) / temperature))
     bins = np.minimum(((confidence - 0.5) * 2 * BINS).astype(int), BINS - 1)
-    found = []
+    result = []
     for number in np.unique(bins):
         inside = bins == number
-        found.append((float(confidence[inside].mean()), float(right(margins[inside]).mean()), int(inside.sum())))
-    return found
+        result.append((float(confidence[inside].mean()), float(right(margins[inside]).mean()), int(inside.sum())))
+    return result
 
 
 def calibration_error(margins: np.ndarray, temperature: float = 1.0) -> float:
-    """Expected calibration error (Naeini et al. 2015): mean distance of accuracy and confidence over the bins."""
+    """Return the expected calibration error (Naeini et al. 2015): the mean of |accuracy - confidence| over the bins."""
     bins = reliability(margins, temperature)
     return sum(abs(accuracy - confidence) * pairs for confidence, accuracy, pairs in bins) / len(margins)
 
 
 def best_temperature(margins: np.ndarray) -> float:
-    """The temperature with the least log loss (Guo et al. 2017), between 0.01 and 100."""
+    """Return the temperature with the lowest log loss (Guo et al. 2017), between 0.01 and 100."""
     found = minimize_scalar(lambda log: log_loss(margins, np.exp(log)), bounds=np.log([0.01, 100]), method="bounded")
     return float(np.exp(found.x))
 
 
 def by_length(margins: np.ndarray, chosen: np.ndarray, rejected: np.ndarray) -> dict[str, dict[str, float]]:
-    """Accuracy where the chosen answer is shorter, about as long, or longer (lengths in any unit)."""
+    """Return the accuracy where the chosen answer is shorter, about equal in length, or longer (in any unit)."""
     difference = chosen.astype(float) - rejected
     equal = np.abs(difference) < ABOUT_EQUAL * np.maximum(np.maximum(chosen, rejected), 1)
     classes = {"shorter": ~equal & (difference < 0), "about equal": equal, "longer": ~equal & (difference > 0)}
@@ -82,14 +114,14 @@ def by_length(margins: np.ndarray, chosen: np.ndarray, rejected: np.ndarray) -> 
 
 
 def length_correlation(scores: np.ndarray, lengths: np.ndarray) -> float:
-    """Rank correlation of the scores of answers with their lengths; 0 where either is constant."""
+    """Return the rank correlation of scores and lengths of answers, or 0 if either is constant."""
     if np.ptp(scores) == 0 or np.ptp(lengths) == 0:
         return 0.0
     return float(spearmanr(scores, lengths).statistic)
 
 
 def measures(margins: np.ndarray) -> dict[str, Any]:
-    """Ties, mean margin, log loss and calibration of a set of pairs."""
+    """Return the number of ties, mean margin, log loss and calibration of pairs."""
     temperature = best_temperature(margins)
     return {
         "pairs": len(margins),

@@ -99,6 +99,23 @@ def check_one_label(config: dict[str, Any], directory: str) -> None:
         )
 
 
+def set_served_architecture(directory: Path) -> None:
+    """Write the architecture name that vLLM knows into config.json. Transformers loads by the model type instead.
+
+    vLLM serves `XForSequenceClassification` with its `XForCausalLM`. Transformers names the classes of text models in
+    multimodal families otherwise: Qwen3_5TextForSequenceClassification but Qwen3_5ForCausalLM, and the same in Gemma 3.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    if not (directory / "config.json").is_file():
+        return  # an adapter
+    config = read_config(directory)
+    causal_lm = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.get("model_type"), "")
+    if is_reward_model(config) and causal_lm.endswith("ForCausalLM"):
+        config["architectures"] = [causal_lm.removesuffix("ForCausalLM") + "ForSequenceClassification"]
+        (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
 def check_weights(directory: Path, config: dict[str, Any]) -> None:
     """Raise InputError for a directory without weights, or a reward model without head. Loading checks the rest."""
     names = stored_tensors(directory)

@@ -8,6 +8,7 @@ from reward_model.model.checkpoint import (
     check_base_model,
     read_config,
     set_pad_token,
+    set_served_architecture,
     stored_tensors,
     weights_fingerprint,
 )
@@ -85,6 +86,7 @@ def merge_adapter(adapter: Path, base_model: str, output_dir: Path, dtype: str =
     if not all(parameter.isfinite().all() for parameter in model.parameters()):
         raise InputError(f"{adapter} merged into {base_model} has weights that are not finite; nothing was saved.")
     model.to(dtype or torch.float32).save_pretrained(output_dir)
+    set_served_architecture(output_dir)
     tokenizer.save_pretrained(output_dir)
     print("Saved the merged model. Computing its reference scores.", flush=True)
     device = scoring_device(model.num_parameters())

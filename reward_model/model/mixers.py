@@ -55,11 +55,8 @@ class ForkedState:
 
     def fork(self, groups: torch.Tensor) -> "ForkedState":
         """Return the states of the branches; `groups` is the prefix of each, or -1 for an empty one, `(branches,)`."""
-        conv, recurrent = (
-            F.pad(states[0], (0, 0) * (states[0].dim() - 1) + (0, 1))[groups]
-            for states in (self.conv_states, self.recurrent_states)
-        )
-        return ForkedState(conv, recurrent)
+        states: list[Any] = [*self.conv_states, *self.recurrent_states]
+        return ForkedState(*(F.pad(part, (0, 0) * (part.dim() - 1) + (0, 1))[groups] for part in states))
 
 
 def install_mixers(model: nn.Module, path_counts: Any) -> bool:

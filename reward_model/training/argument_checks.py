@@ -14,7 +14,7 @@ from transformers.integrations import get_available_reporting_integrations
 from transformers.utils import is_liger_kernel_available
 
 from reward_model import InputError
-from reward_model.data.split import check_eval_size
+from reward_model.data.dataset import check_eval_size
 from reward_model.training.arguments import TrainingArguments
 from reward_model.training.ranks import collect
 from reward_model.training.trainer import FIGURES

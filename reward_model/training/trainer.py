@@ -2,6 +2,7 @@
 
 import math
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch.utils.data import Sampler
 from transformers.trainer_utils import EvalLoopOutput
 from trl import RewardTrainer
 
+from reward_model.model.checkpoint import set_served_architecture
 from reward_model.training.callbacks import TrainingMonitor
 from reward_model.training.loss import pair_losses
 from reward_model.training.sampler import StepSampler
@@ -140,6 +142,11 @@ class ExactRewardTrainer(RewardTrainer):
             monitor = next(one for one in self.callback_handler.callbacks if isinstance(one, TrainingMonitor))
             monitor.stop_at_bad_batch(loss, float(norm or 0), self.args, self.state.global_step)
         return norm
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        super().save_model(output_dir, _internal_call)
+        if self.args.should_save:
+            set_served_architecture(Path(output_dir or self.args.output_dir))
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write no card: trl's card shows how to generate text with a reward model."""

@@ -15,7 +15,7 @@ from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_h
 from trl import get_peft_config
 
 from reward_model import InputError
-from reward_model.data.dataset import by_subset
+from reward_model.data.dataset import load_subsets
 from reward_model.data.readers import check_hub
 from reward_model.model.chat_template import pin_arguments, pin_date, split_special_tokens
 from reward_model.model.checkpoint import check_base_model
@@ -77,7 +77,7 @@ def check_setup(data_args: DataArguments, training_args: TrainingArguments, mode
         if setup.checkpoint:
             setup.warnings += check_resumed(setup.checkpoint, setup.record, training_args)
     with collect(problems), training_args.main_process_first(desc="benchmarks"):
-        setup.benchmarks = by_subset(data_args.benchmark_files)
+        setup.benchmarks = load_subsets(data_args.benchmark_files)
         check_metric(training_args, list(setup.benchmarks))
     if not problems:
         with collect(problems):

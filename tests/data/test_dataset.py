@@ -1,4 +1,4 @@
-"""Pairs as train.py reads them: refused with a sentence, no prompt on both sides of the split, nothing heavy loaded."""
+"""Load pairs as train.py does: clear errors, no prompt in both splits, no slow imports."""
 
 import subprocess
 import sys
@@ -9,32 +9,31 @@ import pytest
 from helpers import ROOT, conversation, jsonl
 
 from reward_model import InputError
-from reward_model.data.dataset import load_pairs, split_by_prompt
-from reward_model.data.split import held_out
+from reward_model.data.dataset import held_out, load_pairs, split_by_prompt
 
 TIE = {"question": "Why?", "response_A": "a", "response_B": "b", "label": "A=B"}
 
 
-def test_a_file_without_pairs_is_refused_with_a_sentence(tmp_path: Path) -> None:
+def test_a_file_without_pairs_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "array.json").write_text("[]")
     jsonl(tmp_path / "ties.jsonl", [TIE, TIE])
-    for name, said in {
-        "empty.jsonl": "empty, no row",
-        "array.json": "empty, no row",
+    for name, message in {
+        "empty.jsonl": "empty, no rows",
+        "array.json": "empty, no rows",
         "ties.jsonl": "only ties",
     }.items():
-        with pytest.raises(InputError, match=rf"{name}: .*{said}"):
+        with pytest.raises(InputError, match=rf"{name}: .*{message}"):
             load_pairs(str(tmp_path / name))
 
 
-def test_one_prompt_is_on_one_side_however_its_keys_stand(tmp_path: Path) -> None:
+def test_a_prompt_is_in_one_split_whatever_the_order_of_its_keys(tmp_path: Path) -> None:
     rows = []
     for number in range(40):
         pair = {side: conversation(f"Question {number}?", f"{side} {number}") for side in ("chosen", "rejected")}
-        turned = {side: [dict(reversed(m.items())) for m in talk] for side, talk in pair.items()}
-        turned["chosen"][-1]["content"] = "another answer"
-        rows += [pair, turned]
+        reordered = {side: [dict(reversed(m.items())) for m in talk] for side, talk in pair.items()}
+        reordered["chosen"][-1]["content"] = "another answer"
+        rows += [pair, reordered]
     pairs, none = load_pairs(str(jsonl(tmp_path / "pairs.jsonl", rows)))
     assert none is None and len(set(pairs["prompt"][:])) == 40
     training, held = split_by_prompt(pairs, 0.25, seed=0)
@@ -44,7 +43,7 @@ def test_one_prompt_is_on_one_side_however_its_keys_stand(tmp_path: Path) -> Non
     assert (len(training), len(held)) == (80, 0) and held.column_names == pairs.column_names
 
 
-# Pairs of each prompt, --eval_size, and how many pairs are held out, or what is said.
+# Pairs of each prompt, --eval_size, and the number of held-out pairs or the error.
 SPLITS = [
     ([1] * 100, 0, 0),
     ([1] * 100, 0.25, 25),
@@ -55,15 +54,15 @@ SPLITS = [
     ([2] * 50, 7, 8),
     ([60] + [1] * 40, 0.1, 10),
     ([5], 0, 0),
-    ([5], 0.2, "one prompt has most of the 5 pairs"),
-    ([1] * 24, 24, "of 24 pairs: at least half must stay for training; give 12 or fewer"),
-    ([1] * 24, 100, "of 24 pairs: at least half"),
-    ([1] * 24, 0.6, "of 24 pairs: at least half"),
-    ([1] * 24, -1, "--eval_size -1: give a share"),
-    ([1] * 24, -0.1, "--eval_size -0.1: give a share"),
-    ([1] * 24, 1.5, "--eval_size 1.5: give a share"),
-    ([1] * 24, float("nan"), "--eval_size nan: give a share"),
-    ([1] * 24, float("inf"), "--eval_size inf: give a share"),
+    ([5], 0.2, "one prompt has most of the pairs"),
+    ([1] * 24, 24, "--eval_size 24 is more than half of 24 pairs. Pass at most 12"),
+    ([1] * 24, 100, "--eval_size 100 is more than half of 24 pairs"),
+    ([1] * 24, 0.6, "--eval_size 0.6 is more than half of 24 pairs"),
+    ([1] * 24, -1, "--eval_size -1: pass a share"),
+    ([1] * 24, -0.1, "--eval_size -0.1: pass a share"),
+    ([1] * 24, 1.5, "--eval_size 1.5: pass a share"),
+    ([1] * 24, float("nan"), "--eval_size nan: pass a share"),
+    ([1] * 24, float("inf"), "--eval_size inf: pass a share"),
 ]
 
 
@@ -80,11 +79,11 @@ def test_size_of_the_held_out_split(counts: list[int], eval_size: float, expecte
         assert not set(prompts[mask]) & set(prompts[~mask])
 
 
-def test_nothing_heavy_is_imported_before_it_is_needed() -> None:
-    heavy = "torch trl transformers matplotlib datasketch".split()
+def test_slow_libraries_are_imported_only_where_needed() -> None:
+    slow = "torch trl transformers matplotlib datasketch".split()
     modules = [f"reward_model.data.{file.stem}" for file in (ROOT / "reward_model/data").glob("*.py")]
-    wanted = [module for module in modules if not module.endswith(("__init__", "contamination", "report"))]
-    for imported in (["prepare_data"], wanted):
-        code = f"import sys, {', '.join(imported)}; print(*(name for name in {heavy} if name in sys.modules))"
+    without_report = [module for module in modules if not module.endswith(("__init__", "report"))]
+    for imported in (["prepare_data"], without_report):
+        code = f"import sys, {', '.join(imported)}; print(*(name for name in {slow} if name in sys.modules))"
         shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True, check=True)
         assert shown.stdout.split() == [], imported

@@ -1,4 +1,4 @@
-"""The same rows in every kind of file give the same pairs; a file that cannot be read to its end gives an error."""
+"""The same rows in every type of file give the same pairs; a file that cannot be read completely is an error."""
 
 # ruff: noqa: E501
 import json
@@ -10,13 +10,12 @@ from datasets import Dataset, DatasetDict, load_dataset
 from helpers import jsonl, lay_out, pair
 
 from reward_model import InputError
-from reward_model.data.arrow import dataset_rows
 from reward_model.data.dataset import load_pairs
 from reward_model.data.formats import Options
 from reward_model.data.prepare import prepare
 from reward_model.data.readers import data_files, read_rows
-from reward_model.data.statistics import Work
-from reward_model.data.workers import Source
+from reward_model.data.tables import dataset_rows
+from reward_model.data.workers import ConversionConfig, Source
 
 ROWS = [{"prompt": f"{number}加1？", "chosen": f"{number + 1}。", "rejected": '"No;\t"'} for number in range(3)]
 PAIRS = [pair([f"u: {row['prompt']}"], row["chosen"], row["rejected"]) for row in ROWS]
@@ -29,22 +28,19 @@ def text(value: object, **how: object) -> str:
     return json.dumps(value, ensure_ascii=False, **how)
 
 
-# Name -> the content of a file with ROWS or TALKS.
+# Name -> content of a file with ROWS or TALKS.
 FILES: dict[str, str] = {
     "array.json": text(ROWS),
     "indented.json": text(TALKS, indent=2),
     "nan.json": text(SCORED),
     "nan.jsonl": "\n".join(map(text, SCORED)),
     "lines.json": "\n".join(map(text, TALKS)),
-    "objects.json": "\n".join(text(row, indent=1) for row in TALKS),
     "mark.json": "\ufeff" + text(TALKS),
     "data.json": text({"data": ROWS}),
     "described.json": text({"version": "1.0", "info": {"license": "x"}, "data": TALKS}, indent=1),
     "ids.json": text({f"q{number}": row for number, row in enumerate(ROWS)}),
-    **{f"{orient}.json": TABLE.to_json(orient=orient) for orient in ("records", "split", "index", "columns", "table")},
-    **{f"talk_{orient}.json": TALK_TABLE.to_json(orient=orient) for orient in ("split", "index", "columns")},
-    "to_dict.json": text(Dataset.from_list(ROWS).to_dict()),
-    "talk_to_dict.json": text(Dataset.from_list(TALKS).to_dict()),
+    **{f"{orient}.json": TABLE.to_json(orient=orient) for orient in ("records", "index", "columns", "table")},
+    **{f"talk_{orient}.json": TALK_TABLE.to_json(orient=orient) for orient in ("index", "columns")},
     "comma.csv": TABLE.to_csv(index=False),
     "semicolon.csv": TABLE.to_csv(index=False, sep=";"),
     "tab.csv": TABLE.to_csv(index=False, sep="\t"),
@@ -68,12 +64,12 @@ def test_file_gives_all_pairs(name: str, tmp_path: Path) -> None:
     assert loaded(tmp_path / name) == TALKS
 
 
-def test_directory_of_save_to_disk_and_what_lies_beside_data(tmp_path: Path) -> None:
+def test_directories_with_files_of_datasets(tmp_path: Path) -> None:
     Dataset.from_list(TALKS).save_to_disk(tmp_path / "one")
     (tmp_path / "one/cache-1f.arrow").write_bytes(b"of map()")
     DatasetDict(train=Dataset.from_list(TALKS), test=Dataset.from_list(TALKS[:1])).save_to_disk(tmp_path / "two")
     lay_out(tmp_path / "hub", {"README.md": "# x", "dataset_infos.json": '{"default": {"features": {}}}'})
-    lay_out(tmp_path / "hub", {"recipe.json": '{"lr": 1e-5, "targets": ["q_proj"]}', "row.json": text(TALKS[2])})
+    lay_out(tmp_path / "hub", {"row.json": text(TALKS[2])})
     Dataset.from_list(TALKS[:2]).to_parquet(tmp_path / "hub/data.parquet")
     assert [loaded(tmp_path / name) for name in ("one", "two", "hub")] == [TALKS] * 3
     test_pairs = load_pairs(str(tmp_path / "two"))[1]
@@ -81,18 +77,18 @@ def test_directory_of_save_to_disk_and_what_lies_beside_data(tmp_path: Path) -> 
 
 
 def called(number: int, arguments: object, **more: object) -> dict:
-    """A row with a call of tool `number`, whose arguments no other tool has."""
+    """Return a row with a call of tool `number`, whose arguments no other tool has."""
     tool = {"name": f"tool_{number}", "parameters": {"properties": {f"key_{number}": {"enum": [None, "a"]}}}}
     call = {"type": "function", "function": {"name": f"tool_{number}", "arguments": arguments}}
-    asked = [{"role": "user", "content": f"{number}?"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
-    said = [
-        asked + [{"role": "tool", "content": "ok"}, {"role": "assistant", "content": end}] for end in ("Yes.", "No.")
-    ]
-    return {"chosen": said[0], "rejected": said[1], "tools": [{"type": "function", "function": tool}]} | more
+    prompt = [{"role": "user", "content": f"{number}?"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    chosen, rejected = (
+        prompt + [{"role": "tool", "content": "ok"}, {"role": "assistant", "content": end}] for end in ("Yes.", "No.")
+    )
+    return {"chosen": chosen, "rejected": rejected, "tools": [{"type": "function", "function": tool}]} | more
 
 
-def test_calls_are_the_same_from_every_kind_of_file(tmp_path: Path) -> None:
-    """Arrow adds nulls to the arguments and tools of other rows; text arguments are read as objects."""
+def test_tool_calls_are_the_same_from_every_type_of_file(tmp_path: Path) -> None:
+    """Remove the nulls that Arrow adds to arguments and tools of other rows; parse text arguments."""
 
     def columns(source: Path) -> list[list]:
         pairs = load_pairs(str(source))[0]
@@ -118,7 +114,7 @@ def test_calls_are_the_same_from_every_kind_of_file(tmp_path: Path) -> None:
 
 
 WRONG_CALL = {"name": "f", "arguments": '{"city": '}
-# A message's keys, and what they become.
+# Keys of a message, and its tool calls after validation.
 CALLS = [
     ({"tool_calls": [{"function": {"name": "f", "arguments": '{"a": [1, null]}'}}]}, [{"function": {"name": "f", "arguments": {"a": [1, None]}}}]),
     ({"tool_calls": [{"function": {"name": "f", "arguments": {"a": None}}}]}, [{"function": {"name": "f", "arguments": {"a": None}}}]),
@@ -131,15 +127,15 @@ CALLS = [
 
 
 @pytest.mark.parametrize(("keys", "calls"), CALLS)
-def test_calls_of_a_message(keys: dict, calls: list, tmp_path: Path) -> None:
-    asked, end = {"role": "user", "content": "?"}, {"role": "assistant", "content": "No."}
-    rows = [{"chosen": [asked, {"role": "assistant", "content": None} | keys], "rejected": [asked, end]}]
+def test_tool_calls_of_a_message(keys: dict, calls: list, tmp_path: Path) -> None:
+    question, answer = {"role": "user", "content": "?"}, {"role": "assistant", "content": "No."}
+    rows = [{"chosen": [question, {"role": "assistant", "content": None} | keys], "rejected": [question, answer]}]
     found = loaded(jsonl(tmp_path / "rows.jsonl", rows))
     assert found[0]["chosen"][1] == {"role": "assistant", "tool_calls": calls}
-    assert keys.keys() < rows[0]["chosen"][1].keys(), "the row is as it was"
+    assert keys.keys() < rows[0]["chosen"][1].keys(), "the row must not change"
 
 
-def test_pairs_that_differ_in_calls_or_reasoning_only_are_different_pairs(tmp_path: Path) -> None:
+def test_pairs_that_differ_only_in_calls_or_reasoning_are_different(tmp_path: Path) -> None:
     def answer(**keys: object) -> list[dict]:
         return [{"role": "user", "content": "Rain?"}, {"role": "assistant", "content": "I look it up."} | keys]
 
@@ -150,20 +146,21 @@ def test_pairs_that_differ_in_calls_or_reasoning_only_are_different_pairs(tmp_pa
     sides += [answer(reasoning_content=why) for why in ("It may rain.", "Why not?", "Guess.")] + [answer()]
     rows = [{"chosen": a, "rejected": b} for number, a in enumerate(sides) for b in sides[number + 1 :]]
     source = jsonl(tmp_path / "rows.jsonl", [*rows, rows[0]])
-    made = prepare([Source(str(source))], tmp_path / "pairs.jsonl", Work(Options(), ("duplicate",)))
+    made = prepare([Source(str(source))], tmp_path / "pairs.jsonl", ConversionConfig(Options(), ("duplicate",)))
     assert len(made.facts) == len(rows) == 21
-    assert {reason: seen["count"] for reason, seen in made.rejected.items()} == {"duplicate": 1}
+    assert {reason: seen["count"] for reason, seen in made.findings.items()} == {"duplicate": 1}
 
 
-# Name -> a file that cannot be read to its end, and the error.
+# Name -> a file that cannot be read completely, and the error.
 BROKEN: dict[str, tuple[str | bytes, str]] = {
     "cut.json": (text(ROWS)[:-9], "cut.json: not valid JSON (Unterminated string starting at: line 1 column "),
     "open.json": (text(ROWS)[:-1], "open.json: not valid JSON (Expecting ',' delimiter: line 1 column "),
     "typo.json": (text(ROWS, indent=1).replace('"chosen":', '"chosen"', 2).replace('"chosen"', '"chosen":', 1), "typo.json: not valid JSON (Expecting ':' delimiter: line 9 column 12 "),
-    "quote.csv": ('prompt,chosen,rejected\nWhy?,So.,No.\n"How?,So.,No.\nWhen?,Now.,No.\n', "row 2: line 3: a quote that opens there is never closed. Close it; the rest is unread."),
-    "gbk.csv": (TABLE.to_csv(index=False).encode("gbk"), "this is not UTF-8; convert it, for example: iconv -f GB18030 -t UTF-8"),
-    "gbk_header.csv": (TABLE.rename(columns={"prompt": "提示", "chosen": "更好的回答"}).to_csv(index=False).encode("gbk"), "this is not UTF-8"),
-    "gbk.jsonl": ("\n".join(map(text, ROWS)).encode("gbk"), "this is not UTF-8"),
+    "quote.csv": ('prompt,chosen,rejected\nWhy?,So.,No.\n"How?,So.,No.\nWhen?,Now.,No.\n', "quote.csv: cannot read line 3: unexpected end of data. Close all quotes"),
+    "gbk.csv": (TABLE.to_csv(index=False).encode("gbk"), "if it is not UTF-8, convert the file, for example with iconv -f GB18030 -t UTF-8"),
+    "gbk_header.csv": (TABLE.rename(columns={"prompt": "提示", "chosen": "更好的回答"}).to_csv(index=False).encode("gbk"), "not UTF-8"),
+    "gbk.jsonl": ("\n".join(map(text, ROWS)).encode("gbk"), "gbk.jsonl:1: not UTF-8 at byte 13; convert the file, for example with iconv"),
+    "gbk.json": (text(ROWS).encode("gbk"), "gbk.json: not UTF-8 at byte 14; convert the file"),
     "repr.csv": (TALK_TABLE.to_csv(index=False), "repr.csv: chosen is not JSON but the Python repr of messages ([{'role':…)"),
     "repr_and_prompt.csv": (TALK_TABLE.assign(prompt="?").to_csv(index=False), "repr_and_prompt.csv: chosen is not JSON but the Python repr of messages ([{'role':…)"),
     "numpy.jsonl": (text({"prompt": "?", "chosen": "[{'role': 'user'}\n {'role': 'assistant'}]", "rejected": "x"}), 'text.replace("}\\n {", "}, {")'),
@@ -171,13 +168,13 @@ BROKEN: dict[str, tuple[str | bytes, str]] = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_nothing_is_lost_in_silence(name: str, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_completely_is_an_error(name: str, tmp_path: Path) -> None:
     content, expected = BROKEN[name]
     lay_out(tmp_path, {name: content})
     with pytest.raises(InputError) as in_training:
         load_pairs(str(tmp_path / name))
     with pytest.raises(InputError) as prepared:
-        prepare([Source(str(tmp_path / name))], tmp_path / "pairs.jsonl", Work(Options()))
+        prepare([Source(str(tmp_path / name))], tmp_path / "pairs.jsonl", ConversionConfig(Options()))
     assert expected in str(prepared.value) and expected in str(in_training.value)
     assert data_files(str(tmp_path)) == [tmp_path / name], "nothing was written"
 

@@ -8,9 +8,9 @@ import pytest
 from helpers import ROOT, pair, run, talk
 
 from reward_model import RowError
-from reward_model.data.convert import read
+from reward_model.data.convert import convert_row, convert_rows
 from reward_model.data.dataset import load_pairs
-from reward_model.data.formats import FORMATS, NO_OPTIONS, Options, convert
+from reward_model.data.formats import DEFAULT_OPTIONS, FORMATS, Options
 from reward_model.data.readers import read_rows
 
 SAMPLES = ROOT / "data/formats"
@@ -90,7 +90,7 @@ FIELDS = Options(
 def test_sample_gives_exactly_these_pairs(file: str) -> None:
     named = file == "fields.csv"
     rows = read_rows(SAMPLES / file)
-    readings = list(read(rows, file, FIELDS if named else NO_OPTIONS, "fields" if named else "auto"))
+    readings = list(convert_rows(rows, file, FIELDS if named else DEFAULT_OPTIONS, "fields" if named else "auto"))
     found = [pair for reading in readings for pair in reading.pairs]
     assert {str(error.reason) for error in found if isinstance(error, RowError)} <= {"tie"}
     assert [pair for pair in found if not isinstance(pair, RowError)] == EXPECTED[file]
@@ -110,7 +110,7 @@ def test_pairing_of_scored_answers() -> None:
     row = {"prompt": "?", "responses": ["a", "b", "c", "d"], "scores": [1, 4, 3, 3]}
 
     def made(**options: object) -> list[tuple]:
-        pairs = convert(row, "scored", Options(**options))
+        pairs = convert_row(row, "scored", Options(**options))
         return [(p["chosen"][-1]["content"], p["rejected"][-1]["content"], p.get("margin")) for p in pairs]
 
     assert made() == [("b", "c", None), ("b", "d", None), ("b", "a", None)]
@@ -122,16 +122,16 @@ def test_pairing_of_scored_answers() -> None:
 def test_named_fields_reach_into_nested_rows() -> None:
     row = {"data": {"turns": [{"text": "Hi?"}]}, "good": {"text": "Hello."}, "bad": {"text": "Go."}}
     options = Options(prompt="data.turns.0.text", chosen="good.text", rejected="bad.text", system="Be kind.")
-    assert convert(row, "fields", options) == [pair(["s: Be kind.", "u: Hi?"], "Hello.", "Go.")]
+    assert convert_row(row, "fields", options) == [pair(["s: Be kind.", "u: Hi?"], "Hello.", "Go.")]
     with pytest.raises(RowError, match=r"no 'good.txt' \(keys: data, good, bad\)"):
-        convert(row, "fields", Options(prompt="data.turns.0.text", chosen="good.txt", rejected="bad.text"))
+        convert_row(row, "fields", Options(prompt="data.turns.0.text", chosen="good.txt", rejected="bad.text"))
 
 
 @pytest.mark.parametrize("empty", ["", None])
 def test_an_empty_input_adds_nothing(empty: str | None) -> None:
     options = Options(prompt="instruction", context="input", chosen="good", rejected="bad")
     row = {"instruction": "Hi?", "input": empty, "good": "Hello.", "bad": "Go."}
-    assert convert(row, "fields", options) == [pair(["u: Hi?"], "Hello.", "Go.")]
+    assert convert_row(row, "fields", options) == [pair(["u: Hi?"], "Hello.", "Go.")]
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])

@@ -1,4 +1,4 @@
-"""prepare_data.py sets each bad row aside with the right reason at the right place, and keeps the others."""
+"""prepare_data.py sets bad rows aside with the right reason and place, and keeps the others."""
 
 import gzip
 import json
@@ -14,17 +14,17 @@ from helpers import ROOT, conversation, demo_pairs, jsonl, run
 
 import prepare_data
 from reward_model import InputError
-from reward_model.data.contamination import Contamination
 from reward_model.data.formats import Options
-from reward_model.data.prepare import Prepared, prepare
-from reward_model.data.statistics import DOUBTS, Work
-from reward_model.data.workers import Source
+from reward_model.data.pair import WARNINGS
+from reward_model.data.prepare import PreparedData, prepare
+from reward_model.data.quality import ExcludedPrompts
+from reward_model.data.workers import ConversionConfig, Source
 
 MESSAGES = {"chosen": conversation("Why?", "Because."), "rejected": conversation("Why?", "No idea.")}
 
 
 def good(format_: str, number: int) -> dict:
-    """A good row of a format, another one for each number."""
+    """Return a good row of a format, different for each number."""
     ask, yes, no = f"What is {number}?", "A number.", "A colour."
     human = f"\n\nHuman: {ask}\n\nAssistant: "
     return {
@@ -43,12 +43,12 @@ def good(format_: str, number: int) -> dict:
     }[format_]
 
 
-def said(*roles: str) -> list[dict]:
+def turns(*roles: str) -> list[dict]:
     return [{"role": role, "content": f"{number} {role}"} for number, role in enumerate(roles)]
 
 
 NAN = {**MESSAGES, "margin": float("nan")}
-# Format of the good rows around it, the malformed line (text, bytes or a row), the reason, part of the message.
+# Format of the good rows around it, malformed line (text, bytes or a row), reason, part of the message.
 MALFORMED = [
     ("messages", '{"chosen": [}', "not parseable", "not valid JSON"),
     ("messages", '{"chosen": []', "not parseable", "column 14"),
@@ -67,29 +67,29 @@ MALFORMED = [
     ("messages", MESSAGES | {"chosen": 7}, "not messages", "chosen is a int"),
     ("messages", MESSAGES | {"rejected": ["No idea."]}, "not messages", "rejected, message 1 is not"),
     ("messages", MESSAGES | {"chosen": [{"content": "Why?"}]}, "not messages", "chosen, message 1 is not"),
-    ("messages", MESSAGES | {"chosen": said("narrator", "assistant")}, "unknown role", "the role 'narrator'"),
+    ("messages", MESSAGES | {"chosen": turns("narrator", "assistant")}, "unknown role", "the role 'narrator'"),
     ("messages", MESSAGES | {"chosen": [{"role": ["user"], "content": "a"}]}, "unknown role", "['user']"),
-    ("messages", MESSAGES | {"chosen": said("user")}, "roles out of order", "ends with a 'user' message"),
-    ("messages", MESSAGES | {"chosen": said("assistant")}, "roles out of order", "after nothing"),
+    ("messages", MESSAGES | {"chosen": turns("user")}, "roles out of order", "ends with the role 'user'"),
+    ("messages", MESSAGES | {"chosen": turns("assistant")}, "roles out of order", "at the start"),
     (
         "messages",
-        MESSAGES | {"chosen": said("user", "user", "assistant")},
+        MESSAGES | {"chosen": turns("user", "user", "assistant")},
         "roles out of order",
-        "message 2 is the user",
+        "message 2 has the role 'user' after 'user'",
     ),
     (
         "messages",
-        MESSAGES | {"chosen": said("user", "assistant", "assistant")},
+        MESSAGES | {"chosen": turns("user", "assistant", "assistant")},
         "roles out of order",
-        "message 3 is the assistant's, after the assistant",
+        "message 3 has the role 'assistant' after 'assistant'",
     ),
-    ("messages", MESSAGES | {"chosen": said("user", "system", "assistant")}, "roles out of order", "message 2"),
-    ("messages", MESSAGES | {"chosen": said("user", "tool", "assistant")}, "roles out of order", "message 2"),
+    ("messages", MESSAGES | {"chosen": turns("user", "system", "assistant")}, "roles out of order", "message 2"),
+    ("messages", MESSAGES | {"chosen": turns("user", "tool", "assistant")}, "roles out of order", "message 2"),
     ("messages", MESSAGES | {"chosen": conversation("Why?", "")}, "empty", "chosen ends with an empty answer"),
     ("messages", MESSAGES | {"rejected": conversation("Why?", " \n")}, "empty", "rejected ends with an empty"),
-    ("messages", MESSAGES | {"chosen": conversation("  ", "Because.")}, "empty", "message 1, the user's, is empty"),
-    ("messages", MESSAGES | {"chosen": conversation("Why?", 4)}, "not text", "a content that is no text: '4'"),
-    ("messages", MESSAGES | {"chosen": conversation("Why?", None)}, "not text", "no text: 'None'"),
+    ("messages", MESSAGES | {"chosen": conversation("  ", "Because.")}, "empty", "message 1 (user) is empty"),
+    ("messages", MESSAGES | {"chosen": conversation("Why?", 4)}, "not text", "content that is not text: '4'"),
+    ("messages", MESSAGES | {"chosen": conversation("Why?", None)}, "not text", "not text: 'None'"),
     ("messages", MESSAGES | {"rejected": MESSAGES["chosen"]}, "identical answers", "are equal"),
     ("messages", MESSAGES | {"rejected": conversation("Why?", " Because.\n")}, "identical answers", "are equal"),
     ("messages", MESSAGES | {"margin": "big"}, "margin", "margin is 'big'"),
@@ -106,10 +106,10 @@ MALFORMED = [
     ("messages", MESSAGES | {"chosen": conversation("Why?", "Be\ud83d.")}, "not decodable", "U+D83D at character 3"),
     ("messages", MESSAGES | {"chosen": conversation("Why?", "caf\ufffd")}, "broken encoding", "U+FFFD"),
     ("messages", MESSAGES | {"chosen": conversation("Why?", "cafÃ©")}, "broken encoding", "'Ã©'"),
-    ("messages", MESSAGES | {"chosen": conversation("Why?", "itâ€™s")}, "broken encoding", "read as another"),
+    ("messages", MESSAGES | {"chosen": conversation("Why?", "itâ€™s")}, "broken encoding", "decoded as another"),
     ("text", {"prompt": "Why?", "chosen": "Because."}, "missing field", "no 'rejected'"),
-    ("text", {"prompt": "", "chosen": "a", "rejected": "b"}, "empty", "message 1, the user's, is empty"),
-    ("text", {"prompt": 5, "chosen": "a", "rejected": "b"}, "not text", "message 1 has a content that is no text"),
+    ("text", {"prompt": "", "chosen": "a", "rejected": "b"}, "empty", "message 1 (user) is empty"),
+    ("text", {"prompt": 5, "chosen": "a", "rejected": "b"}, "not text", "message 1 has content that is not text"),
     ("text", {"prompt": "Why?", "chosen": {"a": 1}, "rejected": "b"}, "not messages", "message 2 is not"),
     (
         "transcript",
@@ -123,23 +123,28 @@ MALFORMED = [
         "sharegpt",
         good("sharegpt", 9) | {"chosen": {"from": "function_call", "value": "a"}},
         "not text",
-        "no JSON with name",
+        "not JSON with name",
     ),
     ("sharegpt", good("sharegpt", 9) | {"conversations": None}, "missing field", "none of conversations, messages"),
     ("alpaca", {"instruction": "Why?", "output": ["a"]}, "missing field", "a list of two answers"),
-    ("alpaca", good("alpaca", 9) | {"history": [1]}, "another layout", "not laid out as alpaca"),
-    ("verdict", good("verdict", 9) | {"label": "C>A"}, "verdict", "the verdict is 'c>a'; known are"),
+    ("alpaca", good("alpaca", 9) | {"history": [1]}, "another layout", "does not have the format alpaca"),
+    ("verdict", good("verdict", 9) | {"label": "C>A"}, "verdict", "unknown label 'c>a'; expected one of"),
     ("verdict", good("verdict", 9) | {"response_A": None}, "missing field", "no 'response_A'"),
     (
         "scored",
         {"prompt": "Why?", "completions": [{"response": "a", "score": 1}]},
         "missing field",
-        "two answers or more",
+        "at least two answers",
     ),
-    ("scored", {"prompt": "Why?", "responses": ["a", "b"], "scores": [1]}, "missing field", "2 answers, but 1 scores"),
-    ("scored", {"prompt": "Why?", "responses": ["a", "b"], "scores": [1, "N/A"]}, "score", "'N/A' is no number"),
-    ("scored", {"prompt": "Why?", "responses": ["a", "b"], "scores": [1, float("nan")]}, "score", "'nan' is no number"),
-    ("scored", {"prompt": "Why?", "responses": ["a", "b"], "scores": [1, 10**400]}, "score", "is no number"),
+    ("scored", {"prompt": "Why?", "responses": ["a", "b"], "scores": [1]}, "missing field", "2 answers but 1 scores"),
+    ("scored", {"prompt": "Why?", "responses": ["a", "b"], "scores": [1, "N/A"]}, "score", "'N/A' is not a number"),
+    (
+        "scored",
+        {"prompt": "Why?", "responses": ["a", "b"], "scores": [1, float("nan")]},
+        "score",
+        "'nan' is not a number",
+    ),
+    ("scored", {"prompt": "Why?", "responses": ["a", "b"], "scores": [1, 10**400]}, "score", "is not a number"),
     ("scored", {"prompt": "Why?", "responses": ["a", "b"], "scores": [2, 2]}, "tie", "no two answers differ"),
     ("lists", {"prompt": "Why?", "chosen": ["a"], "rejected": []}, "empty", "at least one answer"),
 ]
@@ -149,8 +154,10 @@ def read(file: Path) -> list[dict]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
-def prepared(source: Path, output: Path, **settings: object) -> Prepared:
-    return prepare([Source(str(source))], output, Work(Options(), drop=DOUBTS), ties="keep-both-out", **settings)
+def prepared(source: Path, output: Path, **settings: object) -> PreparedData:
+    return prepare(
+        [Source(str(source))], output, ConversionConfig(Options(), drop=WARNINGS), ties="keep-both-out", **settings
+    )
 
 
 def check_rejected(output: Path, reason: str, message: str, place: str) -> None:
@@ -172,7 +179,7 @@ def test_malformed_row_is_set_aside(format_: str, line: object, reason: str, mes
     check_rejected(tmp_path / "pairs.jsonl", reason, message, f"{source}:3")
 
 
-def test_malformed_file_keeps_its_good_rows_where_the_others_can_be_read(tmp_path: Path) -> None:
+def test_malformed_files(tmp_path: Path) -> None:
     rows = [good("text", number) for number in range(3)]
     array = tmp_path / "array.json"
     array.write_text(f'\ufeff[{json.dumps(rows[0])},\n{json.dumps(rows[1])},\n{{"prompt" 1}}]')
@@ -182,37 +189,35 @@ def test_malformed_file_keeps_its_good_rows_where_the_others_can_be_read(tmp_pat
     table = tmp_path / "table.csv"
     table.write_bytes(b'prompt,chosen,rejected\r\nWhy?,"So, yes.",No.\r\nHow?,So.\r\nWhen?,Now.,Then.\r\n')
     prepared(table, tmp_path / "2.jsonl")
-    check_rejected(tmp_path / "2.jsonl", "not parseable", "fields as the header", f"{table}: row 2")
+    check_rejected(tmp_path / "2.jsonl", "not parseable", "fields differs from the header", f"{table}: row 2")
     table.write_bytes(b"prompt,chosen,rejected\nWhy?,Yes.,No.\nHow?,caf\xe9,So.\nWhen?,Now.,Then.\n")
-    prepared(table, tmp_path / "2.jsonl")
-    check_rejected(tmp_path / "2.jsonl", "not decodable", "half a character (U+DCE9", f"{table}: row 2")
+    with pytest.raises(InputError, match=r"table\.csv: cannot read line \d: .utf-8. codec"):
+        prepared(table, tmp_path / "2.jsonl")
 
     lines = "".join(json.dumps(row) + "\n" for row in rows[:2]).encode()
     packed = tmp_path / "packed.jsonl.gz"
     packed.write_bytes(gzip.compress(lines) + gzip.compress(lines)[:12])
-    with pytest.raises(InputError, match=r"packed\.jsonl\.gz:3: the file breaks off here"):
+    with pytest.raises(InputError, match=r"packed\.jsonl\.gz:3: the file is truncated"):
         prepared(packed, tmp_path / "3.jsonl")
 
 
-def test_nothing_usable_stops_with_a_sentence(tmp_path: Path) -> None:
+def test_a_source_without_pairs_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "odd.jsonl").write_text('{"a": 1, "b": 2}\n')
     (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "bad.parquet").write_text("no")
     ties = jsonl(tmp_path / "ties.jsonl", [good("verdict", 1) | {"label": "A=B"}])
     for source, message in {
-        "odd.jsonl": r"no known layout \(keys: a, b\).*--prompt FIELD",
-        "empty.jsonl": r"empty\.jsonl: empty, no row in there",
-        "bad.parquet": r"this is no \.parquet file: it begins with b'no'",
-        "none.jsonl": "no such file",
-        "ties.jsonl": r"No pair is left of 1 rows\. tie: 1",
+        "odd.jsonl": r"unknown format \(keys: a, b\).*--prompt FIELD",
+        "empty.jsonl": r"empty\.jsonl: empty, no rows",
+        "bad.parquet": r"bad\.parquet: not a Parquet file",
+        "none.jsonl": "file not found",
+        "ties.jsonl": r"No pairs left of 1 rows\. tie: 1",
     }.items():
         with pytest.raises(InputError, match=message):
             prepared(tmp_path / source, tmp_path / "pairs.jsonl")
-    with pytest.raises(
-        InputError, match=r"ties\.jsonl:1: a tie \('a=b'\)\. Nothing was written; choose another --ties"
-    ):
-        prepare([Source(str(ties))], tmp_path / "pairs.jsonl", Work(Options()), ties="stop")
-    with pytest.raises(InputError, match=r"odd\.jsonl:2: no 'chosen'.*leave out --strict"):
+    with pytest.raises(InputError, match=r"ties\.jsonl:1: a tie \('a=b'\)\. Nothing was written. Pass another --ties"):
+        prepare([Source(str(ties))], tmp_path / "pairs.jsonl", ConversionConfig(), ties="stop")
+    with pytest.raises(InputError, match=r"odd\.jsonl:2: no 'chosen'.*Omit --strict"):
         odd = jsonl(tmp_path / "odd.jsonl", [MESSAGES, {"a": 1}])
         prepared(odd, tmp_path / "pairs.jsonl", strict=True)
     assert not list(tmp_path.glob("pairs*"))
@@ -224,40 +229,28 @@ def test_pairs_that_contradict_each_other(tmp_path: Path) -> None:
 
     rows = [text("x", "y", "One?"), text("x", "y", "One?"), text("y", "x", "Two?"), text("x", "y", "Two?")]
     rows += [text("a", "b"), text("b", "c"), text("c", "a"), text("a", "z"), text("w", "c")]
-    # Another circle, and a preference that only leads from one to the other.
+    # Another cycle, and a preference that leads from one to the other.
     rows += [text("d", "e"), text("e", "f"), text("f", "d"), text("a", "d")]
     source = jsonl(tmp_path / "source.jsonl", rows)
     made = prepared(source, tmp_path / "pairs.jsonl")
     found = {
         reason: [place.split(": ")[0].rsplit(":")[-1] for place in seen["first"]]
-        for reason, seen in made.rejected.items()
+        for reason, seen in made.findings.items()
     }
     assert found == {"duplicate": ["2"], "both orders": ["3", "4"], "contradiction": ["5", "6", "7", "10", "11"]}
-    assert made.rejected["contradiction"]["count"] == 6  # the first five are told
-    assert f"{source}:1 already" in made.rejected["duplicate"]["first"][0]
+    assert made.findings["contradiction"]["count"] == 6  # the report has the first five
+    assert f"the same pair is also at {source}:1." in made.findings["duplicate"]["first"][0]
     assert [pair["chosen"][-1]["content"] for pair in read(tmp_path / "pairs.jsonl")] == ["x", "a", "w", "a"]
 
 
-def test_doubtful_pairs_are_counted_and_kept_unless_dropped(tmp_path: Path) -> None:
+def test_pairs_with_a_warning_are_counted_and_kept_unless_dropped(tmp_path: Path) -> None:
     odd = MESSAGES | {"chosen": conversation("Why?", "caf\ufffd")}
     source = jsonl(tmp_path / "source.jsonl", [MESSAGES, MESSAGES, odd])
-    made = prepare([Source(str(source))], tmp_path / "pairs.jsonl", Work(Options()))
-    found = {reason: (seen["count"], seen["kept"]) for reason, seen in made.rejected.items()}
+    made = prepare([Source(str(source))], tmp_path / "pairs.jsonl", ConversionConfig())
+    found = {reason: (seen["count"], seen["kept"]) for reason, seen in made.findings.items()}
     assert found == {"duplicate": (1, True), "broken encoding": (1, True)} and len(made.facts) == 3
     made = prepared(source, tmp_path / "pairs.jsonl")
-    assert not any(seen["kept"] for seen in made.rejected.values()) and len(made.facts) == 1
-
-
-def test_answers_cut_off_at_one_length(tmp_path: Path) -> None:
-    def answer(length: int, number: int) -> str:
-        return f"{number} {'word ' * length}"[: length - 1] + "d"
-
-    rows = [
-        {"prompt": f"{number}?", "chosen": answer(400 if number < 8 else 230 + 3 * number, number), "rejected": "No."}
-        for number in range(60)
-    ]
-    made = prepared(jsonl(tmp_path / "source.jsonl", rows), tmp_path / "pairs.jsonl")
-    assert made.rejected["cut off"]["count"] == 8 and len(made.facts) == 52
+    assert not any(seen["kept"] for seen in made.findings.values()) and len(made.facts) == 1
 
 
 def test_held_out_prompts_are_removed(tmp_path: Path) -> None:
@@ -266,13 +259,13 @@ def test_held_out_prompts_are_removed(tmp_path: Path) -> None:
     rows = [{"prompt": prompt, "chosen": "So.", "rejected": "No."} for prompt in prompts]
     held = jsonl(tmp_path / "held.jsonl", [{"prompt": question}])
     source = jsonl(tmp_path / "source.jsonl", rows)
-    work = Work(Options(), check_prompt=Contamination([str(held)], 0.7).check)
+    work = ConversionConfig(check_prompt=ExcludedPrompts([str(held)], 0.7).check)
     made = prepare([Source(str(source))], tmp_path / "pairs.jsonl", work)
-    assert {reason: seen["count"] for reason, seen in made.rejected.items()} == {
+    assert {reason: seen["count"] for reason, seen in made.findings.items()} == {
         "contaminated": 2,
         "nearly contaminated": 1,
     }
-    assert f"its prompt stands in {held}:1" in made.rejected["contaminated"]["first"][0]
+    assert f"the prompt is 100% similar to {held}:1" in made.findings["contaminated"]["first"][0]
 
 
 def test_sources_are_mixed_and_split(tmp_path: Path) -> None:
@@ -284,7 +277,7 @@ def test_sources_are_mixed_and_split(tmp_path: Path) -> None:
 
     def written(**settings: int) -> list[dict]:
         mix = [Source(sources["big"], weight=3.0, cap=200), Source(sources["small"], weight=1.0)]
-        prepare(mix, output, Work(Options()), eval_size=0.25, **settings)
+        prepare(mix, output, ConversionConfig(), eval_size=0.25, **settings)
         return read(output) + read(output.with_suffix(".eval.jsonl"))
 
     pairs = written(seed=1)
@@ -293,7 +286,7 @@ def test_sources_are_mixed_and_split(tmp_path: Path) -> None:
     train, held = read(output), read(output.with_suffix(".eval.jsonl"))
     assert 35 <= len(held) <= 45
     assert not {p["chosen"][0]["content"] for p in train} & {p["chosen"][0]["content"] for p in held}
-    for name in sources:  # each source in the order read, but mixed
+    for name in sources:  # each source in the order read, interleaved
         ids = [int(pair["id"]) for pair in train if pair["source"] == name]
         assert ids == sorted(ids)
     assert train[:50] != sorted(train[:50], key=lambda pair: pair["source"])
@@ -301,24 +294,24 @@ def test_sources_are_mixed_and_split(tmp_path: Path) -> None:
 
 
 def test_several_processes_write_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("reward_model.data.workers.BYTES_WORTH_PROCESSES", 0)
+    monkeypatch.setattr("reward_model.data.workers.LEAST_BYTES", 0)
     monkeypatch.setattr("reward_model.data.workers.CHUNK", 7)
     rows = [*demo_pairs()[:100], {"a": 1}, *demo_pairs()[100:]]
     source = jsonl(tmp_path / "source.jsonl", rows)
-    one, two = (prepared(source, tmp_path / f"{n}.jsonl", num_proc=n).rejected for n in (1, 3))
+    one, two = (prepared(source, tmp_path / f"{n}.jsonl", num_proc=n).findings for n in (1, 3))
     assert one == two and (tmp_path / "1.jsonl").read_bytes() == (tmp_path / "3.jsonl").read_bytes()
 
 
 def test_unreadable_rows_reach_other_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("reward_model.data.workers.BYTES_WORTH_PROCESSES", 0)
+    monkeypatch.setattr("reward_model.data.workers.LEAST_BYTES", 0)
     table = tmp_path / "table.csv"
     table.write_text("prompt,chosen,rejected\nWhy?,So.,No.\nHow?,So.\nWhen?,Now.,Then.\n")
     prepared(table, tmp_path / "pairs.jsonl", num_proc=2)
-    check_rejected(tmp_path / "pairs.jsonl", "not parseable", "fields as the header", f"{table}: row 2")
+    check_rejected(tmp_path / "pairs.jsonl", "not parseable", "fields differs from the header", f"{table}: row 2")
 
 
-def test_nothing_of_the_users_is_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "source folder"
+def test_files_of_the_user_are_not_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "source directory"
     folder.mkdir()
     source = jsonl(folder / "source.jsonl", [good("text", number) for number in range(9)])
     benchmark = jsonl(tmp_path / "benchmark.eval.jsonl", [good("text", 1)])
@@ -331,24 +324,25 @@ def test_nothing_of_the_users_is_overwritten(tmp_path: Path, monkeypatch: pytest
         monkeypatch.setattr(sys, "argv", ["prepare_data.py", *map(str, (sources, "--output", output, *more))])
         try:
             prepare_data.main()
-            said = "written"
+            result = "written"
         except InputError as error:
-            said = str(error)
+            result = str(error)
         assert {file: file.read_bytes() for file in before} == before
-        return said
+        return result
 
-    assert "which is read; choose another name" in command(source)
+    assert f"would overwrite the input {source}" in command(source)
     for link in ("link.jsonl", "hard.jsonl"):
-        assert "which is read; choose another name" in command(tmp_path / link, "--overwrite")
+        assert "would overwrite the input" in command(tmp_path / link, "--overwrite")
     excluded = ("--exclude_prompts", benchmark, "--overwrite")
-    assert f"would replace {benchmark}, which is read" in command(tmp_path / "benchmark.jsonl", *excluded)
+    assert f"would overwrite the input {benchmark}" in command(tmp_path / "benchmark.jsonl", *excluded)
     for inside in (
         folder / "pairs.jsonl",
         folder / "new" / "pairs.jsonl",
-        tmp_path / "source folder/../x/../pairs.jsonl",
+        tmp_path / "source directory/../x/../pairs.jsonl",
     ):
-        said = command(inside, sources=folder)
-        assert f"lies inside {folder}" in said if inside.resolve().is_relative_to(folder) else said == "written"
+        result = command(inside, sources=folder)
+        expected = f"is inside the input {folder}" if inside.resolve().is_relative_to(folder) else "written"
+        assert expected in result
     assert not (folder / "new").exists() and not list(folder.glob("pairs*"))
 
     output, held = (
@@ -358,12 +352,12 @@ def test_nothing_of_the_users_is_overwritten(tmp_path: Path, monkeypatch: pytest
     assert command(output, "--eval_size", "2") == "written" and command(output) == "written"
     assert not held.exists()
     theirs = jsonl(held, [good("text", 5)]).read_bytes()  # the report does not name it
-    assert f"would replace {held}, which prepare_data.py has not made" in command(output)
+    assert f"would overwrite {held}, which prepare_data.py did not write" in command(output)
     assert held.read_bytes() == theirs
     assert command(output, "--overwrite") == "written"
-    assert f"would replace {mine}, which prepare_data.py has not made" in command(tmp_path / "mine.jsonl")
+    assert f"would overwrite {mine}, which prepare_data.py did not write" in command(tmp_path / "mine.jsonl")
     (tmp_path / "pairs.report.json").write_text("[]")
-    assert "or say --overwrite" in command(output)
+    assert "Pass another name or --overwrite" in command(output)
 
 
 @pytest.mark.slow
@@ -378,13 +372,13 @@ def test_command_prints_a_summary_and_writes_the_report(base_model: Path, tmp_pa
     assert figures["unit"] == "tokens" and figures["lengths"]["chosen"]["max"] <= 120
     assert figures["rows"] == len(demo_pairs()) + 1
     html = output.with_suffix(".report.html").read_text()
-    assert html.count("<svg") == 7 and "http" not in html.replace("http://www.w3.org", "").replace(
+    assert html.count("<svg") == 2 and "http" not in html.replace("http://www.w3.org", "").replace(
         "http://purl.org", ""
     )
     assert html.count("<details>") == 10
 
     failed = run(*command, "--chosen", "good", check=False)
-    assert failed.returncode == 2 and "needs --rejected FIELD" in failed.stderr
+    assert failed.returncode == 2 and "--chosen and --rejected must be passed together" in failed.stderr
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
@@ -397,8 +391,8 @@ def test_stopped_run_leaves_nothing_under_the_final_name(how: signal.Signals, tm
     while not any(file.stat().st_size for file in tmp_path.glob(".preparing-*/0")):
         time.sleep(0.02)
         assert process.poll() is None
-    os.killpg(process.pid, how)  # as Ctrl-C does: all of its processes
-    said = process.communicate()[1]
-    assert "Traceback" not in said
-    assert said.endswith("\nStopped; nothing was written.\n") == (how == signal.SIGINT)
+    os.killpg(process.pid, how)  # all of its processes, like Ctrl-C
+    result = process.communicate()[1]
+    assert "Traceback" not in result
+    assert result.endswith("\nStopped; nothing was written.\n") == (how == signal.SIGINT)
     assert not list(tmp_path.glob("pairs*"))

@@ -1,22 +1,19 @@
-"""What the report says of pairs: each figure worked out by hand."""
+"""Compare the figures of the report with values computed by hand."""
 
 import json
 from pathlib import Path
 
 import numpy as np
-import pytest
 from helpers import conversation, jsonl
 
-from reward_model.data.formats import NO_OPTIONS
 from reward_model.data.prepare import prepare
-from reward_model.data.report import html, saved, statistics, terminal
-from reward_model.data.statistics import FACTS, SCRIPTS, Work, pair_facts, script, trivial_judges
-from reward_model.data.workers import Source
+from reward_model.data.report import compute_figures, html, padding_ratio, summary
+from reward_model.data.statistics import facts_array, trivial_judges
+from reward_model.data.workers import ConversionConfig, Source
 
 
 def facts_of(*answers: tuple[str, str]) -> np.ndarray:
-    pairs = [{"chosen": conversation("Why?", a), "rejected": conversation("Why?", b)} for a, b in answers]
-    return np.array([(0, 0, 0, 0, *pair_facts(pair, Work(NO_OPTIONS))) for pair in pairs], FACTS)
+    return facts_array({"chosen": conversation("Why?", a), "rejected": conversation("Why?", b)} for a, b in answers)
 
 
 def test_facts_of_a_pair() -> None:
@@ -24,7 +21,7 @@ def test_facts_of_a_pair() -> None:
     assert (facts["prompt"], facts["chosen"], facts["rejected"], facts["turns"]) == (4, 21, 19, 1)
     assert (facts["chosen_markdown"], facts["rejected_markdown"]) == (4, 0)  # two lines, two marks
     assert (facts["chosen_refuses"], facts["rejected_refuses"]) == (False, True)
-    assert (facts["chosen_open"], facts["rejected_open"]) == (False, True)  # ends within a word, or may do
+    assert (facts["chosen_unfinished"], facts["rejected_unfinished"]) == (False, True)  # the second ends within a word
 
 
 def test_trivial_judges() -> None:
@@ -42,35 +39,13 @@ def test_trivial_judges() -> None:
     }
 
 
-@pytest.mark.parametrize(
-    ("text", "name"),
-    [
-        ("Why is the sky blue?", "Latin"),
-        ("12345 !?", "Latin"),
-        ("Où est-ce?", "Latin"),
-        ("Почему небо голубое?", "Cyrillic"),
-        ("天空为什么是蓝色的？", "Han"),
-        ("空はなぜ青いのですか", "Kana"),
-        ("東京都庁前で会う時間は何時", "Kana"),  # mostly Han
-        ("하늘은 왜 파란가요?", "Hangul"),
-        ("لماذا السماء زرقاء؟", "Arabic"),
-        ("आसमान नीला क्यों है?", "Devanagari"),
-        ("ⴰⵣⵓⵍ", "other"),
-        ("¿¡…!?", "Latin"),
-        ("Write a poem: 天空为什么是蓝色的，海水为什么是咸的", "Han"),
-    ],
-)
-def test_script(text: str, name: str) -> None:
-    assert SCRIPTS[script(text)] == name
-
-
-def test_what_prefix_sharing_saves() -> None:
+def test_padding_ratio() -> None:
     lengths = {"prompt": np.array([90, 90]), "chosen": np.array([10, 10]), "rejected": np.array([10, 10])}
     # Padded: 2 sides of 100 tokens for each pair; packed: 90 + 10 + 10.
-    assert saved(lengths, 1) == saved(lengths, 2) == saved(lengths, 8) == 400 / 220
+    assert padding_ratio(lengths, 1) == padding_ratio(lengths, 2) == padding_ratio(lengths, 8) == 400 / 220
     lengths = {"prompt": np.array([0, 0]), "chosen": np.array([10, 100]), "rejected": np.array([20, 40])}
-    assert saved(lengths, 1) == (2 * 20 + 2 * 100) / 170
-    assert saved(lengths, 2) == 4 * 100 / 170
+    assert padding_ratio(lengths, 1) == (2 * 20 + 2 * 100) / 170
+    assert padding_ratio(lengths, 2) == 4 * 100 / 170
 
 
 def test_statistics(tmp_path: Path) -> None:
@@ -80,8 +55,8 @@ def test_statistics(tmp_path: Path) -> None:
     ]
     rows += [rows[0] | {"rejected": "maybe", "margin": 1.0}, {"prompt": "broken"}]
     source = jsonl(tmp_path / "rows.jsonl", rows)
-    prepared = prepare([Source(str(source))], tmp_path / "pairs.jsonl", Work(NO_OPTIONS), eval_size=2)
-    figures = statistics(prepared)
+    prepared = prepare([Source(str(source))], tmp_path / "pairs.jsonl", ConversionConfig(), eval_size=2)
+    figures = compute_figures(prepared)
     written = len((tmp_path / "pairs.jsonl").read_text().splitlines())
     held = len((tmp_path / "pairs.eval.jsonl").read_text().splitlines())
     assert (figures["rows"], figures["prompts"], figures["pairs_with_margin"]) == (10, 8, 1)
@@ -94,17 +69,15 @@ def test_statistics(tmp_path: Path) -> None:
         "min": 3, "p5": 3, "median": 12, "mean": round(sum(chosen) / 9, 1), "p95": 22, "max": 24,
     }  # fmt: skip
     assert figures["length_difference"]["min"] == 3 - 5 and figures["length_difference"]["max"] == 24 - 2
-    assert figures["sources"] == {"b": 5, "a": 4} and figures["scripts"] == {"Latin": 9}
+    assert figures["sources"] == {"b": 5, "a": 4}
     assert figures["turns"] == {"1": 9} and figures["left_out_by_cap_or_weight"] == 0
     assert figures["trivial_judges"]["the longer answer"] == 8 / 9
     packed = sum(2 + length + 2 for length in chosen) + 3  # one rejected answer is "maybe"
     padded = sum(2 * (2 + max(length, 2)) for length in chosen) + 2 * (5 - 3)
     assert figures["shared_prefix_saves"]["1"] == padded / packed
-    assert figures["trees_save"] == packed / (packed - 2 - 3), "one prompt and its chosen answer stand in two pairs"
     assert json.loads(json.dumps(figures)) == figures
-    shown = terminal(figures)
+    shown = summary(figures)
     assert shown.startswith(f"10 rows -> {written} pairs, {held} held out for evaluation, 8 prompts\n")
-    assert "as a tree" not in shown, "1.0x is not worth a line"
     assert "the longer answer 0.89" in shown and "only 1 of 9 pairs have a margin" in shown
     page = html("pairs.jsonl", figures, prepared)
     assert "<title>pairs.jsonl</title>" in page and f"<td>{written}</td>" in page

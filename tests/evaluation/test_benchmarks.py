@@ -1,4 +1,4 @@
-"""The protocols of public benchmarks, on small rows laid out as theirs, against their formulas written out by hand."""
+"""Official figures of public benchmarks on small rows of their layout, compared with values computed by hand."""
 
 import json
 from pathlib import Path
@@ -7,14 +7,14 @@ import pytest
 from helpers import conversation, jsonl
 
 from reward_model import InputError
-from reward_model.evaluation.items import Item, Scored, load_items
-from reward_model.evaluation.report import figures, terminal, write
+from reward_model.evaluation.items import Item, ScoredItems, load_items
+from reward_model.evaluation.report import compute_figures, summary, write
 
 
 def evaluated(tmp_path: Path, rows: list[dict], scores: list[list[float]]) -> dict:
-    """All figures for rows of a file whose answers have these scores, chosen first."""
+    """Return all figures of rows whose answers have these scores, chosen first."""
     items = load_items([str(jsonl(tmp_path / "rows.jsonl", rows))])
-    return figures(Scored(items, [[float(value) for value in each] for each in scores]))
+    return compute_figures(ScoredItems(items, [[float(value) for value in each] for each in scores]))
 
 
 def test_rewardbench(tmp_path: Path) -> None:
@@ -22,7 +22,7 @@ def test_rewardbench(tmp_path: Path) -> None:
     pairs = [("math-prm", [1, 0]), ("math-prm", [0, 1]), ("hep-go", [1, 0]), ("donotanswer", [1, 0])]
     pairs += [("alpacaeval-easy", [1, 0]), ("mt-bench-easy", [0, 1]), ("llmbar-natural", [1, 1])]
     rows = [{"prompt": f"? {n}", "chosen": "a", "rejected": "b", "subset": pair[0]} for n, pair in enumerate(pairs)]
-    # Of RM-Bench, with a subset of the same name: no pair of RewardBench.
+    # RM-Bench with a subset of the same name is not RewardBench.
     lists = {"prompt": "?", "chosen": ["a", "b", "c"], "rejected": ["d", "e", "f"], "domain": "safety-refuse"}
     found = evaluated(tmp_path, rows, [scores for _, scores in pairs])
     expected = {
@@ -33,9 +33,9 @@ def test_rewardbench(tmp_path: Path) -> None:
         "overall": (100 / 128 + 0 + 1 + 656 / 1148) / 4,
     }
     assert found["official"] == {"RewardBench": pytest.approx(expected)}
-    assert found["subsets"]["llmbar-natural"]["accuracy"] == 0.5  # as pairs of any other source
+    assert found["subsets"]["llmbar-natural"]["accuracy"] == 0.5  # like pairs of any other source
     assert found["subsets"]["llmbar-natural"]["strict_accuracy"] == 0.0
-    assert "RewardBench, official scoring: Chat 0.781, Chat Hard 0.000, Safety 1.000" in terminal(found)
+    assert "RewardBench, official scoring: Chat 0.781, Chat Hard 0.000, Safety 1.000" in summary(found)
     found = evaluated(tmp_path, [lists | {"subset": "refusals-dangerous"}], [[6, 5, 4, 3, 2, 1]])
     assert list(found["official"]) == ["RM-Bench"]
 
@@ -95,7 +95,7 @@ def test_rm_bench(tmp_path: Path) -> None:
         "overall": sum(domains.values()) / 4,
     }
     assert found["official"] == {"RM-Bench": pytest.approx(expected)}
-    with pytest.raises(InputError, match=r"best\.jsonl:1: RM-Bench has 3 chosen and 3 rejected answers, not 1 and 3"):
+    with pytest.raises(InputError, match=r"best\.jsonl:1: 1 chosen and 3 rejected answers, but RM-Bench has 3 of each"):
         load_items([str(jsonl(tmp_path / "best.jsonl", [rows[0] | {"chosen": ["a"]}]))], "rm-bench")
 
 
@@ -109,9 +109,11 @@ def test_domains_of_rm_bench_by_file(tmp_path: Path) -> None:
         "other.json": "alpacaeval",
     }.items():
         (tmp_path / name).write_text(json.dumps([row]))
-        scored = Scored(load_items([str(tmp_path / name)]), [[6.0, 5.0, 4.0, 3.0, 2.0, 1.0]])
-        assert figures(scored)["official"]["RM-Bench"][domain] == 1 and scored.subsets.tolist() == ["alpacaeval"]
-    write(tmp_path / "out", "a model", figures(scored), scored)
+        scored = ScoredItems(load_items([str(tmp_path / name)]), [[6.0, 5.0, 4.0, 3.0, 2.0, 1.0]])
+        assert compute_figures(scored)["official"]["RM-Bench"][domain] == 1 and scored.subsets.tolist() == [
+            "alpacaeval"
+        ]
+    write(tmp_path / "out", "a model", compute_figures(scored), scored)
     metrics = json.loads((tmp_path / "out/metrics.json").read_text())
     assert metrics["official"]["rm_bench"] == {"easy": 1, "normal": 1, "hard": 1, "alpacaeval": 1}
     keys = [key for group, found in metrics.items() if isinstance(found, dict) and group != "subsets" for key in found]
@@ -119,7 +121,7 @@ def test_domains_of_rm_bench_by_file(tmp_path: Path) -> None:
 
 
 def test_judgebench(tmp_path: Path) -> None:
-    """run_judge.py: the share of right pairs by the begin of `source`, and of all pairs."""
+    """run_judge.py: the share of right pairs by prefix of `source`, and of all pairs."""
     pairs = [("mmlu-pro-law", [1, 0]), ("mmlu-pro-math", [0, 1]), ("mmlu-pro-math", [1, 1]), ("livebench-math", [1, 0])]
     pairs += [("livebench-reasoning", [1, 0]), ("livecodebench", [1, 0])]
     rows = [
@@ -138,7 +140,7 @@ def test_judgebench(tmp_path: Path) -> None:
     assert found == pytest.approx(expected)
 
 
-def test_llmbar_subsets_are_named_after_their_folders(tmp_path: Path) -> None:
+def test_llmbar_subsets_are_named_after_their_directories(tmp_path: Path) -> None:
     files = []
     for number, folder in enumerate(("Natural", "GPTInst")):
         (tmp_path / folder).mkdir()
@@ -162,11 +164,13 @@ def test_rows_keep_their_subset_and_answers(tmp_path: Path) -> None:
     assert answers == [[row["chosen"], row["rejected"]] for row in rows]
     labels = [(one.subset, one.protocol, one.id) for one in read]
     assert labels == [("math", "rm-bench", None), ("Factuality", "best", None), ("Ties", "ties", "tied:7")]
-    found = figures(Scored(read, [[1.0] * 3 + [0.0] * 3, [0.0, 1.0, 1.0, 1.0], [1.0, 1.0, 0.5, 0.5, 0.0, 0.0]]))
+    found = compute_figures(
+        ScoredItems(read, [[1.0] * 3 + [0.0] * 3, [0.0, 1.0, 1.0, 1.0], [1.0, 1.0, 0.5, 0.5, 0.0, 0.0]])
+    )
     assert {name: row["accuracy"] for name, row in found["subsets"].items()} == {"math": 1, "Factuality": 0, "Ties": 0}
 
 
-def test_bad_rows_stop_or_are_left_out_and_named(tmp_path: Path) -> None:
+def test_bad_rows_are_an_error_or_skipped(tmp_path: Path) -> None:
     good = {"prompt": "?", "chosen": ["a"], "rejected": ["b", "c"], "subset": "x"}
     file = jsonl(tmp_path / "rows.jsonl", [good, good | {"rejected": ["b", ""]}, good])
     file.write_text(file.read_text() + "{\n")
@@ -177,10 +181,10 @@ def test_bad_rows_stop_or_are_left_out_and_named(tmp_path: Path) -> None:
     assert ["rows.jsonl:2: rejected ends" in skipped[0], "rows.jsonl:4: not valid JSON" in skipped[1]] == [True, True]
 
 
-def test_a_score_that_is_no_number_stops(tmp_path: Path) -> None:
+def test_a_score_that_is_not_finite_is_an_error(tmp_path: Path) -> None:
     item = Item("here:4", "x", "pairs", [conversation("?", "Yes.")], [conversation("?", "No.")])
-    with pytest.raises(InputError, match=r"here:4: the score is nan, of the conversation that ends with 'No\.'"):
-        Scored([item], [[1.0, float("nan")]])
-    scored = Scored([item], [[1.0, 1.0]])
-    write(tmp_path / "out", "a model", figures(scored), scored)
+    with pytest.raises(InputError, match=r"here:4: the score of the conversation that ends with 'No\.' is nan"):
+        ScoredItems([item], [[1.0, float("nan")]])
+    scored = ScoredItems([item], [[1.0, 1.0]])
+    write(tmp_path / "out", "a model", compute_figures(scored), scored)
     assert json.loads((tmp_path / "out/metrics.json").read_text())["all"]["strict_accuracy"] == 0.0

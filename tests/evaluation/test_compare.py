@@ -1,4 +1,4 @@
-"""Two runs: which items are the same, which prompts, and whether a difference is chance."""
+"""Comparison of two runs: equal items, equal prompts, and significance."""
 
 import json
 import sys
@@ -10,28 +10,28 @@ from helpers import conversation, jsonl, run
 
 from reward_model import InputError
 from reward_model.evaluation import compare, report
-from reward_model.evaluation.items import Item, Scored
+from reward_model.evaluation.items import Item, ScoredItems
 
 LONG = "word " * 6000
 
 
-def scored_items(questions: list[str], right: list[bool], before: list[str] | None = None) -> Scored:
-    """An item for each question, ranked right or wrong; `before` is an earlier question of the same user."""
+def scored_items(questions: list[str], right: list[bool], before: list[str] | None = None) -> ScoredItems:
+    """Return an item for each question, ranked right or wrong; `before` has earlier questions of the same user."""
     items = []
     for number, question in enumerate(questions):
         earlier = conversation(before[number], "I see.") if before else []
         chosen, rejected = ([*earlier, *conversation(question, f"{side} {number}")] for side in ("Yes", "No"))
         items.append(Item(f"here:{number}", "all", "pairs", [chosen], [rejected]))
-    return Scored(items, [[1.0, 0.0] if one else [0.0, 1.0] for one in right])
+    return ScoredItems(items, [[1.0, 0.0] if one else [0.0, 1.0] for one in right])
 
 
-def write(folder: Path, scored: Scored) -> Path:
-    report.write(folder, "a model", report.figures(scored), scored)
+def write(folder: Path, scored: ScoredItems) -> Path:
+    report.write(folder, "a model", report.compute_figures(scored), scored)
     return folder
 
 
 def test_mcnemar_and_paired_difference() -> None:
-    # A alone is right on one pair, B alone on six: 2 x P(at most 1 of 7 coin throws) = 2 x 8 / 128.
+    # Only A is right on one pair, only B on six: 2 x P(at most 1 of 7 coin tosses) = 2 x 8 / 128.
     a = np.array([1] + [0] * 6 + [1] * 3, dtype=float)
     b = np.array([0] + [1] * 6 + [1] * 3, dtype=float)
     assert compare.mcnemar(a, b) == pytest.approx(0.125)
@@ -42,8 +42,8 @@ def test_mcnemar_and_paired_difference() -> None:
     assert compare.mcnemar(a, a) == 1.0
 
 
-def test_prompts_that_end_alike_are_not_one_prompt(tmp_path: Path) -> None:
-    """Every second user ends with "Continue."; taken for one prompt, 20 items would be drawn as one."""
+def test_prompts_with_equal_last_turns_are_different(tmp_path: Path) -> None:
+    """All users end with "Continue."; as one prompt, the 20 items would be resampled as one."""
     before = [f"Tell me story {number}." for number in range(20)]
     right = [number % 2 == 0 for number in range(20)]
     a, b = scored_items(["Continue."] * 20, right, before), scored_items(["Continue."] * 20, [True] * 20, before)
@@ -56,7 +56,7 @@ def test_prompts_that_end_alike_are_not_one_prompt(tmp_path: Path) -> None:
     assert disagree["place"].tolist() == [f"here:{number}" for number in range(1, 20, 2)]
 
 
-def test_long_prompts_take_little_room(tmp_path: Path) -> None:
+def test_long_prompts_need_little_space(tmp_path: Path) -> None:
     questions = [f"{LONG}{number}" for number in range(5)]
     scored = scored_items(questions, [True] * 5)
     a, b = write(tmp_path / "a", scored), write(tmp_path / "b", scored_items(questions, [False] * 5))
@@ -67,24 +67,26 @@ def test_long_prompts_take_little_room(tmp_path: Path) -> None:
     assert [item["right_a"] for item in result["disagree"]] == [1.0] * 5 and result["subsets"][-1]["difference"] == -1.0
 
 
-def test_folders_that_hold_no_run(tmp_path: Path) -> None:
+def test_directories_without_a_run(tmp_path: Path) -> None:
     good = compare.load_run(write(tmp_path / "good", scored_items(["a", "b"], [True, False])))
     other = compare.load_run(write(tmp_path / "other", scored_items(["c"], [True])))
-    with pytest.raises(InputError, match="no scores.jsonl; make it with"):
+    with pytest.raises(InputError, match="no scores.jsonl. Run evaluate.py with --output"):
         compare.load_run(tmp_path)
     for text in ["", "{", "[1]\n", '{"key": "an older version"}\n', "\udce9"]:
         (tmp_path / "scores.jsonl").write_text(text, errors="surrogateescape")
-        with pytest.raises(InputError, match=r"scores\.jsonl is not what this version of evaluate\.py writes"):
+        with pytest.raises(InputError, match=r"scores\.jsonl: not written by this version of evaluate\.py"):
             compare.load_run(tmp_path)
-    with pytest.raises(InputError, match="no item in common"):
+    with pytest.raises(InputError, match="no items in common"):
         compare.paired_differences(good, other)
 
 
 def test_the_same_item_with_its_keys_in_another_order() -> None:
     one = scored_items(["a"], [True]).items[0]
-    turned = [[dict(reversed(message.items())) for message in messages] for messages in one.conversations]
-    other = Item("there:9", "all", "pairs", turned[:1], turned[1:])
-    assert one.key == other.key and Scored([one], [[1.0, 0.0]]).prompts == Scored([other], [[1.0, 0.0]]).prompts
+    reordered = [[dict(reversed(message.items())) for message in messages] for messages in one.conversations]
+    other = Item("there:9", "all", "pairs", reordered[:1], reordered[1:])
+    assert (
+        one.key == other.key and ScoredItems([one], [[1.0, 0.0]]).prompts == ScoredItems([other], [[1.0, 0.0]]).prompts
+    )
     assert one.key != Item("here:0", "all", "pairs", one.chosen, one.rejected, tools=[{"type": "function"}]).key
 
 
@@ -93,8 +95,8 @@ def test_the_commands_of_evaluate(tmp_path: Path) -> None:
     shown = run(sys.executable, "evaluate.py", "--help").stdout
     assert all(f"\n    {command} " in shown for command in ("accuracy", "compare", "parity"))
     data = jsonl(tmp_path / "pairs.jsonl", [{"prompt": "?", "chosen": "a", "rejected": "b"}])
-    for arguments, said in {
-        (data,): "give --model DIR or --url URL",
+    for arguments, message in {
+        (data,): "pass either --model DIRECTORY or --url URL",
         (data, "--url", "http://x", "--base_model", "y"): "--base_model needs --model",
         ("parity", "folder", data): "required: --url",
         ("compare", tmp_path): "required: b",
@@ -102,4 +104,4 @@ def test_the_commands_of_evaluate(tmp_path: Path) -> None:
         ("--model", tmp_path, data): "has no config.json",
     }.items():
         failed = run(sys.executable, "evaluate.py", *arguments, check=False)
-        assert failed.returncode and said in failed.stderr and "Traceback" not in failed.stderr, failed.stderr
+        assert failed.returncode and message in failed.stderr and "Traceback" not in failed.stderr, failed.stderr

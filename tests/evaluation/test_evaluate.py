@@ -1,4 +1,4 @@
-"""evaluate.py and infer_transformers.py: one number everywhere, whatever the batch, and figures that are right."""
+"""evaluate.py and infer_transformers.py: the same score in every batch and engine, and correct figures."""
 
 import json
 import random
@@ -31,7 +31,7 @@ def pairs_of(*files: Path) -> list[list[list[dict]]]:
     return [item.conversations for item in load_items(map(str, files))]
 
 
-def test_scores_depend_on_nothing_but_the_conversation(loaded) -> None:
+def test_scores_depend_only_on_the_conversation(loaded) -> None:
     model, tokenizer = loaded
     groups = pairs_of(EVAL)[:40]
     alone = [[score(model, tokenizer, [[messages]])[0][0] for messages in group] for group in groups]
@@ -50,7 +50,7 @@ def test_scores_depend_on_nothing_but_the_conversation(loaded) -> None:
 
 
 def test_all_pairs_agree_with_the_server(runs, loaded, tmp_path: Path) -> None:
-    """The demo's evaluation pairs and the real ones of ../shared/data that are short enough for the test's server."""
+    """Compare the demo's evaluation pairs and the pairs of ../shared/data that fit the context of the server."""
     files = [EVAL, *(file for file in SHARED if file.exists())]
     _, tokenizer = loaded
     lengths = [
@@ -79,31 +79,31 @@ def test_model_and_server_give_the_same_figures(runs, base_model, tmp_path: Path
     (line,) = (line.split() for line in shown.stdout.splitlines() if line.startswith("all "))
     assert line[1:3] == [str(len(PAIRS)), f"{metrics[0]['all']['accuracy']:.3f}"]
     html = (here / "report.html").read_text()
-    assert html.count("<svg") == 6 and html.count("<details>") == len(PAIRS) and "<option>" in html
+    assert html.count("<svg") == 5 and html.count("<details>") == len(PAIRS) and "<option>" in html
     compared = run(sys.executable, "evaluate.py", "compare", here, there).stdout
     assert "They disagree on 0 items." in compared
 
 
 def test_parity_names_the_broken_rule(runs, tmp_path: Path) -> None:
-    """The real server against folders whose template differs from the one that it has."""
+    """Compare the server with copies of its model that have another template."""
     one = runs["usual template"]
     data = jsonl(tmp_path / "pairs.jsonl", PAIRS[:3])
     template = (one.model / "chat_template.jinja").read_text()
     changed = {
-        # what the trained model's template had, and the server's has not -> what must be said
+        # template of the copy -> part of the error
         template + "{{ '<|endoftext|>' }}": "the server leaves out '<|endoftext|>'",
         "{{ 'You are a judge.' }}" + template: "the server leaves out 'You are a judge.'",
         template.replace("<|im_start|>", "<|im_end|>"): "the server renders with another chat template: at character 6",
     }
-    for number, (text, said) in enumerate(changed.items()):
+    for number, (text, message) in enumerate(changed.items()):
         folder = tmp_path / str(number)
         shutil.copytree(one.model, folder)
         (folder / "chat_template.jinja").write_text(text)
         failed = run(sys.executable, "evaluate.py", "parity", folder, "--url", one.url, data, check=False)
-        assert failed.returncode == 1 and f"the scores differ: {said}" in failed.stderr, failed.stderr[-2000:]
+        assert failed.returncode == 1 and f"the scores differ: {message}" in failed.stderr, failed.stderr[-2000:]
 
 
-def test_infer_transformers_scores_a_file_and_continues_it(runs, loaded, tmp_path: Path) -> None:
+def test_infer_transformers_scores_a_file_and_resumes(runs, loaded, tmp_path: Path) -> None:
     one = runs["usual template"]
     rows = [PAIRS[0], {"messages": PAIRS[1]["chosen"]}, {"prompt": "2 + 2?", "responses": ["4", "5", "Four, I think."]}]
     rows += [
@@ -114,8 +114,8 @@ def test_infer_transformers_scores_a_file_and_continues_it(runs, loaded, tmp_pat
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     command = [sys.executable, "infer_transformers.py", one.model, "--input", source, "--output", output]
     run(*command)
-    whole = output.read_bytes()
-    written = [json.loads(line) for line in whole.decode().splitlines()]
+    complete = output.read_bytes()
+    written = [json.loads(line) for line in complete.decode().splitlines()]
     assert [sorted(row) for row in written] == [
         sorted([*PAIRS[0], "chosen_score", "rejected_score"]),
         ["messages", "score"],
@@ -127,7 +127,7 @@ def test_infer_transformers_scores_a_file_and_continues_it(runs, loaded, tmp_pat
     assert written[2]["scores"] == pytest.approx(infer_transformers(str(one.model), answers), abs=1e-5)
     assert written[0]["chosen_score"] == pytest.approx(one.in_training[0], abs=1e-4)
 
-    output.write_bytes(whole[: len(whole) // 2])  # a run that was killed
+    output.write_bytes(complete[: len(complete) // 2])  # a run that was killed
     assert "Resuming " in run(*command).stdout
     again = [json.loads(line) for line in output.read_text().splitlines()]
     for row, other in zip(again, written, strict=True):
@@ -138,20 +138,20 @@ def test_infer_transformers_scores_a_file_and_continues_it(runs, loaded, tmp_pat
         score(*loaded, [[conversation("word " * 9000, "Yes.")]])
 
 
-def test_infer_transformers_refuses_what_is_no_reward_model(runs, base_model, tmp_path: Path) -> None:
+def test_infer_transformers_rejects_other_models(runs, base_model, tmp_path: Path) -> None:
     two = tmp_path / "two labels"
     shutil.copytree(runs["usual template"].model, two)
     config = json.loads((two / "config.json").read_text())
     (two / "config.json").write_text(
         json.dumps(config | {"id2label": {"0": "a", "1": "b"}, "label2id": {"a": 0, "b": 1}})
     )
-    for folder, said in {
+    for folder, message in {
         runs["LoRA, merged"].model / "adapter": "merge_lora.py",
         base_model: "it is not a trained reward model",
         two: "2 labels",
     }.items():
         failed = run(sys.executable, "infer_transformers.py", folder, "Hi?", "Hello.", check=False)
-        assert failed.returncode == 1 and said in failed.stderr and "Traceback" not in failed.stderr, failed.stderr[
+        assert failed.returncode == 1 and message in failed.stderr and "Traceback" not in failed.stderr, failed.stderr[
             -2000:
         ]
 

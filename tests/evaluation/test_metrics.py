@@ -1,4 +1,4 @@
-"""Measures of a small example whose right values are written out."""
+"""Metrics of a small example, compared with values computed by hand."""
 
 import numpy as np
 import pytest

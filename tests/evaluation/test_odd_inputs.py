@@ -1,4 +1,4 @@
-"""evaluate.py on odd inputs: a sentence, an exit status that is not 0, no traceback, and every input as it was."""
+"""Bad inputs of evaluate.py: a clear error, a nonzero exit status, no traceback, and inputs that do not change."""
 
 import json
 from pathlib import Path
@@ -10,11 +10,11 @@ import evaluate
 
 PAIR = {side: PAIRS[0][side] for side in ("chosen", "rejected")}
 LIST = {"prompt": "2 + 2?", "chosen": ["4"], "rejected": ["5", "6", "7"]}
-# name -> (files of the folder to stand in: rows, text or bytes), arguments, what must be said
+# name -> (files of the current directory: rows, text or bytes), arguments, part of the error
 ODD: dict[str, tuple[dict[str, object], str, str]] = {
-    "no data": ({}, "--model M nowhere.jsonl", "nowhere.jsonl: no such file"),
+    "no data": ({}, "--model M nowhere.jsonl", "nowhere.jsonl: file not found"),
     "empty file": ({"d.jsonl": ""}, "--model M d.jsonl", "d.jsonl: empty"),
-    "an empty folder": ({"d/x.txt": "x"}, "--model M d", "no data file in this folder"),
+    "an empty directory": ({"d/x.txt": "x"}, "--model M d", "no data files in this directory"),
     "bytes": ({"d.jsonl": b"\xff\xfe\x00"}, "--model M d.jsonl", "d.jsonl"),
     "no pair": ({"d.jsonl": [{"text": "hello"}]}, "--model M d.jsonl", "d.jsonl"),
     "a bad row": ({"d.jsonl": [PAIR, {"chosen": [], "rejected": []}]}, "--model M d.jsonl", "d.jsonl:2: "),
@@ -22,13 +22,16 @@ ODD: dict[str, tuple[dict[str, object], str, str]] = {
     "both sides equal": ({"d.jsonl": [PAIR | {"rejected": PAIR["chosen"]}]}, "--model M d.jsonl", "are equal"),
     "user's turn last": ({"d.jsonl": [{s: PAIR[s][:1] for s in PAIR}]}, "--model M d.jsonl", "d.jsonl:1: "),
     "NaN as a margin": ({"d.jsonl": '{"chosen": NaN, "rejected": NaN}\n'}, "--model M d.jsonl", "d.jsonl"),
-    "ties of pairs": ({"d.jsonl": [PAIR]}, "--model M --protocol ties d.jsonl", "a pair; --protocol ties"),
-    "best of pairs": ({"d.jsonl": [PAIR]}, "--model M --protocol best d.jsonl", "a pair; --protocol best"),
+    "ties of pairs": ({"d.jsonl": [PAIR]}, "--model M --protocol ties d.jsonl", "a pair, but --protocol ties"),
+    "best of pairs": ({"d.jsonl": [PAIR]}, "--model M --protocol best d.jsonl", "a pair, but --protocol best"),
     "rm-bench of one and three": ({"d.jsonl": [LIST]}, "--model M --protocol rm-bench d.jsonl", "RM-Bench has 3"),
-    "neither": ({"d.jsonl": [PAIR]}, "d.jsonl", "give --model DIR or --url URL"),
-    "both": ({"d.jsonl": [PAIR]}, "--model M --url http://127.0.0.1:9 d.jsonl", "give --model DIR or --url URL"),
+    "neither": ({"d.jsonl": [PAIR]}, "d.jsonl", "pass either --model DIRECTORY or --url URL"),
+    "both": (
+        {"d.jsonl": [PAIR]},
+        "--model M --url http://127.0.0.1:9 d.jsonl",
+        "pass either --model DIRECTORY or --url URL",
+    ),
     "base without model": ({}, "--url http://127.0.0.1:9 --base_model M d.jsonl", "--base_model needs --model"),
-    "concurrency of no server": ({}, "--model M --concurrency 4 d.jsonl", "--concurrency are for a server"),
     "concurrency of words": ({}, "--url http://127.0.0.1:9 --concurrency x d.jsonl", "invalid int value: 'x'"),
     "no model": ({"d.jsonl": [PAIR]}, "--model nowhere d.jsonl", "nowhere is no folder"),
     "a file as model": ({"d.jsonl": [PAIR]}, "--model d.jsonl d.jsonl", "d.jsonl is no folder"),
@@ -36,31 +39,31 @@ ODD: dict[str, tuple[dict[str, object], str, str]] = {
     "output holds other files": (
         {"d.jsonl": [PAIR], "o/mine.txt": "x"},
         "--model M d.jsonl --output o",
-        "o holds mine",
+        "o contains mine",
     ),
     "output is a file": ({"d.jsonl": [PAIR], "o": "x"}, "--model M d.jsonl --output o", "exists: 'o'"),
     "output in a file": ({"d.jsonl": [PAIR], "o": "x"}, "--model M d.jsonl --output o/p", "directory: 'o/p'"),
-    "output is the model": ({"d.jsonl": [PAIR]}, "--model M d.jsonl --output M", "which no evaluation made"),
+    "output is the model": ({"d.jsonl": [PAIR]}, "--model M d.jsonl --output M", "which evaluate.py did not write"),
     "compare nothing": ({}, "compare a b", "a: no scores.jsonl"),
-    "compare empty folders": ({"a/x": "", "b/x": ""}, "compare a b", "a: no scores.jsonl"),
-    "compare garbage": ({"a/scores.jsonl": b"\x00\xff", "b/x": ""}, "compare a b", "is not what this version"),
-    "compare other rows": ({"a/scores.jsonl": [PAIR], "b/x": ""}, "compare a b", "is not what this version"),
-    "compare lists": ({"a/scores.jsonl": "[1]\n", "b/x": ""}, "compare a b", "is not what this version"),
-    "compare into a file": ({"r.json": "mine"}, "compare a b --output r.json", "r.json is there already"),
+    "compare empty directories": ({"a/x": "", "b/x": ""}, "compare a b", "a: no scores.jsonl"),
+    "compare garbage": ({"a/scores.jsonl": b"\x00\xff", "b/x": ""}, "compare a b", "not written by this version"),
+    "compare other rows": ({"a/scores.jsonl": [PAIR], "b/x": ""}, "compare a b", "not written by this version"),
+    "compare lists": ({"a/scores.jsonl": "[1]\n", "b/x": ""}, "compare a b", "not written by this version"),
+    "compare into a file": ({"r.json": "mine"}, "compare a b --output r.json", "r.json already exists"),
     "parity without url": ({}, "parity M d.jsonl", "--url"),
     "parity without a model": ({"d.jsonl": [PAIR]}, "parity nowhere --url http://127.0.0.1:9 d.jsonl", "is no folder"),
     "no server": ({"d.jsonl": [PAIR]}, "--url http://127.0.0.1:9 d.jsonl", "No server answers at http://127.0.0.1:9"),
-    "an argument that is none": ({}, "--model M d.jsonl --colour red", "unrecognized arguments: --colour red"),
+    "an unknown argument": ({}, "--model M d.jsonl --colour red", "unrecognized arguments: --colour red"),
 }
 
 
 def exit_of(argv: list[str], capsys) -> tuple[object, str]:
-    """The exit status of evaluate.py and what it said."""
+    """Return the exit status and the output of evaluate.py."""
     try:
         evaluate.main(argv)
     except SystemExit as stop:
-        said = stop.code if isinstance(stop.code, str) else ""
-        return (1 if said else stop.code), said + "".join(capsys.readouterr())
+        message = stop.code if isinstance(stop.code, str) else ""
+        return (1 if message else stop.code), message + "".join(capsys.readouterr())
     return 0, "".join(capsys.readouterr())
 
 
@@ -71,12 +74,12 @@ def test_odd_input(name: str, tiny_reward_model: Path, tmp_path: Path, monkeypat
     (tmp_path / "M").symlink_to(tiny_reward_model)
     monkeypatch.chdir(tmp_path)
     before = contents(tmp_path)
-    status, said = exit_of(arguments.split(), capsys)
-    assert status not in (0, None) and expected in said and "Traceback" not in said, (status, said)
+    status, output = exit_of(arguments.split(), capsys)
+    assert status not in (0, None) and expected in output and "Traceback" not in output, (status, output)
     assert contents(tmp_path) == before
 
 
-def test_an_earlier_evaluation_may_be_replaced(tiny_reward_model: Path, tmp_path: Path) -> None:
+def test_an_earlier_evaluation_is_overwritten(tiny_reward_model: Path, tmp_path: Path) -> None:
     data = jsonl(tmp_path / "d.jsonl", PAIRS[:2])
     for _ in range(2):
         evaluate.main(["--model", str(tiny_reward_model), str(data), "--output", str(tmp_path / "out")])

@@ -129,7 +129,7 @@ def test_no_file_of_the_user_is_lost(models, tmp_path: Path) -> None:
 def test_drift_from_the_reference_scores_is_reported(models, tmp_path: Path, capsys) -> None:
     """In bfloat16 scores may differ from the reference scores by as much as rounding explains."""
     folder = shutil.copytree(models[0], tmp_path / "model")
-    evaluate.contract(evaluate.parse_arguments(["contract", str(folder)]))
+    evaluate.reference(evaluate.parse_arguments(["reference", str(folder)]))
     source = jsonl(tmp_path / "in.jsonl", [{"messages": conversation("Hi?", "Hello.")}])
     for number, shift in enumerate((0, 1)):
         reference = json.loads((folder / FILE).read_text())

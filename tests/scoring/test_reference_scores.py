@@ -95,7 +95,7 @@ DRIFTS = {
 def test_rounded_weights_are_reported(runs, drift: str, tmp_path: Path) -> None:
     folder = shutil.copytree(runs[USUAL].model, tmp_path / "changed")
     change_weights(DRIFTS[drift][0])(folder)
-    evaluate.contract(evaluate.parse_arguments(["contract", str(folder)]))
+    evaluate.reference(evaluate.parse_arguments(["reference", str(folder)]))
     found = check_reference_scores(folder, client.RewardClient(runs[USUAL].url))
     warning = rf"^warning: scores differ by up to 0\.\d+, where rounding explains 0.0005: .*({DRIFTS[drift][1]})"
     assert re.search(warning, found)
@@ -106,7 +106,7 @@ def test_faults_against_the_server(runs, fault: str, tmp_path: Path) -> None:
     name, change, cause = FAULTS[fault]
     folder = shutil.copytree(runs[name].model, tmp_path / "changed")
     change(folder)
-    evaluate.contract(evaluate.parse_arguments(["contract", str(folder)]))
+    evaluate.reference(evaluate.parse_arguments(["reference", str(folder)]))
     with pytest.raises(InputError, match=cause) as error:
         check_reference_scores(folder, client.RewardClient(runs[name].url))
     print(f"{fault}: {error.value}")
@@ -132,7 +132,7 @@ def test_scores_that_are_not_finite_are_refused(base_model: Path, tmp_path: Path
     model.save_pretrained(tmp_path / "model")
     AutoTokenizer.from_pretrained(base_model).save_pretrained(tmp_path / "model")
     with pytest.raises(InputError, match="not finite"):
-        evaluate.contract(evaluate.parse_arguments(["contract", str(tmp_path / "model")]))
+        evaluate.reference(evaluate.parse_arguments(["reference", str(tmp_path / "model")]))
     conversations = [{"messages": [], "tools": None, "score": float("nan")}]
     (tmp_path / FILE).write_text(json.dumps({"conversations": conversations}))
     with pytest.raises(InputError, match="not finite"):
@@ -164,7 +164,7 @@ def zero_head(folder: Path) -> list[str]:
 
 def other_day(folder: Path) -> list[str]:
     template(dated("26 Jul 2024"))(folder)
-    evaluate.contract(evaluate.parse_arguments(["contract", str(folder)]))
+    evaluate.reference(evaluate.parse_arguments(["reference", str(folder)]))
     (folder / "tomorrow.jinja").write_text(dated("27 Jul 2024"))
     return ["--chat-template", str(folder / "tomorrow.jinja")]
 
@@ -249,7 +249,7 @@ def test_ctrl_c_stops_the_server_and_leaves_nothing(runs, tmp_path: Path) -> Non
     """While it starts, and when it is ready: one with normalized scores. Used ports and open addresses are refused."""
     one, normalized = runs[USUAL], shutil.copytree(runs[USUAL].model, tmp_path / "normalized")
     data = jsonl(tmp_path / "pairs.jsonl", PAIRS)
-    evaluate.normalise(evaluate.parse_arguments(["normalise", str(normalized), str(data)]))
+    evaluate.normalize(evaluate.parse_arguments(["normalize", str(normalized), str(data)]))
     starting, ready = Server(one.model, tmp_path / "1.log"), Server(normalized, tmp_path / "2.log")
     command = ["sh", "infer_vllm.sh", one.model]
     shown = run(*command, check=False, PORT=one.url.rsplit(":", 1)[1])

@@ -28,20 +28,22 @@ STRICT_TEMPLATE = (
 # What stands in pairs.jsonl as second line -> what must be said.
 ROWS = {
     '{"chosen": [}': r"pairs\.jsonl:2: not valid JSON",
-    json.dumps([1, 2]): r"pairs\.jsonl:2: an object .* found list",
+    json.dumps([1, 2]): r"pairs\.jsonl:2: expected an object .* found list",
     json.dumps({"chosen": GOOD["chosen"]}): r"pairs\.jsonl:2: no 'rejected' \(keys: chosen\)",
     json.dumps({"prompt": "a", "rejected": GOOD["rejected"]}): r"pairs\.jsonl:2: no 'chosen'",
     json.dumps(GOOD | {"chosen": []}): r"pairs\.jsonl:2: chosen is empty",
-    json.dumps(GOOD | {"chosen": "Four."}): r"pairs\.jsonl:2: chosen is a str; it must be a list of messages",
-    json.dumps(GOOD | {"chosen": NARRATOR}): r"pairs\.jsonl:2: chosen, message 1 has the role 'narrator'; known are",
-    json.dumps(GOOD | {"chosen": GOOD["chosen"][:1]}): r"pairs\.jsonl:2: chosen ends with a 'user' message",
+    json.dumps(GOOD | {"chosen": "Four."}): r"pairs\.jsonl:2: chosen is a str; expected a list of messages",
+    json.dumps(
+        GOOD | {"chosen": NARRATOR}
+    ): r"pairs\.jsonl:2: chosen, message 1 has the role 'narrator'; expected one of",
+    json.dumps(GOOD | {"chosen": GOOD["chosen"][:1]}): r"pairs\.jsonl:2: chosen ends with the role 'user'",
     json.dumps(GOOD | {"chosen": conversation("a", " ")}): r"pairs\.jsonl:2: chosen ends with an empty answer",
     json.dumps(
         GOOD | {"chosen": conversation("a", 4)}
-    ): r"pairs\.jsonl:2: chosen, message 2 has a content that is no text: '4'",
+    ): r"pairs\.jsonl:2: chosen, message 2 has content that is not text: '4'",
     json.dumps(GOOD | {"rejected": GOOD["chosen"]}): r"pairs\.jsonl:2: chosen and rejected are equal",
-    json.dumps(GOOD | {"margin": "big"}): r"pairs\.jsonl:2: margin is 'big'; it must be a number",
-    json.dumps(GOOD | {"margin": 1.0}): r"2 of 3 pairs have no margin; give all of them one, or none",
+    json.dumps(GOOD | {"margin": "big"}): r"pairs\.jsonl:2: margin is 'big'; set a finite number",
+    json.dumps(GOOD | {"margin": 1.0}): r"2 of 3 pairs have no margin. Add or remove it in all pairs",
 }
 
 
@@ -62,10 +64,10 @@ def test_bad_file(base_model: Path, tmp_path: Path) -> None:
     broken.write_text(f'[\n  {json.dumps(GOOD)},\n  {{"chosen" 2}}\n]')
     with pytest.raises(InputError, match=r"broken\.json: not valid JSON \(.*line 3 "):
         start(base_model, broken, tmp_path / "out")
-    with pytest.raises(InputError, match=r"missing\.jsonl: no such file"):
+    with pytest.raises(InputError, match=r"missing\.jsonl: file not found"):
         start(base_model, tmp_path / "missing.jsonl", tmp_path / "out")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match=r"no data file in this folder"):
+    with pytest.raises(InputError, match=r"no data files in this directory"):
         start(base_model, tmp_path / "empty", tmp_path / "out")
 
 
@@ -135,7 +137,7 @@ def test_script_shows_one_sentence(base_model: Path, tmp_path: Path) -> None:
         check=False,
     )
     assert shown.returncode != 0 and "Traceback" not in shown.stderr
-    assert shown.stderr.splitlines()[-1].startswith("error: nowhere.jsonl: no such file")
+    assert shown.stderr.splitlines()[-1].startswith("error: nowhere.jsonl: file not found")
 
 
 def test_what_is_no_reward_model_is_not_served(base_model: Path, tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ WRONG: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "cut off": (lambda a: os.truncate(a / "adapter_model.safetensors", 900), "", "cannot be read: "),
     "no tokenizer": (lambda a: (a / "tokenizer_config.json").unlink(), "", "has no tokenizer"),
     "base gone": (lambda a: entry(a, "/no/base"), "", "The base model /no/base of"),
-    "base not reachable": (lambda a: entry(a, "owner/nowhere"), "", "the hub gives no model of this name"),
+    "base not reachable": (lambda a: entry(a, "owner/nowhere"), "", "the Hub has no model of this name"),
     "another base": (lambda a: None, "--base_model OTHER", "has different weights"),
 }
 

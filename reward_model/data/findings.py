@@ -1,0 +1,54 @@
+"""Collect the problems of rows and pairs by reason."""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TextIO
+
+from reward_model import InputError
+
+PLACES = 5  # of each reason in the report
+
+
+class Finding(NamedTuple):
+    """A problem of a row or pair: its place, the reason, a message, and the row if it is set aside."""
+
+    place: str
+    reason: str
+    message: str
+    row: Any
+
+
+@dataclass
+class Findings:
+    """Counts problems by reason, keeps their first places, and writes bad rows to a file.
+
+    Attributes:
+        file: The file of bad rows, open for writing.
+        ties: The argument --ties.
+        strict: Whether a bad row stops the run.
+        counts: For each reason the keys of the report: count, kept, first.
+    """
+
+    file: TextIO
+    ties: str
+    strict: bool
+    counts: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def add(self, found: Finding, kept: bool = False) -> None:
+        """Count a finding; write its row unless the pair is kept. Raise InputError if it stops the run."""
+        is_tie = found.reason == "tie"
+        if not kept and (self.ties == "stop" if is_tie else self.strict):
+            fix = "Pass another --ties" if is_tie else "Omit --strict to set bad rows aside"
+            raise InputError(f"{found.place}: {found.message} Nothing was written. {fix}.")
+        counted = self.counts.setdefault(found.reason, {"count": 0, "kept": kept, "first": []})
+        counted["count"] += 1
+        if len(counted["first"]) < PLACES:
+            counted["first"].append(f"{found.place}: {found.message}")
+        if not kept and not (is_tie and self.ties == "drop"):
+            self.file.write(json.dumps(found._asdict(), default=str) + "\n")
+
+    def summary(self) -> str:
+        """Return the count of each reason, and the first place of each on a line."""
+        counts = [f"{reason}: {found['count']:,}" for reason, found in self.counts.items()]
+        first = [place for found in self.counts.values() for place in found["first"][:1]]
+        return "\n  ".join(["; ".join(counts), *first])

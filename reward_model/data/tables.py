@@ -1,0 +1,109 @@
+"""Read the rows of files that hold a table: .json, .csv, .parquet and .arrow (save_to_disk), and of `datasets`."""
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from reward_model import InputError, RowError
+from reward_model.data.fields import PROMPTS
+from reward_model.data.pair import from_json
+
+ROW_FIELDS = {"chosen", "rejected", *PROMPTS}
+CONVERT_ENCODING = "convert the file, for example with iconv -f GB18030 -t UTF-8 (Chinese) or -f CP1252 (Western)"
+WRAPPERS = ("data", "rows", "examples", "instances", "records")  # keys of an object that hold its rows
+
+
+def json_rows(content: BinaryIO, file: Path) -> list[Any]:
+    """Return the rows of a .json file: of an array, or of one object that is a table."""
+    try:
+        value = json.loads(content.read().decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file}: not UTF-8 at byte {error.start}; {CONVERT_ENCODING}.") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file}: not valid JSON ({error}). Correct the file or export it again.") from error
+    return value if isinstance(value, list) else table_rows(value)
+
+
+def table_rows(table: Any) -> list[Any]:
+    """Return the rows of an object: of a wrapper ({"data": [...]}), of pandas (columns, index), or the object."""
+    values = list(table.values()) if isinstance(table, dict) else []
+    lists = [name for name in table if isinstance(table[name], list)] if values else []
+    if len(lists) == 1 and lists[0] in WRAPPERS:
+        return table[lists[0]]
+    if values and all(isinstance(value, dict) and value for value in values):
+        keys = values[0].keys()
+        if not ROW_FIELDS & table.keys() and (ROW_FIELDS & keys or all(map(str.isdecimal, table))):  # orient="index"
+            return values
+        if all(key.isdecimal() and all(key in value for value in values) for key in keys):  # orient="columns"
+            return [{name: table[name][key] for name in table} for key in keys]
+    return [table]
+
+
+def csv_rows(content: BinaryIO, file: Path) -> Iterator[Any]:
+    """Yield the rows of a .csv file as dictionaries; a row that cannot be parsed is a RowError."""
+    csv.field_size_limit(sys.maxsize)
+    header = content.readline().decode(errors="replace")
+    content.seek(0)
+    lines = io.TextIOWrapper(content, encoding="utf-8-sig", newline="")
+    reader = csv.DictReader(lines, strict=True, delimiter=max(",;\t", key=header.count))
+    while True:
+        place = f"line {max(reader.line_num, 1) + 1}"
+        try:
+            row = next(reader)
+        except StopIteration:
+            break
+        except (csv.Error, UnicodeDecodeError) as error:
+            fix = f"Close all quotes; if it is not UTF-8, {CONVERT_ENCODING}"
+            raise InputError(f"{file}: cannot read {place}: {error}. {fix}.") from error
+        if None in row or None in row.values():
+            yield RowError("not parseable", f"{place}: the number of fields differs from the header.")
+        else:
+            # Lists are JSON text in CSV files.
+            yield {key: from_json(cell, list) if cell[:1] == "[" else cell for key, cell in row.items()}
+    lines.detach()  # otherwise the wrapper would close `content`
+
+
+def arrow_rows(content: BinaryIO, file: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a .parquet or .arrow file; raise InputError if it cannot be read."""
+    import pyarrow.ipc
+    import pyarrow.parquet
+
+    is_parquet = file.suffix == ".parquet"
+    try:
+        read = pyarrow.parquet.ParquetFile if is_parquet else pyarrow.ipc.open_stream
+        for batch in read(content).iter_batches(1024) if is_parquet else read(content):
+            yield from _plain_rows(batch)
+    except (pyarrow.ArrowException, OSError) as error:
+        kind = "a Parquet file" if is_parquet else "an Arrow stream, as written by save_to_disk"
+        raise InputError(f"{file}: not {kind}: {error}") from error
+
+
+def dataset_rows(dataset: Any) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a `datasets` dataset, streamed or not."""
+    for table in dataset.with_format("arrow").iter(1024):
+        yield from _plain_rows(table)
+
+
+def _plain_rows(batch: Any) -> Iterator[dict[str, Any]]:
+    for row in batch.to_pylist():
+        yield {field.name: _plain_value(row[field.name], field.type) for field in batch.schema}
+
+
+def _plain_value(value: Any, kind: Any) -> Any:
+    """Return a value of an Arrow type without the nulls that the type adds, and with JSON text (arrow.json) parsed.
+
+    All structs of a column have the same keys: where one row has {"city": "Oslo"} and another {"unit": "C"}, the first
+    is read as {"city": "Oslo", "unit": None}. Arrow cannot distinguish this null from one of the source, so both are
+    removed; only JSON text keeps it.
+    """
+    if isinstance(value, dict):
+        parts = [(part.name, part.type) for part in kind.fields if value[part.name] is not None]
+        return {name: _plain_value(value[name], part_type) for name, part_type in parts}
+    if isinstance(value, list) and hasattr(kind, "value_type"):
+        return [_plain_value(part, kind.value_type) for part in value]
+    is_json = isinstance(value, str) and getattr(kind, "extension_name", "") == "arrow.json"
+    return json.loads(value) if is_json else value
