@@ -245,7 +245,7 @@ def test_a_file_is_scored_and_continued(server, tmp_path: Path) -> None:
             assert result == row | lengths
         else:
             assert result["score"] == 6 if number == 21 else result["score"] >= 1
-    assert "in.jsonl:18: messages ends with a 'user' message" in written[17]["error"]
+    assert "in.jsonl:18: messages ends with the role 'user'" in written[17]["error"]
     assert "400: no memory" in written[18]["error"] and "answer 2 ends with an empty answer" in written[19]["error"]
     assert "in.jsonl:241" in written[-1]["error"]
 
