@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from client import DRIFT, FP32_NOISE, MODEL, ROUNDING, RewardClient, ServerError, compare_scores, difference
-from reward_model import InputError
+from reward_model import InputError, print_traceback
 
 if TYPE_CHECKING:
     from reward_model.evaluation.items import Item
@@ -198,6 +198,7 @@ def main(argv: list[str]) -> None:
         args = parse_arguments(argv)
         args.run(args)
     except (InputError, ServerError, OSError) as error:
+        print_traceback()
         sys.exit(f"error: {error}")
 
 

@@ -86,7 +86,7 @@ def score_rows(
 def score_input(args: argparse.Namespace) -> int:
     """How many rows of the file have an error."""
     from reward_model.model.reference_scores import drift, rounding_noise
-    from reward_model.scoring.local import load_reward_model
+    from reward_model.scoring.local import batch_budget, load_reward_model
 
     if args.output.exists() and args.output.samefile(args.input):
         raise InputError("--output is the --input; choose another.")
@@ -98,7 +98,8 @@ def score_input(args: argparse.Namespace) -> int:
     noise = rounding_noise(Path(args.model))
     if not exact and (found := drift(model, tokenizer, Path(args.model))) > DRIFT * noise:
         print(f"warning: in {model.dtype} scores drift by up to {found:.2g}; try --dtype float32.", file=sys.stderr)
-    return score_file(output, partial(score_rows, model, tokenizer, args.tokens_per_batch), exact)
+    budget = args.tokens_per_batch or batch_budget(model)
+    return score_file(output, partial(score_rows, model, tokenizer, budget), exact)
 
 
 def main(argv: list[str]) -> None:
@@ -110,7 +111,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--output", type=Path, help="scores.jsonl; continued if it is there")
     dtypes = ["float32", "bfloat16", "float16"]
     parser.add_argument("--dtype", choices=dtypes, help="default: float32 on a CPU, elsewhere that of the model")
-    parser.add_argument("--tokens_per_batch", type=int, default=4096)
+    parser.add_argument("--tokens_per_batch", type=int, help="default: by the free memory of the GPU; 4096 on a CPU")
     args = parser.parse_args(argv)
     if args.input and args.output and not args.question:
         sys.exit(1 if score_input(args) else 0)

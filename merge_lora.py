@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from shlex import quote
 
-from reward_model import InputError
+from reward_model import InputError, print_traceback
 from reward_model.model.lora import check_adapter, merge_adapter
 
 
@@ -48,4 +48,5 @@ if __name__ == "__main__":
     try:
         main()
     except InputError as error:
+        print_traceback()
         sys.exit(f"error: {error}")

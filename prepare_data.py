@@ -23,7 +23,7 @@ import re
 import sys
 from pathlib import Path
 
-from reward_model import InputError
+from reward_model import InputError, print_traceback
 from reward_model.data.formats import FORMATS, Options
 from reward_model.data.pair import WARNINGS
 from reward_model.data.readers import check_hub
@@ -172,6 +172,7 @@ if __name__ == "__main__":
     try:
         main()
     except (InputError, OSError) as error:
+        print_traceback()
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         print("\nStopped; nothing was written.", file=sys.stderr)

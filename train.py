@@ -30,7 +30,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from trl import get_peft_config, get_quantization_config
 
-from reward_model import InputError
+from reward_model import InputError, print_traceback
 from reward_model.model.checkpoint import set_pad_token
 from reward_model.model.loading import load_model
 from reward_model.model.lora import check_adapter, merge_adapter
@@ -93,7 +93,7 @@ def main(argv: list[str]) -> ExactRewardTrainer:
     metrics = train(trainer)
     if data_args.dry_run:
         trainer.accelerator.print(dry_run_line(trainer, steps))
-        trainer.end()
+        trainer.accelerator.end_training()
         return trainer
     save(trainer, model_args, metrics, bool(eval_datasets))
     return trainer
@@ -168,7 +168,7 @@ def train(trainer: ExactRewardTrainer) -> dict[str, float]:
         trainer.accelerator.print(f"Training is already complete (step {step}).")
     if callbacks[GracefulShutdown].stopped:
         trainer.accelerator.print(f"Saved checkpoint-{step} and stopped. Pass --resume_from_checkpoint auto to resume.")
-        trainer.end()
+        trainer.accelerator.end_training()
         sys.exit(STOPPED)
     return result.metrics
 
@@ -190,7 +190,7 @@ def save(trainer: ExactRewardTrainer, model_args: ModelArguments, metrics: dict[
     trainer.accelerator.wait_for_everyone()
     dtype = str(trainer.model.dtype).removeprefix("torch.")
     # Merging takes minutes on rank 0; within the process group, NCCL would end the run while the others wait.
-    trainer.end()
+    trainer.accelerator.end_training()
     if not trainer.is_world_process_zero():
         return
     if adapter_dir:
@@ -210,6 +210,7 @@ if __name__ == "__main__":
     try:
         main(sys.argv[1:])
     except InputError as error:
+        print_traceback()
         exit_with_message(f"error: {error}", 1)
     except KeyboardInterrupt:
         exit_with_message("Stopped. Pass --resume_from_checkpoint auto to resume from the last checkpoint.", STOPPED)

@@ -1,13 +1,13 @@
 #!/bin/sh
-# The benchmarks behind the README's tables, figures as JSON in save/benchmarks. About two hours on 2 cores, which must
-# have nothing else to do. The real pairs are benchmarked where ../shared/data has them.
+# Run the benchmarks of docs/benchmarks.md and write their figures to save/benchmarks as JSON. Takes about two hours on
+# 2 idle cores. The runs on real pairs are skipped unless ../shared/data has the pairs.
 set -e
 cd "$(dirname "$0")/.."
 python=.venv/bin/python
 demo=models/SmolLM2-135M-Instruct
 mkdir -p save/benchmarks
 
-train() {  # name of the result, then arguments
+train() {  # name of the result, then arguments of training_speed
     name=$1
     shift
     "$python" -m benchmarks.training_speed "$@" --json "save/benchmarks/$name.json"
@@ -15,6 +15,7 @@ train() {  # name of the result, then arguments
 
 "$python" -m benchmarks.preparing_speed --pairs 1000000
 "$python" -m benchmarks.tokenizing_speed --data dialogues --model "$demo"
+"$python" -m benchmarks.scoring_batch
 train dialogues-8 --data dialogues --model random --batch_size 8 --pairs 48
 train lists-4 --data lists --answers 4 --model random --batch_size 12 --pairs 24
 train lists-7 --data lists --answers 7 --model tiny --batch_size 21 --pairs 42

@@ -30,6 +30,7 @@ SMALLER = {
     "tokenizing_speed": "--rounds 1",
     "preparing_speed": "--pairs 1000",
     "scoring_speed": "--groups 2 --answers 2",
+    "scoring_batch": "--pairs 4 --rounds 1 --tokens 512 1024",
     "serving_speed": "--requests 20 --rounds 1 --prompts 0",
 }
 ADDRESS = "http://127.0.0.1:5001"

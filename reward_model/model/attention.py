@@ -5,6 +5,7 @@ prefix and to its own, causally and aligned to the end. On CUDA this is one call
 SDPA runs sequence by sequence with the same arguments.
 """
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 NAME = "shared_prefix"
 # Queries of one masked SDPA call, so that its mask stays small compared with the activations.
 MASKED_QUERIES = 1024
+# Let query heads share key heads. torch 2.11 does not have the argument and always lets them.
+GROUPED = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 # Arguments that models pass to attention and that do not change its result.
 HARMLESS = {
     "mixer_layout",
@@ -131,7 +134,7 @@ def _varlen_attention(
     """Run FlashAttention once for the row. Not yet run on a GPU; `make check-gpu` compares it with SDPA in fp32."""
     left = -1 if window is None else window - 1
     return varlen_attn(
-        query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale=scale, window_size=(left, 0), enable_gqa=True
+        query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale=scale, window_size=(left, 0), **GROUPED
     )
 
 

@@ -20,6 +20,9 @@ from reward_model.model.tokenization import load_tokenizer, render, token_ids
 
 Conversation = list[dict[str, Any]]
 SEED = 42  # the default of train.py's --seed
+# Token positions in a batch. On a CPU, larger batches are 15 % slower and take more memory (docs/benchmarks.md).
+# A GPU is busy with 32,768 even if the model is small; more would only delay the next rows of the output.
+CPU_BUDGET, LARGEST_BUDGET = 4096, 32768
 
 
 def load_reward_model(folder: str, dtype: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -48,13 +51,14 @@ def score(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     groups: list[list[Conversation]],
-    tokens_per_batch: int = 4096,
+    tokens_per_batch: int | None = None,
     tools: list[Any] | None = None,
 ) -> list[list[float]]:
     """One score per conversation; `groups` are conversations that may begin alike (a pair, n answers to one prompt).
 
-    What a group shares is computed once. `tools` has for each group the tools that the assistant had, or None. Scores
-    are raw logits in the order given. Raises InputError for a conversation that the model cannot take.
+    What a group shares is computed once. `tools` has for each group the tools that the assistant had, or None.
+    `tokens_per_batch` is `batch_budget(model)` by default. Scores are raw logits in the order given. Raises InputError
+    for a conversation that the model cannot take.
     """
     each = zip(groups, tools or [None] * len(groups), strict=True)
     tokens = [encode(group, model, tokenizer, its_tools) for group, its_tools in each]
@@ -62,7 +66,7 @@ def score(
     often = 0.1 if sys.stderr.isatty() else 5  # seconds: a log keeps every state of the bar
     progress = tqdm(total=sum(map(len, groups)), desc="Scoring", unit="conversation", mininterval=often)
     sizes = [positions(laid_out(group, model)) for group in tokens]
-    for numbers in _batches(sizes, tokens_per_batch):
+    for numbers in _batches(sizes, tokens_per_batch or batch_budget(model)):
         batch = score_batch(model, tokenizer, [tokens[number] for number in numbers])
         for number, values in zip(numbers, batch, strict=True):
             scores[number] = values
@@ -83,11 +87,26 @@ def encode(
     return tokens
 
 
-@torch.no_grad()
 def score_batch(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, groups: list[list[list[int]]]
 ) -> list[list[float]]:
-    """Scores of groups of token ids, in one forward pass."""
+    """Return the scores of groups of token ids from one forward pass, or from more if a GPU runs out of memory."""
+    try:
+        return _score_batch(model, tokenizer, groups)
+    except torch.OutOfMemoryError:
+        if len(groups) == 1:
+            raise
+    # Outside of `except`, where the traceback would keep the tensors of the failed pass alive.
+    torch.accelerator.empty_cache()
+    middle = len(groups) // 2
+    halves = groups[:middle], groups[middle:]
+    return [scores for half in halves for scores in score_batch(model, tokenizer, half)]
+
+
+@torch.no_grad()
+def _score_batch(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, groups: list[list[list[int]]]
+) -> list[list[float]]:
     if model.packs:
         inputs = pack([laid_out(group, model) for group in groups])
     else:
@@ -105,6 +124,24 @@ def laid_out(group: list[list[int]], model: PreTrainedModel) -> Group:
 
 def _device() -> torch.device:
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+def batch_budget(model: PreTrainedModel) -> int:
+    """Return the number of token positions to score in one batch, from the free memory of the model's device.
+
+    Without gradients only one layer's activations exist at a time. Counted for each position are, in the model's
+    dtype, three widths of the MLP (gate, up and their product) and eight hidden states (residual, norm, query, key,
+    value, gathered keys and values, output), and two hidden states in fp32 for the norm. Half of the free memory is
+    left for fragmentation, and for attention and experts that keep more; `score_batch` halves a batch that does not
+    fit all the same.
+    """
+    if model.device.type != "cuda":
+        return CPU_BUDGET
+    config = model.config.get_text_config()
+    widths = 3 * (getattr(config, "intermediate_size", None) or 4 * config.hidden_size) + 8 * config.hidden_size
+    position = widths * model.dtype.itemsize + 8 * config.hidden_size  # bytes
+    free, _ = torch.cuda.mem_get_info(model.device)
+    return max(CPU_BUDGET, min(free // 2 // position, LARGEST_BUDGET))
 
 
 def _batches(sizes: list[int], budget: int) -> Iterator[list[int]]:
