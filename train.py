@@ -40,7 +40,6 @@ from reward_model.training.arguments import (
     DataArguments,
     ModelArguments,
     TrainingArguments,
-    configure_trainer,
     parse_arguments,
     schedule_line,
 )
@@ -57,7 +56,7 @@ from reward_model.training.data import check_tokens, tokenize_all
 from reward_model.training.dry_run import DRY_RUN_ARGUMENTS, dry_run_line, select_longest
 from reward_model.training.ranks import on_all_ranks
 from reward_model.training.run_record import write_record
-from reward_model.training.trainer import ExactRewardTrainer
+from reward_model.training.trainer import ExactRewardTrainer, configure_trainer
 from reward_model.training.validation import check_setup, load_options
 
 HERE = Path(__file__).resolve().parent

@@ -1,10 +1,10 @@
-"""Speed of scoring against a plain padded Transformers loop: the same model, conversations, order and batch size.
+"""Compare the speed of scoring with a plain padded Transformers loop with the same model, conversations and order.
 
     python -m benchmarks.scoring_speed --data best-of-n --model random          # 100 long prompts with 16 answers each
     python -m benchmarks.scoring_speed --data save/benchmarks/en.jsonl --model random --groups 40
 
-The plain loop is what most scripts do: batches of 16 conversations in the order given, padded, with the same tokens.
-`--model random` is a random Llama with 25 M parameters of body.
+The plain loop is what most scripts do: padded batches of 16 conversations in the given order, with the same tokens.
+`--model random` is a random Llama whose body has 25 M parameters.
 """
 
 import argparse
@@ -32,7 +32,7 @@ WORDS = (
 
 
 def best_of_n(prompts: int, answers: int) -> list[list[list[dict[str, Any]]]]:
-    """Prompts of about 400 words with answers of about 60."""
+    """Return prompts of about 400 words with answers of about 60."""
     random = np.random.default_rng(0)
 
     def text(words: float) -> str:
@@ -48,7 +48,7 @@ def best_of_n(prompts: int, answers: int) -> list[list[list[dict[str, Any]]]]:
 
 @torch.no_grad()
 def plain(model: PreTrainedModel, tokenizer: Any, groups: list[list[Any]], batch_size: int) -> list[float]:
-    """Scores as most scripts compute them."""
+    """Return scores as most scripts compute them."""
     texts = [render(messages, tokenizer) for group in groups for messages in group]
     scores = []
     for start in range(0, len(texts), batch_size):
@@ -61,13 +61,13 @@ def plain(model: PreTrainedModel, tokenizer: Any, groups: list[list[Any]], batch
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="best-of-n", help="best-of-n, or a file of pairs")
-    parser.add_argument("--model", default="random", help="random, or the folder of a reward model")
+    parser.add_argument("--model", default="random", help="random, or the directory of a reward model")
     parser.add_argument("--groups", type=int, default=100, help="prompts")
     parser.add_argument("--answers", type=int, default=16, help="to each prompt, for best-of-n")
     parser.add_argument("--batch_size", type=int, default=16)
-    parser.add_argument("--max_length", type=int, default=2048, help="longer groups are left out")
+    parser.add_argument("--max_length", type=int, default=2048, help="longer groups are skipped")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", type=Path, help="write the figures there, too")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     args = parser.parse_args()
     logging.set_verbosity_error()
     template = str(ROOT / "data/demo/chatml.jinja") if args.model == "random" else None

@@ -1,12 +1,11 @@
-"""Speed of client.py against a server: one by one, many at a time, and a bare load generator with the same bodies.
+"""Measure the speed of client.py against a server, and compare it with a bare load generator with the same bodies.
 
-    sh infer_vllm.sh save/demo                                      # in another terminal; any reward model
+    sh infer_vllm.sh save/demo      # in another terminal; any reward model
     python -m benchmarks.serving_speed --requests 2000
 
-The rounds take turns: the bare generator (asyncio and sockets), `score_many` at the same
-concurrency, and a part of the requests one after the other, as the original notebook does. Then 16 answers to
-each of some long prompts: as rows of a file, where a prompt's answers go one after the other; those of a prompt at a
-time; and shuffled.
+The rounds take turns: the bare generator (asyncio and sockets), `score_many` with the same concurrency, and a part of
+the requests one after another. Then 16 answers to each of some long prompts are scored in three orders: as rows of a
+file (the answers to a prompt one after another), grouped by prompt, and shuffled.
 """
 
 import argparse
@@ -17,6 +16,7 @@ import re
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,13 +24,13 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from benchmarks.scoring_speed import WORDS, best_of_n
-from client import BASE_URL, MODEL, Messages, Reading, RewardClient
+from client import BASE_URL, MODEL, Messages, RewardClient
 
 Conversations = list[Messages]
 
 
 def short(requests: int) -> Conversations:
-    """Questions of about 12 words with answers of about 40."""
+    """Return questions of about 12 words with answers of about 40."""
     draw = random.Random(0)
 
     def text(words: int) -> str:
@@ -43,11 +43,11 @@ def short(requests: int) -> Conversations:
 
 
 def bare(url: str, concurrency: int, conversations: Conversations) -> list[float]:
-    """The same bodies over plain sockets, without anything that can fail being looked after."""
+    """Return the scores of the same bodies over plain sockets, without any handling of errors."""
     place, bodies = urlsplit(url), deque(enumerate(conversations))
     scores = [0.0] * len(conversations)
 
-    async def ask() -> None:
+    async def send() -> None:
         reader, writer = await asyncio.open_connection(place.hostname, place.port)
         while bodies:
             number, messages = bodies.popleft()
@@ -61,7 +61,7 @@ def bare(url: str, concurrency: int, conversations: Conversations) -> list[float
         writer.close()
 
     async def run() -> None:
-        await asyncio.gather(*(ask() for _ in range(concurrency)))
+        await asyncio.gather(*(send() for _ in range(concurrency)))
 
     asyncio.run(run())
     return scores
@@ -71,9 +71,9 @@ def shuffled(conversations: Conversations) -> Conversations:
     return random.Random(0).sample(conversations, len(conversations))
 
 
-def speed(ask: Callable[[list[Any]], Any], some: list[Any]) -> float:
+def speed(score: Callable[[list[Any]], Any], some: list[Any]) -> float:
     begin = time.perf_counter()
-    ask(some)
+    score(some)
     return len(some) / (time.perf_counter() - begin)
 
 
@@ -83,8 +83,8 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--concurrency", type=int, nargs="+", default=[16, 64, 128])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--prompts", type=int, default=16, help="long ones, with 16 answers each; 0: none")
-    parser.add_argument("--json", type=Path, help="write the figures there, too")
+    parser.add_argument("--prompts", type=int, default=16, help="long prompts with 16 answers each; 0 skips them")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     args = parser.parse_args()
     figures: dict[str, Any] = {"arguments": vars(args)}
     conversations = short(args.requests)
@@ -93,16 +93,12 @@ def main() -> None:
     one = RewardClient(args.base_url, concurrency=1)
     for concurrency in args.concurrency:
         many = RewardClient(args.base_url, concurrency=concurrency)
-        speeds = np.array(
-            [
-                [
-                    speed(lambda some, limit=concurrency: bare(args.base_url, limit, some), conversations),
-                    speed(many.score_many, conversations),
-                    speed(one.score_many, conversations[: args.requests // 10]),
-                ]
-                for _ in range(args.rounds)
-            ]
-        )
+        rounds = []
+        for _ in range(args.rounds):
+            generator = speed(partial(bare, args.base_url, concurrency), conversations)
+            ours = speed(many.score_many, conversations)
+            rounds.append((generator, ours, speed(one.score_many, conversations[: args.requests // 10])))
+        speeds = np.array(rounds)
         generator, ours, alone = np.median(speeds, 0)
         print(
             f"{concurrency} at a time: {ours:.1f} conversations/s, {np.median(speeds[:, 1] / speeds[:, 0]):.2f} of a "
@@ -110,18 +106,18 @@ def main() -> None:
             flush=True,
         )
         figures[f"concurrency {concurrency}"] = speeds.tolist()
-    # Every time other prompts, since the server's cache would know those it had.
+    # New prompts in every round, because the server caches those that it has had.
     groups = best_of_n(args.prompts * 3 * args.rounds, 16)
     ways: dict[str, Callable[[list[Conversations]], Any]] = {
-        "as rows of a file": lambda some: list(many.score_rows([Reading({}, "responses", group) for group in some])),
+        "as rows of a file": lambda some: list(many.map(many.score_group, some)),
         "grouped by prompt": lambda some: many.score_many([one for group in some for one in group]),
         "shuffled": lambda some: many.score_many(shuffled([one for group in some for one in group])),
     }
-    for way, ask in ways.items() if args.prompts else []:
+    for way, score in ways.items() if args.prompts else []:
         speeds = []
         for _ in range(args.rounds):
             some, groups = groups[: args.prompts], groups[args.prompts :]
-            speeds.append(16 * speed(ask, some))
+            speeds.append(16 * speed(score, some))
         print(f"best of 16, long prompts, {way}: {np.median(speeds):.1f} conversations/s", flush=True)
         figures[f"best of 16, {way}"] = speeds
     if args.json:

@@ -63,15 +63,13 @@ def _attention(
     Args:
         module: The attention layer.
         query: `(1, heads, tokens, size)` of a packed row; `key` and `value` may have fewer heads.
-        key: See `query`.
-        value: See `query`.
+        key: Like `query`, as is `value`.
         attention_mask: Mask of a padded batch.
         scaling: Factor of the products of queries and keys.
         dropout: Dropout rate, which packed rows do not support.
         sliding_window: Number of keys that a query sees at most, including its own.
         cu_seq_lens_q: What `pack` returns, as are the following arguments.
-        path_counts: State of the model.
-        kwargs: Further arguments of the model. Those that may change the result are recorded in `path_counts`.
+        path_counts: State of the model; records further arguments that may change the result.
 
     Returns:
         The output, `(1, tokens, heads, size)`, and None.
@@ -88,7 +86,7 @@ def _attention(
         extra.add("dropout")
     if kwargs.get("is_causal") is False or not getattr(module, "is_causal", True):
         extra.add("is_causal=False")
-    # Recorded, not raised: the probes must run to the end on every rank, or ZeRO-3 would be left in an unusable state.
+    # Recorded, not raised: under ZeRO-3, the probes must run to the end on every rank.
     path_counts.unsupported |= extra
     sequences = (cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k)
     query, key, value = (_autocast(states[0].transpose(0, 1)) for states in (query, key, value))

@@ -1,7 +1,7 @@
-"""The score contract: fixed conversations with their tokens and scores, kept beside the weights of a reward model.
+"""Reference scores: fixed conversations with their tokens and scores, saved with the weights of a reward model.
 
-Whoever serves the model can ask for them again and see whether the scores are still those that were trained; client.py
-does, without torch. Scores are computed from body and head themselves, so no autocast and no padding is in them.
+`client.py check` and infer_vllm.sh compare a server with them; reward_model/scoring/reference_check.py does it without
+torch. The scores are computed from the body and the head themselves, without autocast and without packing.
 """
 
 import json
@@ -20,13 +20,13 @@ from reward_model.model.modeling import rope_switch, rotate_by_length
 from reward_model.model.tokenization import render, token_ids
 
 FILE = "reference_scores.json"
-NORMALISATION = "score_normalisation.json"  # named as vLLM names them: logit_mean, logit_sigma
-LONG = 3000  # tokens of one conversation, where the model takes as many
+NORMALIZATION_FILE = "score_normalization.json"  # with vLLM's names: logit_mean, logit_sigma
+LONG = 3000  # tokens of one conversation, if the context of the model is longer
 PARAMETERS = {"type": "object", "properties": {"town": {"type": "string"}}, "required": ["town"]}
 FUNCTION = {"name": "weather", "description": "The weather of a town.", "parameters": PARAMETERS}
 TOOLS = [{"type": "function", "function": FUNCTION}]
-# The call has the key order in which vLLM gives calls to a template, so that a template that prints a call as JSON
-# renders the same text in both. Mistral's templates want an id of nine characters.
+# The keys have the order in which vLLM passes calls to a template, so that a template that prints a call as JSON
+# renders the same text in both. Mistral's templates require an id of nine characters.
 CALL = {"id": "weatherI1", "function": {"arguments": {"town": "Zürich"}, "name": "weather"}, "type": "function"}
 CALLING = {"role": "assistant", "content": "", "tool_calls": [CALL]}
 RESULT = {"role": "tool", "content": "Dry, 21 °C.", "name": "weather", "tool_call_id": "weatherI1"}
@@ -51,34 +51,45 @@ CONVERSATIONS: list[tuple[str | None, list[Any], Any]] = [
 SENTENCE = "The river was wide, the bridge was old, and nobody could say who had built it or when. "
 
 
-@torch.no_grad()
-def reference_scores_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
-    """Return the reference conversations, each with its text, a hash of its tokens, its score, its score when every
-    module's output is rounded, and the mean score of all tokens, which identifies a wrong pooler.
+def write_reference_scores(model: Any, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+    """Write the reference scores into the directory that the model was saved to.
 
-    Conversations that the template rejects, and reasoning that it does not render, are left out.
+    Every rank must call it, because the forward gathers weights under ZeRO-3. An adapter gets no reference scores.
     """
-    long = SENTENCE * (LONG // len(token_ids([SENTENCE], tokenizer)[0]))
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or LONG
-    longest = [(None, [f"Summarise this: {long}", "It is about a bridge."], None)] if context > LONG + 200 else []
-    each, encoded = [], []
-    for system, turns, tools in [*CONVERSATIONS, *longest]:
-        messages = [{"role": "system", "content": system}] if system else []
-        for i, turn in enumerate(turns):
-            messages.append(turn if isinstance(turn, dict) else {"role": ("user", "assistant")[i % 2], "content": turn})
-        try:
-            text = render(messages, tokenizer, tools)
-        except InputError:
-            continue
-        if "reasoning_content" in messages[-1] and REASONING not in text:
-            continue
-        encoded += token_ids([text], tokenizer)
-        each.append((messages, tools))
-    # Few forwards, as each gathers all weights under ZeRO-3; the long one alone, or all would be padded to it.
-    short = [ids for ids in encoded if len(ids) < LONG // 2]
-    scores = [*_scores_of_tokens(model, short), *(_scores_of_tokens(model, [ids])[0] for ids in encoded[len(short) :])]
+    if not isinstance(model, PreTrainedModel):
+        return
+    training = model.training
+    conversations = compute_reference_scores(model.eval(), tokenizer)
+    model.train(training)
+    if not all(isfinite(one["score"]) for one in conversations):
+        raise InputError(f"The scores of {directory} are not finite (nan or infinity): its weights are broken.")
+    if torch.distributed.is_initialized() and torch.distributed.get_rank() > 0:
+        return
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    template = directory / "chat_template.jinja"
+    reference = {
+        "dtype": config.get("dtype") or "float32",
+        "pad_token_id": config.get("pad_token_id"),
+        "template": sha256(template.read_bytes()).hexdigest() if template.is_file() else None,
+        "conversations": conversations,
+    }
+    (directory / FILE).write_text(json.dumps(reference, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+def read_reference_scores(directory: Path) -> list[dict[str, Any]]:
+    """Return the reference conversations of a model with their scores; [] if it has none."""
+    file = directory / FILE
+    return json.loads(file.read_text(encoding="utf-8"))["conversations"] if file.is_file() else []
+
+
+def compute_reference_scores(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
+    """Return each reference conversation with its text, a hash of its tokens, its score, its score when the output of
+    every module is rounded, and the mean score of all tokens, which identifies a wrong pooler."""
+    conversations, encoded = _encode_conversations(model, tokenizer)
+    scores = _scores(model, encoded)
     with rounded(model):
-        noisy = [*_scores_of_tokens(model, short), *scores[len(short) :]]
+        noisy = _scores_of_tokens(model, [ids for ids in encoded if len(ids) < LONG // 2])
+    noisy += scores[len(noisy) :]
     return [
         {
             "messages": messages,
@@ -89,16 +100,41 @@ def reference_scores_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
             "rounded_score": rough[-1].item(),
             "mean_score": values.mean().item(),
         }
-        for (messages, tools), ids, values, rough in zip(each, encoded, scores, noisy, strict=True)
+        for (messages, tools), ids, values, rough in zip(conversations, encoded, scores, noisy, strict=True)
     ]
+
+
+def drift(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> float:
+    """Return the largest difference of the model's scores from its reference scores; 0 if it has none."""
+    reference = read_reference_scores(directory)
+    if not reference:
+        return 0.0
+    _, encoded = _encode_conversations(model, tokenizer)
+    ends = [values[-1].item() for values in _scores(model, encoded)]
+    scores = dict(zip(map(tokenizer.decode, encoded), ends, strict=True))
+    return max(abs(scores.get(one["text"], float("inf")) - one["score"]) for one in reference)
+
+
+def rounding_noise(directory: Path) -> float:
+    """Return the largest change of a reference score by rounding to bfloat16; 0 if none was measured."""
+    reference = read_reference_scores(directory)
+    return max((abs(one.get("rounded_score", one["score"]) - one["score"]) for one in reference), default=0.0)
+
+
+def read_normalization(directory: Path) -> tuple[float, float]:
+    """Return the mean and the deviation of scores for their normalization; 0 and 1 unless evaluate.py wrote them."""
+    if not (directory / NORMALIZATION_FILE).is_file():
+        return 0.0, 1.0
+    written = json.loads((directory / NORMALIZATION_FILE).read_text(encoding="utf-8"))
+    return written["logit_mean"], written["logit_sigma"]
 
 
 @contextmanager
 def rounded(model: PreTrainedModel) -> Iterator[None]:
-    """Round the output of every module of the body to bfloat16, whatever dtype computes it.
+    """Round the output of every module of the body to bfloat16, in whatever dtype it is computed.
 
-    It predicts by how much scores change where bfloat16 is served, and costs no bfloat16 arithmetic, which most CPUs
-    emulate. The factor makes it a second, different rounding where the model computes in bfloat16 already.
+    This predicts by how much scores change if the model is served in bfloat16, without bfloat16 arithmetic, which most
+    CPUs emulate. The factor makes it a second, different rounding for a model that computes in bfloat16 already.
     """
 
     def hook(module: torch.nn.Module, inputs: Any, output: Any) -> Any:
@@ -115,63 +151,48 @@ def rounded(model: PreTrainedModel) -> Iterator[None]:
             handle.remove()
 
 
-def rounding_noise(folder: Path) -> float:
-    """Return the largest change of a reference score by rounding to bfloat16; 0 where none was measured."""
-    if not (folder / FILE).is_file():
-        return 0.0
-    conversations = json.loads((folder / FILE).read_text(encoding="utf-8"))["conversations"]
-    return max(abs(one.get("rounded_score", one["score"]) - one["score"]) for one in conversations)
+def _encode_conversations(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Any], list[Any]]:
+    """Return (messages, tools) and the token ids of each reference conversation, the long one last.
+
+    Conversations that the template rejects, and reasoning that it does not render, are left out.
+    """
+    long = SENTENCE * (LONG // len(token_ids([SENTENCE], tokenizer)[0]))
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or LONG
+    longest = [(None, [f"Summarise this: {long}", "It is about a bridge."], None)] if context > LONG + 200 else []
+    conversations, texts = [], []
+    for system, turns, tools in [*CONVERSATIONS, *longest]:
+        messages = [{"role": "system", "content": system}] if system else []
+        for i, turn in enumerate(turns):
+            messages.append(turn if isinstance(turn, dict) else {"role": ("user", "assistant")[i % 2], "content": turn})
+        try:
+            text = render(messages, tokenizer, tools)
+        except InputError:
+            continue
+        if "reasoning_content" not in messages[-1] or REASONING in text:
+            conversations.append((messages, tools))
+            texts.append(text)
+    return conversations, token_ids(texts, tokenizer)
 
 
+def _scores(model: PreTrainedModel, encoded: list[list[int]]) -> list[torch.Tensor]:
+    """Return the scores at all tokens of each conversation.
+
+    Few forwards, because each gathers all weights under ZeRO-3: one batch, and the long conversation alone, because it
+    would pad the others to its length.
+    """
+    short = [ids for ids in encoded if len(ids) < LONG // 2]
+    return [values for part in (short, encoded[len(short) :]) if part for values in _scores_of_tokens(model, part)]
+
+
+@torch.no_grad()
 def _scores_of_tokens(model: PreTrainedModel, encoded: list[list[int]]) -> list[torch.Tensor]:
-    """For each conversation what the head makes of each of its tokens, padded to one batch."""
+    """Return for each conversation the score at each of its tokens, computed in one padded batch."""
     rows = [torch.tensor(ids) for ids in encoded]
     ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(model.device)
     mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(model.device)
     body, switch = getattr(model, model.base_model_prefix), rope_switch(model.config)
     with rotate_by_length(model, mask.sum(1, keepdim=True) > switch if switch else None):
         hidden = body(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-    mean, sigma = getattr(model, "normalisation", (0.0, 1.0))
+    mean, sigma = getattr(model, "normalization", (0.0, 1.0))
     scores = (model.score(hidden).float().squeeze(-1) - mean) / sigma
     return [row[: len(ids)] for row, ids in zip(scores, encoded, strict=True)]
-
-
-def write_reference_scores(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write the contract into the folder that the model was saved to. Every rank must call it; an adapter gets none."""
-    if not isinstance(model, PreTrainedModel):
-        return
-    training = model.training
-    conversations = reference_scores_of(model.eval(), tokenizer)
-    model.train(training)
-    if not all(isfinite(one["score"]) for one in conversations):
-        raise InputError(
-            f"The scores of the model in {folder} are not finite (nan or infinity): its weights are broken."
-        )
-    if torch.distributed.is_initialized() and torch.distributed.get_rank() > 0:
-        return
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    template = folder / "chat_template.jinja"
-    contract = {
-        "dtype": config.get("dtype") or "float32",
-        "pad_token_id": config.get("pad_token_id"),
-        "template": sha256(template.read_bytes()).hexdigest() if template.is_file() else None,
-        "conversations": conversations,
-    }
-    (folder / FILE).write_text(json.dumps(contract, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-
-
-def normalisation(folder: Path) -> tuple[float, float]:
-    """Mean and deviation by which the scores of a model are normalised; 0 and 1 unless evaluate.py has made them."""
-    if not (folder / NORMALISATION).is_file():
-        return 0.0, 1.0
-    made = json.loads((folder / NORMALISATION).read_text(encoding="utf-8"))
-    return made["logit_mean"], made["logit_sigma"]
-
-
-def drift(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> float:
-    """Return the largest difference of the model's scores from its reference scores; 0 where it has none."""
-    if not (folder / FILE).is_file():
-        return 0.0
-    contract = json.loads((folder / FILE).read_text(encoding="utf-8"))["conversations"]
-    scores = {one["text"]: one["score"] for one in reference_scores_of(model, tokenizer)}
-    return max(abs(scores.get(one["text"], float("inf")) - one["score"]) for one in contract)

@@ -1,1 +1,1 @@
-"""Scores of conversations, and whether a server gives the same ones."""
+"""Score conversations with Transformers or with a server, score files, and check reference scores."""

@@ -1,7 +1,8 @@
-"""Scores of conversations with Transformers: what training computed, on packed rows where the model takes them."""
+"""Score conversations with Transformers, on packed rows if the model supports them, as in training."""
 
+import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,13 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from reward_model import InputError
+from reward_model.data.conversations import ScoringRow
 from reward_model.model.checkpoint import check_base_model, check_reward_model, check_saved_template, set_pad_token
 from reward_model.model.loading import load_model
 from reward_model.model.modeling import rope_switch
 from reward_model.model.packing import Group, pack, positions, tree
 from reward_model.model.packing_check import pad, prepare_for_scoring
-from reward_model.model.reference_scores import normalisation
+from reward_model.model.reference_scores import read_normalization
 from reward_model.model.tokenization import load_tokenizer, render, token_ids
 
 Conversation = list[dict[str, Any]]
@@ -25,22 +27,26 @@ SEED = 42  # the default of train.py's --seed
 CPU_BUDGET, LARGEST_BUDGET = 4096, 32768
 
 
-def load_reward_model(folder: str, dtype: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model, in `dtype` or its own on an accelerator and in fp32 on CPU, and its tokenizer; ready for `score`."""
-    check_reward_model(folder)
-    check_saved_template(tokenizer := load_tokenizer(folder), folder)
+def load_reward_model(directory: str, dtype: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Return a reward model and its tokenizer, ready for `score`.
+
+    `dtype` is float32 by default on a CPU, and the dtype of the weights on an accelerator.
+    """
+    check_reward_model(directory)
+    tokenizer = load_tokenizer(directory)
+    check_saved_template(tokenizer, directory)
     device = _device()
     dtype = dtype or ("float32" if device.type == "cpu" else "auto")
-    model = prepare_for_scoring(load_model(folder, dtype=dtype).to(device), tokenizer.pad_token_id)
-    model.normalisation = normalisation(Path(folder))
+    model = prepare_for_scoring(load_model(directory, dtype=dtype).to(device), tokenizer.pad_token_id)
+    model.normalization = read_normalization(Path(directory))
     return model, tokenizer
 
 
-def load_untrained(base_model: str, folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A base model with a random reward head (the one that train.py begins with by default), and the tokenizer of the
-    reward model that was trained from it."""
+def load_untrained(base_model: str, directory: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Return a base model with the random reward head that train.py starts from by default, and the tokenizer of the
+    reward model in `directory` that was trained from it."""
     check_base_model(base_model)
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(directory)
     set_seed(SEED)
     model = load_model(base_model, new_head=True, dtype=torch.float32)
     set_pad_token(model, tokenizer)
@@ -54,18 +60,22 @@ def score(
     tokens_per_batch: int | None = None,
     tools: list[Any] | None = None,
 ) -> list[list[float]]:
-    """One score per conversation; `groups` are conversations that may begin alike (a pair, n answers to one prompt).
+    """Return one score for each conversation of each group, in order. A group's shared prefix is computed once.
 
-    What a group shares is computed once. `tools` has for each group the tools that the assistant had, or None.
-    `tokens_per_batch` is `batch_budget(model)` by default. Scores are raw logits in the order given. Raises InputError
-    for a conversation that the model cannot take.
+    Args:
+        groups: Conversations that may have a shared prefix: a pair, or n answers to one prompt.
+        tokens_per_batch: Token positions in a forward pass; `batch_budget(model)` by default.
+        tools: For each group the tools that the assistant had, or None.
+
+    Raises:
+        InputError: If the template rejects a conversation, or if it is longer than the model's context.
     """
     each = zip(groups, tools or [None] * len(groups), strict=True)
     tokens = [encode(group, model, tokenizer, its_tools) for group, its_tools in each]
     scores: list[list[float]] = [[] for _ in groups]
     often = 0.1 if sys.stderr.isatty() else 5  # seconds: a log keeps every state of the bar
     progress = tqdm(total=sum(map(len, groups)), desc="Scoring", unit="conversation", mininterval=often)
-    sizes = [positions(laid_out(group, model)) for group in tokens]
+    sizes = [positions(to_group(group, model)) for group in tokens]
     for numbers in _batches(sizes, tokens_per_batch or batch_budget(model)):
         batch = score_batch(model, tokenizer, [tokens[number] for number in numbers])
         for number, values in zip(numbers, batch, strict=True):
@@ -78,12 +88,16 @@ def score(
 def encode(
     group: list[Conversation], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tools: Any = None
 ) -> list[list[int]]:
-    """Token ids of conversations; raises InputError where the template refuses one, and for more than the context."""
+    """Return token ids of conversations.
+
+    Raises:
+        InputError: If the template rejects one, or if it is longer than the model's context.
+    """
     tokens = token_ids([render(messages, tokenizer, tools) for messages in group], tokenizer)
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if limit and len(longest := max(tokens, key=len)) > limit:
-        begin = tokenizer.decode(longest[:60])
-        raise InputError(f"{len(longest)} tokens, more than the {limit} that the model takes, has: {begin!r} …")
+        start = tokenizer.decode(longest[:60])
+        raise InputError(f"a conversation of {len(longest)} tokens exceeds the model's context of {limit}: {start!r} …")
     return tokens
 
 
@@ -108,17 +122,52 @@ def _score_batch(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, groups: list[list[list[int]]]
 ) -> list[list[float]]:
     if model.packs:
-        inputs = pack([laid_out(group, model) for group in groups])
+        inputs = pack([to_group(group, model) for group in groups])
     else:
         inputs = pad([ids for group in groups for ids in group], tokenizer.pad_token_id)
     inputs = {name: v.to(model.device) if isinstance(v, torch.Tensor) else v for name, v in inputs.items()}
-    mean, sigma = getattr(model, "normalisation", (0.0, 1.0))
+    mean, sigma = getattr(model, "normalization", (0.0, 1.0))
     values = iter(((model(**inputs, use_cache=False).logits.flatten() - mean) / sigma).tolist())
     return [[next(values) for _ in group] for group in groups]
 
 
-def laid_out(group: list[list[int]], model: PreTrainedModel) -> Group:
-    """The group as a packed row has it, where the model takes one: what its conversations share once."""
+def score_rows(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens_per_batch: int, rows: Iterable[ScoringRow]
+) -> Iterator[tuple[ScoringRow, list[float] | str]]:
+    """Yield each row of a file with its scores or an error, in order; fill each batch with rows."""
+    batch: list[tuple[ScoringRow, list[list[int]]]] = []
+    filled = 0
+    for row in rows:
+        tokens: list[list[int]] = []
+        try:
+            tokens = [] if row.error else encode(row.conversations, model, tokenizer, row.tools)
+        except InputError as error:
+            row = row._replace(error=str(error))
+        size = positions(to_group(tokens, model)) if tokens else 0
+        if batch and filled + size > tokens_per_batch:
+            yield from _score_batch_of_rows(model, tokenizer, batch)
+            batch, filled = [], 0
+        batch.append((row, tokens))
+        filled += size
+    yield from _score_batch_of_rows(model, tokenizer, batch)
+
+
+def _score_batch_of_rows(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: list[tuple[ScoringRow, list[list[int]]]]
+) -> Iterator[tuple[ScoringRow, list[float] | str]]:
+    groups = [tokens for _, tokens in batch if tokens]
+    scores = iter(score_batch(model, tokenizer, groups) if groups else [])
+    for row, tokens in batch:
+        values = next(scores) if tokens else []
+        is_finite = all(map(math.isfinite, values))
+        yield (
+            row,
+            row.error or (values if is_finite else f"the scores are {values}; check the weights and the --dtype."),
+        )
+
+
+def to_group(group: list[list[int]], model: PreTrainedModel) -> Group:
+    """Return conversations with their shared prefix split off, or with an empty prefix if the model needs padding."""
     return tree(group, rope_switch(model.config)) if model.packs else ([], group)
 
 
@@ -133,7 +182,7 @@ def batch_budget(model: PreTrainedModel) -> int:
     dtype, three widths of the MLP (gate, up and their product) and eight hidden states (residual, norm, query, key,
     value, gathered keys and values, output), and two hidden states in fp32 for the norm. Half of the free memory is
     left for fragmentation, and for attention and experts that keep more; `score_batch` halves a batch that does not
-    fit all the same.
+    fit.
     """
     if model.device.type != "cuda":
         return CPU_BUDGET
@@ -145,7 +194,7 @@ def batch_budget(model: PreTrainedModel) -> int:
 
 
 def _batches(sizes: list[int], budget: int) -> Iterator[list[int]]:
-    """Numbers of groups of similar size, as many as fit into `budget` token positions, and at least one."""
+    """Yield the numbers of groups of similar size, as many as fit into `budget` token positions, and at least one."""
     batch: list[int] = []
     filled = 0
     for number in sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True):

@@ -174,3 +174,23 @@ def pair_figures(pairs: torch.Tensor) -> dict[str, float]:
     rewards = pairs[:, 1:]
     figures = (losses.mean(), accuracy, margins.mean(), rewards.min(), rewards.mean(), rewards.max())
     return {name: value.item() for name, value in zip(FIGURES, figures, strict=True)}
+
+
+def configure_trainer(args: Any, checkpoint: str | None, has_eval: bool, has_other_towers: bool) -> None:
+    """Set the arguments of trl's trainer to what train.py has found, and switch off what train.py does itself.
+
+    Args:
+        args: The arguments of the run, changed in place.
+        checkpoint: Checkpoint to resume from.
+        has_eval: Whether there are pairs to evaluate.
+        has_other_towers: Whether the model has a vision tower or the like, which text does not reach. By default DDP
+            waits for the gradients of all parameters.
+    """
+    args.resume_from_checkpoint = checkpoint
+    args.max_length = args.chat_template_path = args.model_init_kwargs = None  # applied; trl would filter row by row
+    args.disable_dropout = False  # applied; trl would disable the dropout of LoRA as well
+    args.remove_unused_columns = False  # the collator selects columns
+    if not has_eval:
+        args.eval_strategy = "no"
+    if has_other_towers and args.ddp_find_unused_parameters is None:
+        args.ddp_find_unused_parameters = True

@@ -128,13 +128,13 @@ def test_infer_transformers_scores_a_file_and_resumes(runs, loaded, tmp_path: Pa
     assert written[0]["chosen_score"] == pytest.approx(one.in_training[0], abs=1e-4)
 
     output.write_bytes(complete[: len(complete) // 2])  # a run that was killed
-    assert " rows are in " in run(*command).stdout
+    assert "Resuming " in run(*command).stdout
     again = [json.loads(line) for line in output.read_text().splitlines()]
     for row, other in zip(again, written, strict=True):
         assert np.allclose(
             *([value for key, value in r.items() if key.endswith("score")] for r in (row, other)), atol=1e-5
         )
-    with pytest.raises(InputError, match="more than the 2048 that the model takes, has: .<.im_start.>user"):
+    with pytest.raises(InputError, match="exceeds the model's context of 2048: .<.im_start.>user"):
         score(*loaded, [[conversation("word " * 9000, "Yes.")]])
 
 

@@ -1,9 +1,10 @@
-"""The client and servers that fail, which a real vLLM does not do when it is told to."""
+"""The client with servers that fail on purpose, which a real vLLM does not do."""
 
 import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,23 +20,25 @@ import pytest
 from helpers import ROOT, conversation, jsonl, run
 
 import client
+from reward_model.data.conversations import read_conversations
+from reward_model.scoring.reference_check import compare_scores, longrope_problem, text_difference
 
 QUESTION = conversation("Hi?", "Hello.")
-# What a server says with status 200, by the name of the model that is asked for, and what is said of it.
+# Replies with status 200 that are not a score, by the name of the model, and the message of the client.
 ODD = {
-    "no JSON": (b"<html>welcome</html>", "not one score but '<html>"),
-    "no data": (b"{}", "not one score but '{}'"),
+    "no JSON": (b"<html>welcome</html>", "not one score but b'<html>"),
+    "no data": (b"{}", "not one score but b'{}'"),
     "an empty list": (b'{"data": []}', "not one score"),
     "two numbers": (b'{"data": [{"data": [1.0, 2.0]}]}', "not one score"),
     "a string": (b'{"data": [{"data": ["1.5"]}]}', "not one score"),
     "null": (b'{"data": [{"data": [null]}]}', "not one score"),
-    "true": (b'{"data": [{"data": [true]}]}', "gave the score True|not one score"),
-    "nan": (b'{"data": [{"data": [NaN]}]}', "gave the score nan; look at the weights"),
-    "infinity": (b'{"data": [{"data": [-Infinity]}]}', "gave the score -inf"),
+    "true": (b'{"data": [{"data": [true]}]}', "returned the score True|not one score"),
+    "nan": (b'{"data": [{"data": [NaN]}]}', "returned the score nan; check the weights"),
+    "infinity": (b'{"data": [{"data": [-Infinity]}]}', "returned the score -inf"),
 }
 STATUS = {
     "key": (401, "answered 401: no memory Set VLLM_API_KEY"),
-    "name": (404, "answered 404: no memory --model and --base_url must name"),
+    "name": (404, "answered 404: no memory Check --model and --base_url"),
     "too long": (400, "answered 400: no memory"),
     "moved": (301, "answered 301"),
 }
@@ -52,12 +55,12 @@ class Handler(BaseHTTPRequestHandler):
         self.server.open.append(self.connection)
 
     def do_POST(self) -> None:
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        server, what, text = self.server, asked["model"], asked["messages"][-1]["content"]
-        server.asked.append(json.dumps(asked["messages"]))
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        server, what, text = self.server, request["model"], request["messages"][-1]["content"]
+        server.received.append(json.dumps(request["messages"]))
         server.connections.add(self.client_address)
         answer = json.dumps({"data": [{"data": [len(text)]}]}).encode()
-        if what == "hangs up once" and len(server.asked) == 1:
+        if what == "hangs up once" and len(server.received) == 1:
             self.connection.shutdown(socket.SHUT_RDWR)
             self.close_connection = True
         elif what == "slow":
@@ -65,7 +68,7 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         elif what.startswith("drips"):
             self.drip(what, answer)
-        elif what == "broken" or text == "breaks" or (what in ("503 once", "429 once") and len(server.asked) == 1):
+        elif what == "broken" or text == "breaks" or (what in ("503 once", "429 once") and len(server.received) == 1):
             self.answer(429 if "429" in what else 503, b'{"error": {"message": "no memory"}}')
         elif text == "too long" or what in STATUS:
             self.answer(STATUS.get(what, (400,))[0], b'{"error": {"message": "no memory"}}')
@@ -93,7 +96,7 @@ class Handler(BaseHTTPRequestHandler):
             for byte in head + answer:
                 self.wfile.write(bytes([byte]))
                 self.wfile.flush()
-                time.sleep(0.1)
+                time.sleep(0.05)
         except OSError:
             pass  # hung up on
 
@@ -106,7 +109,7 @@ class Local(ThreadingHTTPServer):
 
     def __init__(self, port: int = 0, delay: float = 0.0) -> None:
         super().__init__(("127.0.0.1", port), Handler)
-        self.asked: list[str] = []
+        self.received: list[str] = []
         self.connections: set = set()
         self.open: list[socket.socket] = []
         self.delay, self.url = delay, f"http://127.0.0.1:{self.server_port}"
@@ -143,22 +146,22 @@ def test_a_request_that_failed_is_sent_again(what) -> None:
     for retries in (1, 0):
         with Local() as server:
             if retries:
-                assert client.score(QUESTION, server.url, what, timeout=5, retries=1) == 6 and len(server.asked) == 2
+                assert client.score(QUESTION, server.url, what, timeout=5, retries=1) == 6 and len(server.received) == 2
             else:
                 with pytest.raises(client.ServerError):
                     client.score(QUESTION, server.url, what, timeout=5, retries=0)
 
 
 def test_odd_answers_of_a_server(server) -> None:
-    """Each a sentence, asked once; the command shows it without a traceback."""
-    said = {what: said for what, (_, said) in [*ODD.items(), *STATUS.items()]}
-    said |= {"slow": r"gave no answer within 1 s; allow it more: --timeout"}
-    said |= {"drips its body": "gave no answer within", "drips from the head": "gave no answer within"}
-    for what, words in said.items():
-        server.asked.clear()
+    """Each is reported in a sentence and not retried; the command shows it without a traceback."""
+    messages = {what: message for what, (_, message) in [*ODD.items(), *STATUS.items()]}
+    messages |= {"slow": r"did not answer within 1 s; raise --timeout"}
+    messages |= {"drips its body": "did not answer within", "drips from the head": "did not answer within"}
+    for what, words in messages.items():
+        server.received.clear()
         with pytest.raises(client.ServerError, match=words):
             client.score(QUESTION, server.url, what, timeout=1)
-        assert len(server.asked) == 1, f"{what} is asked for again"
+        assert len(server.received) == 1, f"{what} is retried"
     with pytest.raises(client.ServerError, match=r"/pooling answered 503: no memory"):
         client.score(QUESTION, server.url, "broken", retries=1)
     shown = run(sys.executable, "client.py", "--base_url", server.url, "--model", "nan", "Hi?", "Hello.", check=False)
@@ -166,34 +169,44 @@ def test_odd_answers_of_a_server(server) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "environment", "said"),
+    ("arguments", "environment", "message"),
     [
         ("--base_url 127.0.0.1:5001", {}, "not an address such as http://127"),
-        ("--base_url http://127.0.0.1:port", {}, "Port could not be cast"),
-        ("--base_url http://127.0.0.1:99999", {}, "Port out of range"),
+        ("--base_url http://127.0.0.1:port", {}, "not an address such as http://127"),
+        ("--base_url http://127.0.0.1:99999 --retries 0", {}, "No server answers at http://127.0.0.1:99999"),
         ("--base_url ftp://127.0.0.1", {}, "not an address such as"),
-        ("--timeout 0", {}, "timeout 0, retries 4"),
-        ("--timeout -1", {}, "timeout -1, retries 4"),
-        ("--timeout nan", {}, "timeout nan"),
-        ("--timeout inf", {}, "timeout inf"),
-        ("--retries -1", {}, "retries -1"),
-        ("--concurrency 0", {}, "concurrency 0"),
-        ("", {"VLLM_API_KEY": "a\nb"}, "VLLM_API_KEY holds a line break"),
-        ("", {"VLLM_API_KEY": "schlüssel€"}, "VLLM_API_KEY holds a line break or another character"),
-        ("--retries 0", {}, "No server answers at http://127.0.0.1:5001; start one: sh infer_vllm.sh MODEL_DIR"),
+        ("--timeout 0", {}, "timeout=0.0, retries=4"),
+        ("--timeout -1", {}, "timeout=-1.0, retries=4"),
+        ("--timeout nan", {}, "timeout=nan"),
+        ("--timeout inf", {}, "timeout=inf"),
+        ("--retries -1", {}, "retries=-1"),
+        ("--concurrency 0", {}, "concurrency=0"),
+        ("", {"VLLM_API_KEY": "a\nb"}, "VLLM_API_KEY contains a line break"),
+        ("", {"VLLM_API_KEY": "schlüssel€"}, "VLLM_API_KEY contains a line break or another character"),
+        ("--retries 0", {}, "5001: [Errno 111] Connection refused. Start one: sh infer_vllm.sh MODEL_DIR"),
         ("--input missing.jsonl --output x.jsonl", {}, "missing.jsonl"),
-        ("--input scores.parquet --output x.jsonl", {}, "a .jsonl file is needed"),
+        ("--input scores.parquet --output x.jsonl", {}, "scores.parquet"),
     ],
 )
-def test_what_a_user_gets_wrong_is_said_in_a_sentence(arguments, environment, said, tmp_path) -> None:
+def test_mistakes_of_users_are_reported_in_a_sentence(arguments, environment, message, tmp_path) -> None:
     what = [] if "--input" in arguments else ["Hi?", "Hello."]
     shown = run(sys.executable, ROOT / "client.py", *arguments.split(), *what, cwd=tmp_path, check=False, **environment)
-    assert shown.returncode == 1 and said in shown.stderr and "Traceback" not in shown.stderr, shown.stderr
+    assert shown.returncode == 1 and message in shown.stderr and "Traceback" not in shown.stderr, shown.stderr
     assert not list(tmp_path.iterdir())
 
 
+def test_a_copied_file_scores_without_the_package_and_without_a_proxy(server, tmp_path: Path) -> None:
+    shutil.copy(ROOT / "client.py", tmp_path)
+    command = [sys.executable, "client.py", "--base_url", server.url, "--model", "fine"]
+    proxies = dict.fromkeys(("http_proxy", "HTTP_PROXY", "all_proxy"), "http://127.0.0.1:9") | {"no_proxy": ""}
+    shown = run(*command, "Hi?", "Hello.", "Hi.", cwd=tmp_path, **proxies)
+    assert shown.stdout == "+6.0000  Hello.\n+3.0000  Hi.\n"
+    shown = run(*command, "--input", "a.jsonl", "--output", "b.jsonl", cwd=tmp_path, check=False)
+    assert shown.returncode == 1 and shown.stderr == "error: No module named 'reward_model'\n"
+
+
 def rows_to_score() -> list[dict]:
-    """Rows of every kind, bad ones among them, with answers of lengths that tell them apart."""
+    """Return rows of every kind, with some bad ones, and with answers of different lengths."""
     rows: list = []
     for number in range(60):
         answers = ["a" * (3 * number + n + 1) for n in range(3)]
@@ -213,13 +226,13 @@ def rows_to_score() -> list[dict]:
 
 def test_a_file_is_scored_and_continued(server, tmp_path: Path) -> None:
     rows = rows_to_score()
-    source, output = jsonl(tmp_path / "in.jsonl", rows), tmp_path / "new folder" / "scores.jsonl"
+    source, output = jsonl(tmp_path / "in.jsonl", rows), tmp_path / "new directory" / "scores.jsonl"
     source.write_text(source.read_text() + "{broken\n")
     command = [sys.executable, "client.py", "--base_url", server.url, "--input", source, "--output", output]
     shown = run(*command, check=False)
-    assert shown.returncode == 1 and "241 rows -> " in shown.stdout and "5 of them with an " in shown.stdout
-    whole = output.read_bytes()
-    written = [json.loads(line) for line in whole.splitlines()]
+    assert shown.returncode == 1 and "241 rows -> " in shown.stdout and '5 of them have an "error"' in shown.stdout
+    complete = output.read_bytes()
+    written = [json.loads(line) for line in complete.splitlines()]
     for number, (row, result) in enumerate(zip(rows, written, strict=False)):
         if number in (17, 18, 19, 20):
             assert result["error"]
@@ -232,14 +245,14 @@ def test_a_file_is_scored_and_continued(server, tmp_path: Path) -> None:
             assert result == row | lengths
         else:
             assert result["score"] == 6 if number == 21 else result["score"] >= 1
-    assert "in.jsonl:18: messages 1: it begins with 'user' and ends with 'user'" in written[17]["error"]
-    assert "400: no memory" in written[18]["error"] and "responses 2: the answer is empty" in written[19]["error"]
+    assert "in.jsonl:18: messages ends with the role 'user'" in written[17]["error"]
+    assert "400: no memory" in written[18]["error"] and "answer 2 ends with an empty answer" in written[19]["error"]
     assert "in.jsonl:241" in written[-1]["error"]
 
-    for cut in random.Random(0).sample(range(len(whole)), 4):  # runs that were killed
-        output.write_bytes(whole[:cut])
+    for cut in random.Random(0).sample(range(len(complete)), 4):  # runs that were killed
+        output.write_bytes(complete[:cut])
         run(*command, check=False)
-        assert output.read_bytes() == whole
+        assert output.read_bytes() == complete
 
 
 CALL = {"name": "f", "arguments": {"town": "Zürich", "at": {"z": 1.5, "a": None}}}
@@ -267,17 +280,18 @@ PARTS: list[tuple[dict, dict | str]] = [
 def test_every_part_of_a_message_is_sent_or_its_row_refused(server) -> None:
     rows = [({"messages": [QUESTION[0], {"role": "assistant"} | keys]}, expected) for keys, expected in PARTS]
     rows.append(({"messages": [QUESTION[0] | {"reasoning": "a"}, QUESTION[1]]}, "vLLM drops 'reasoning'"))
-    asked = client.RewardClient(server.url, "fine", concurrency=1)
-    results = asked.score_rows(client.read_row(row, "row") for row, _ in rows)
-    for (_, expected), (_, result) in zip(rows, results, strict=True):
+    judge = client.RewardClient(server.url, "fine", concurrency=1)
+    for row, expected in rows:
+        read = read_conversations(row, "row")
+        result = read.error or judge.score_group(read.conversations)
         if isinstance(expected, str):
             assert isinstance(result, str) and expected in result
         else:
-            assert json.loads(server.asked.pop(0))[1] == {"role": "assistant"} | expected
+            assert json.loads(server.received.pop(0))[1] == {"role": "assistant"} | expected
     with_result = [QUESTION[0], {"role": "assistant", "tool_calls": [AS_TEXT]}, {"role": "tool", "content": "Dry."}]
-    asked.score([*with_result, QUESTION[1]])
-    assert json.loads(server.asked.pop(0))[2] == {"role": "tool", "content": "Dry.", "tool_call_id": ""}
-    assert not server.asked
+    judge.score([*with_result, QUESTION[1]])
+    assert json.loads(server.received.pop(0))[2] == {"role": "tool", "content": "Dry.", "tool_call_id": ""}
+    assert not server.received
 
 
 def test_a_foreign_file_is_left_as_it_is(server, tmp_path: Path) -> None:
@@ -297,9 +311,12 @@ def test_a_foreign_file_is_left_as_it_is(server, tmp_path: Path) -> None:
         assert shown.returncode == 1 and "choose another --output" in shown.stderr, (name, shown.stderr)
         assert (tmp_path / name).read_bytes() == content, name
     (tmp_path / "link.jsonl").symlink_to(source)
-    for name, said in {"link.jsonl": "--output is the --input", "/dev/full": "/dev/full is no file"}.items():
+    for name, message in {
+        "link.jsonl": "is the --input",
+        "/dev/full": "/dev/full is the --input or not a regular file",
+    }.items():
         shown = run(*command, tmp_path / name, check=False)
-        assert shown.returncode == 1 and said in shown.stderr and "Traceback" not in shown.stderr
+        assert shown.returncode == 1 and message in shown.stderr and "Traceback" not in shown.stderr
     assert len(source.read_bytes().splitlines()) == 2
 
 
@@ -308,31 +325,31 @@ def test_a_server_that_dies_is_taken_out_and_in_again(tmp_path: Path) -> None:
     prompts = [[conversation(f"Q{number}", "a" * n) for n in range(1, 5)] for number in range(100)]
     conversations = [messages for group in prompts for messages in group]
     first, second = Local(delay=0.05), Local(delay=0.05)
-    asked = client.RewardClient([first.url, second.url], "fine", concurrency=8)
+    judge = client.RewardClient([first.url, second.url], "fine", concurrency=8)
     back: list[Local] = []
     threading.Timer(0.4, first.die).start()
     threading.Timer(0.8, lambda: back.append(Local(first.server_port))).start()
-    assert asked.score_many(conversations) == [len(messages[-1]["content"]) for messages in conversations]
-    assert min(len(first.asked), len(second.asked)) > 5, "one was not used"
+    assert judge.score_many(conversations) == [len(messages[-1]["content"]) for messages in conversations]
+    assert min(len(first.received), len(second.received)) > 5, "one was not used"
     servers = {prompt: set() for prompt in range(100)}
     for one in (first, second):
-        for text in one.asked:
+        for text in one.received:
             servers[int(json.loads(text)[0]["content"][1:])].add(one)
     assert Counter(map(len, servers.values()))[2] <= 8, "answers to one prompt went to several servers"
-    assert back[0].asked, "it came back and was not asked"
+    assert back[0].received, "it came back and was not used"
     back[0].die()
     second.die()
 
 
 def test_what_one_server_does_not_answer_in_time_another_does() -> None:
     with Local(delay=5) as hung, Local() as other:
-        asked = client.RewardClient([hung.url, other.url], "fine", timeout=0.3, concurrency=4)
+        judge = client.RewardClient([hung.url, other.url], "fine", timeout=0.3, concurrency=4)
         conversations = [conversation(f"Q{n}", "a" * n) for n in range(1, 100)]
-        assert asked.score_many(conversations) == list(range(1, 100))
+        assert judge.score_many(conversations) == list(range(1, 100))
 
 
 def test_poison_and_a_stop_lose_nothing(tmp_path: Path) -> None:
-    """A row that always gives 503 is one with an error; Ctrl-C is one line, and the same command goes on."""
+    """A row that always gives 503 gets an error; Ctrl-C prints one line, and the same command resumes."""
     rows = [{"messages": conversation("Hi?", "breaks" if number == 3 else "a" * number)} for number in range(1, 200)]
     source, output = jsonl(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
     with Local(delay=0.05) as server:
@@ -342,12 +359,12 @@ def test_poison_and_a_stop_lose_nothing(tmp_path: Path) -> None:
         while not output.exists() or output.read_bytes().count(b"\n") < 20:
             time.sleep(0.02)
         os.killpg(process.pid, signal.SIGINT)
-        _, said = process.communicate(timeout=20)
-        assert process.returncode == 130 and "Traceback" not in said
-        assert said.splitlines()[-1] == "Stopped. What was scored is kept; the same command goes on."
+        _, errors = process.communicate(timeout=20)
+        assert process.returncode == 130 and "Traceback" not in errors
+        assert errors.splitlines()[-1] == "Stopped. Scored rows are kept; run the same command to resume."
         assert output.read_bytes().count(b"\n") < 190
         shown = run(*command, check=False)
-    assert shown.returncode == 1 and "1 of them with an" in shown.stdout
+    assert shown.returncode == 1 and "1 of them have an" in shown.stdout
     written = [json.loads(line) for line in output.read_text().splitlines()]
     assert [row["messages"] for row in written] == [row["messages"] for row in rows]
     assert [row.get("score") for row in written] == [None if n == 3 else n for n in range(1, 200)]
@@ -366,8 +383,8 @@ def test_a_run_stops_when_no_server_is_left(server, tmp_path: Path) -> None:
     while not output.exists() or output.read_bytes().count(b"\n") < 20:
         time.sleep(0.02)
     server.die()
-    _, said = process.communicate(timeout=30)
-    assert process.returncode == 1 and "\nerror: No server answers at" in "\n" + said, said
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 1 and errors.splitlines()[-1].startswith("error: No server answers at"), errors
     assert b"error" not in output.read_bytes()
 
 
@@ -384,39 +401,39 @@ def test_rank(server, tmp_path: Path) -> None:
 
 
 def test_reward_for_trl(server) -> None:
-    asked = client.RewardClient(server.url, "fine")
+    judge = client.RewardClient(server.url, "fine")
     prompts = [[{"role": "user", "content": "Hi"}]] * 2 + ["Hi"]
     completions = [[{"role": "assistant", "content": "abc"}], [{"role": "assistant", "content": "too long"}], "ab"]
-    assert asked.reward(prompts=prompts, completions=completions, some_column=[1, 2, 3]) == [3.0, None, 2.0]
-    assert asked.reward.__name__ == "reward"
+    assert judge.reward(prompts=prompts, completions=completions, some_column=[1, 2, 3]) == [3.0, None, 2.0]
+    assert judge.reward.__name__ == "reward"
 
 
 def test_broken_rules_are_named() -> None:
     text, here = "<|im_start|>user\nHi<|im_end|>\n", [2.0, -1.0, 0.5, 3.0]
-    for served, said in {
+    for served, message in {
         text + "<|im_end|>": "appends '<|im_end|>'",
         "<|im_start|>system\nBe kind.<|im_end|>\n" + text: "a system message before",
         text[:-1]: "leaves out '\\n'",
         text: "the same text has other tokens",
         text.replace("im_start", "user"): "renders with another chat template: at character 3 'user",
     }.items():
-        assert said in client.difference(text, served)
+        assert message in text_difference(text, served)
     dates = [f"Today Date: {day} Jul 2024\n{text}" for day in (25, 26)]
-    assert "prints another date" in client.difference(*dates)
+    assert "prints another date" in text_difference(*dates)
     phi = '{"rope_parameters": {"rope_type": "longrope", "original_max_position_embeddings": 4096}}'
-    assert client.longrope(phi, 131072).endswith("Start the server with --max-model-len 4096.")
-    assert client.longrope(phi, 4096) == client.longrope(phi.replace("longrope", "yarn"), 131072) == ""
-    for served, said in {
+    assert longrope_problem(phi, 131072).endswith("Start the server with --max-model-len 4096.")
+    assert longrope_problem(phi, 4096) == longrope_problem(phi.replace("longrope", "yarn"), 131072) == ""
+    for served, message in {
         (0.8807971, 0.2689414, 0.6224593, 0.9525741): "applies a sigmoid",
-        (0.0, 0.0, 0.0, 0.0): "reward head that is served is zero",
+        (0.0, 0.0, 0.0, 0.0): "served reward head is zero",
         (1.0, 1.0, 1.0, 1.0): "reads the first token",
-        (1.0, 0.0, 0.2, 0.3): "reads the mean of all tokens",
-        (2.01, -1.0, 0.5, 3.02): "as bfloat16 would make it",
-        (2.4, -1.1, 0.5, 3.3): "a coarse rounding",
+        (1.0, 0.0, 0.2, 0.3): "pools the mean of all tokens",
+        (2.01, -1.0, 0.5, 3.02): "bfloat16 explains it",
+        (2.4, -1.1, 0.5, 3.3): "coarsely rounded",
         (-1.0, 3.0, 0.5, 0.2): "other weights",
     }.items():
-        is_fault, why = client.compare_scores(here, list(served), 1e-4, 1e-2, [1.0, 0.0, 0.2, 0.3])
-        assert said in why and is_fault == ("round" not in said and "bfloat16" not in said)
-    # Rounding explains what is within five times its noise; of scores that hardly differ, nothing more can be said.
-    assert client.compare_scores(here, [2.2, -1.2, 0.4, 3.1], 0.05, 0.05) == (False, "")
-    assert not client.compare_scores([0.01, 0.02, 0.0], [0.03, -0.01, 0.02], 0.004, 0.004)[0]
+        is_fault, why = compare_scores(here, list(served), 1e-4, 1e-2, [1.0, 0.0, 0.2, 0.3])
+        assert message in why and is_fault == ("round" not in message and "bfloat16" not in message)
+    # Rounding explains five times its noise. Scores that hardly differ prove nothing more.
+    assert compare_scores(here, [2.2, -1.2, 0.4, 3.1], 0.05, 0.05) == (False, "")
+    assert not compare_scores([0.01, 0.02, 0.0], [0.03, -0.01, 0.02], 0.004, 0.004)[0]

@@ -1,4 +1,4 @@
-"""infer_transformers.py on files: nothing of the user's is lost, and nothing that was scored."""
+"""infer_transformers.py on files: no file of the user and no score is lost."""
 
 import json
 import os
@@ -14,14 +14,13 @@ from helpers import ROOT, WITH_TOOLS, conversation, jsonl, run, tiny_config
 
 import evaluate
 import infer_transformers
-from client import FileError
 from reward_model import InputError
 from reward_model.model.reference_scores import FILE
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory, make_tokenizer) -> list[Path]:
-    """Two tiny reward models with random weights, and one whose scores are no numbers."""
+    """Two tiny reward models with random weights, and one whose scores are NaN."""
     import torch
     from transformers import AutoModelForSequenceClassification
 
@@ -42,7 +41,7 @@ def command(model: Path, source: Path, output: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_bad_rows_are_written_with_an_error_and_the_rest_goes_on(models, tmp_path: Path) -> None:
+def test_bad_rows_are_written_with_an_error_and_the_others_are_scored(models, tmp_path: Path) -> None:
     good = [{"messages": conversation("Hi?", f"Hello {number}.")} for number in range(4)]
     rows = [
         good[0],
@@ -55,10 +54,18 @@ def test_bad_rows_are_written_with_an_error_and_the_rest_goes_on(models, tmp_pat
     ]
     source, output = jsonl(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
     shown = run(*command(models[0], source, output), check=False)
-    assert shown.returncode == 1 and '3 of them with an "error" and no score' in shown.stdout
+    assert shown.returncode == 1 and '3 of them have an "error" and no score' in shown.stdout
     written = [json.loads(line) for line in output.read_text().splitlines()]
-    said = ["", "no messages, no prompt", "tokens, more than the 2048", "", "", "the assistant's, after", ""]
-    for row, words in zip(written, said, strict=True):
+    errors = [
+        "",
+        "no messages, no prompt",
+        "tokens exceeds the model's context of 2048",
+        "",
+        "",
+        "the assistant's, after",
+        "",
+    ]
+    for row, words in zip(written, errors, strict=True):
         assert words in row["error"] if words else isinstance(row["score"], float), row
     with pytest.raises(SystemExit, match="0"):
         infer_transformers.main(
@@ -107,28 +114,28 @@ def test_no_file_of_the_user_is_lost(models, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("two\nlines")
     refused = {
         begun: "has scores of another model",
-        tmp_path / "one line.json": "is no row with scores of these rows",
-        tmp_path / "text.txt": "is no row with scores of these rows",
-        source: "--output is the --input",
-        Path("/dev/full"): "is no file",
+        tmp_path / "one line.json": "is not a scored row of",
+        tmp_path / "text.txt": "is not a scored row of",
+        source: "is the --input",
+        Path("/dev/full"): "not a regular file",
     }
-    for output, said in refused.items():
+    for output, message in refused.items():
         before = output.read_bytes() if output.is_file() else b""
-        with pytest.raises((FileError, InputError), match=said):
+        with pytest.raises(InputError, match=message):
             infer_transformers.main(command(models[0], source, output)[2:])
         assert not output.is_file() or output.read_bytes() == before
 
 
-def test_drift_from_the_contract_is_told(models, tmp_path: Path, capsys) -> None:
-    """In bfloat16 scores may differ from what the model was saved with as far as rounding explains it."""
+def test_drift_from_the_reference_scores_is_reported(models, tmp_path: Path, capsys) -> None:
+    """In bfloat16 scores may differ from the reference scores by as much as rounding explains."""
     folder = shutil.copytree(models[0], tmp_path / "model")
     evaluate.reference(evaluate.parse_arguments(["reference", str(folder)]))
     source = jsonl(tmp_path / "in.jsonl", [{"messages": conversation("Hi?", "Hello.")}])
     for number, shift in enumerate((0, 1)):
-        contract = json.loads((folder / FILE).read_text())
+        reference = json.loads((folder / FILE).read_text())
         for score in ("score", "rounded_score"):
-            contract["conversations"][3][score] += shift
-        (folder / FILE).write_text(json.dumps(contract))
+            reference["conversations"][3][score] += shift
+        (folder / FILE).write_text(json.dumps(reference))
         with pytest.raises(SystemExit, match="0"):
             infer_transformers.main([*command(folder, source, tmp_path / f"{number}.jsonl")[2:], "--dtype", "bfloat16"])
         assert ("warning: in torch.bfloat16 scores drift by up to" in capsys.readouterr().err) == bool(shift)
@@ -144,10 +151,10 @@ def test_a_stop_keeps_what_was_scored(models, tmp_path: Path) -> None:
     while not output.exists() or output.read_bytes().count(b"\n") < 20:
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGINT)
-    _, said = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=20)
     kept = output.read_bytes()
-    assert process.returncode == 130 and "Traceback" not in said
-    assert said.splitlines()[-1] == "Stopped. What was scored is kept; the same command goes on."
+    assert process.returncode == 130 and "Traceback" not in errors
+    assert errors.splitlines()[-1] == "Stopped. Scored rows are kept; run the same command to resume."
     assert kept.count(b"\n") < 150
     with pytest.raises(SystemExit, match="0"):
         infer_transformers.main(command(models[0], source, output)[2:])

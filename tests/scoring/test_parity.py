@@ -13,6 +13,7 @@ from helpers import PAIRS, VARIANTS, conversation, run
 import client
 from reward_model.model.checkpoint import check_reward_model
 from reward_model.scoring.local import load_reward_model, score
+from reward_model.scoring.reference_check import tokenize
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -69,7 +70,7 @@ def test_tool_calls_and_reasoning_are_rendered_the_same_everywhere(runs, name) -
     assert abs(here - bare) > 1e-2, "the template has not shown it"
     for messages in [first, *others]:
         assert client.score(messages, base_url=one.url) == pytest.approx(here, abs=1e-4)
-        assert client.RewardClient(one.url).tokens(messages) == client.RewardClient(one.url).tokens(first)
+        assert tokenize(client.RewardClient(one.url), messages) == tokenize(client.RewardClient(one.url), first)
 
 
 def test_what_is_written_into_the_template_holds_everywhere(runs) -> None:

@@ -1,4 +1,4 @@
-"""The score contract: a server whose scores are not those that the model was saved with is named, and stopped."""
+"""Reference scores: a server with other scores than the model was saved with is stopped, with the cause."""
 
 import json
 import os
@@ -23,6 +23,7 @@ import evaluate
 from infer_transformers import infer_transformers
 from reward_model import InputError
 from reward_model.model.reference_scores import FILE
+from reward_model.scoring.reference_check import check_reference_scores
 
 MEAN = '{"pooling_type": "MEAN", "use_activation": false}'
 USUAL, ENDS = list(VARIANTS)[:2]
@@ -68,7 +69,7 @@ def noise(name: str, tensor: torch.Tensor) -> torch.Tensor:
 
 WITHOUT_LAST_EOS = ENDS_WITH_EOS.replace("+ eos_token }}", "}}{% if not loop.last %}{{ eos_token }}{% endif %}")
 SYSTEM = "{{ '<|im_start|>system\nBe kind.<|im_end|>\n' }}"
-# Whose server, what is changed in a copy of its folder before that writes its contract, and what is said of the server.
+# The server, what is changed in a copy of its model before the reference scores are written, and the cause reported.
 FAULTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "appended token": (ENDS, template(WITHOUT_LAST_EOS), "the server appends '<.im_end.>' to the conversation"),
     "system message": (USUAL, template(SYSTEM + CHATML), r"the server leaves out '<.im_start.>system\\nBe kind"),
@@ -83,10 +84,10 @@ FAULTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
 }
 
 
-# Drift is no fault: it is reported with its figure, and the server goes on.
+# Drift is not a fault: it is reported with its figure, and the server continues.
 DRIFTS = {
-    "weights in bf16": (lambda _, it: it.bfloat16().float(), "as bfloat16 would make it"),
-    "weights in 8 bits": (in_steps, "are rounded|a coarse rounding"),
+    "weights in bf16": (lambda _, it: it.bfloat16().float(), "bfloat16 explains it"),
+    "weights in 8 bits": (in_steps, "are rounded|coarsely rounded"),
 }
 
 
@@ -95,35 +96,35 @@ def test_rounded_weights_are_reported(runs, drift: str, tmp_path: Path) -> None:
     folder = shutil.copytree(runs[USUAL].model, tmp_path / "changed")
     change_weights(DRIFTS[drift][0])(folder)
     evaluate.reference(evaluate.parse_arguments(["reference", str(folder)]))
-    said = client.check(folder, client.RewardClient(runs[USUAL].url))
-    assert re.search(
-        rf"^warning: scores differ by up to 0\.\d+, where rounding explains 0.0005: .*({DRIFTS[drift][1]})", said
-    )
+    found = check_reference_scores(folder, client.RewardClient(runs[USUAL].url))
+    warning = rf"^warning: scores differ by up to 0\.\d+, where rounding explains 0.0005: .*({DRIFTS[drift][1]})"
+    assert re.search(warning, found)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_faults_against_the_server(runs, fault: str, tmp_path: Path) -> None:
-    name, change, said = FAULTS[fault]
+    name, change, cause = FAULTS[fault]
     folder = shutil.copytree(runs[name].model, tmp_path / "changed")
     change(folder)
     evaluate.reference(evaluate.parse_arguments(["reference", str(folder)]))
-    with pytest.raises(client.ServerError, match=said) as error:
-        client.check(folder, client.RewardClient(runs[name].url))
+    with pytest.raises(InputError, match=cause) as error:
+        check_reference_scores(folder, client.RewardClient(runs[name].url))
     print(f"{fault}: {error.value}")
 
 
 def test_a_clean_server_passes(runs) -> None:
     for name, one in runs.items():  # a template that renders reasoning has a conversation more
-        said, found = client.check(one.model, client.RewardClient(one.url)), 14 if "LoRA" in name else 13
-        assert said.startswith(f"{found} scores are those that ") and float(said.split("within ")[1][:7]) < 1e-4, said
+        found, count = check_reference_scores(one.model, client.RewardClient(one.url)), 14 if "LoRA" in name else 13
+        start = f"{count} scores match the reference scores of "
+        assert found.startswith(start) and float(found.split("within ")[1][:7]) < 1e-4, found
         log = one.log.read_text()
-        assert f"{found} scores are those" in log and "Ready. Try it: " in log
+        assert start in log and "Ready. Try it: " in log
         assert log.startswith("Starting ") and "serving" not in log.splitlines()[0]
     shown = run(sys.executable, "client.py", "check", "--model_dir", one.model, "--base_url", one.url).stdout
-    assert shown.startswith("14 scores are those")
+    assert shown.startswith("14 scores match the reference scores")
 
 
-def test_scores_that_are_not_finite_are_no_contract(base_model: Path, tmp_path: Path) -> None:
+def test_scores_that_are_not_finite_are_refused(base_model: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     model = AutoModelForSequenceClassification.from_pretrained(base_model, num_labels=1)
@@ -134,27 +135,26 @@ def test_scores_that_are_not_finite_are_no_contract(base_model: Path, tmp_path: 
         evaluate.reference(evaluate.parse_arguments(["reference", str(tmp_path / "model")]))
     conversations = [{"messages": [], "tools": None, "score": float("nan")}]
     (tmp_path / FILE).write_text(json.dumps({"conversations": conversations}))
-    with pytest.raises(client.ServerError, match="not finite"):
-        client.check(tmp_path, client.RewardClient())
+    with pytest.raises(InputError, match="not finite"):
+        check_reference_scores(tmp_path, client.RewardClient())
 
 
-def test_what_was_changed_in_the_folder_is_told(runs, tmp_path: Path) -> None:
+def test_changes_in_the_directory_are_reported(runs, tmp_path: Path) -> None:
     """Without tokens or scores: a template, the pad token (eos again, where Transformers looks for the end)."""
     one = runs[ENDS]
-    asked = client.RewardClient(one.url)
+    judge = client.RewardClient(one.url)
     folder = shutil.copytree(one.model, tmp_path / "changed")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"pad_token_id": config["eos_token_id"]}))
-    with pytest.raises(client.ServerError, match="pad_token_id in .* was changed"):
-        client.check(folder, asked)
+    with pytest.raises(InputError, match="pad_token_id in .* was changed"):
+        check_reference_scores(folder, judge)
     (folder / "config.json").write_text(json.dumps(config))
     template(CHATML)(folder)
-    with pytest.raises(client.ServerError, match=r"chat_template\.jinja is not the template that the scores"):
-        client.check(folder, asked)
+    with pytest.raises(InputError, match=r"chat_template\.jinja was changed after the reference scores"):
+        check_reference_scores(folder, judge)
     (folder / FILE).unlink()
-    assert "has no reference_scores.json, so scores are not checked: python evaluate.py reference" in client.check(
-        folder, asked
-    )
+    missing = "has no reference_scores.json, so the served scores are not checked; write them with: python evaluate.py"
+    assert missing in check_reference_scores(folder, judge)
 
 
 def zero_head(folder: Path) -> list[str]:
@@ -169,14 +169,14 @@ def other_day(folder: Path) -> list[str]:
     return ["--chat-template", str(folder / "tomorrow.jinja")]
 
 
-# What is done to a folder, its contract being there, and the flags it is served with; and what infer_vllm.sh says.
+# What is changed in a model with reference scores, and the flags it is served with; and the error of infer_vllm.sh.
 STARTS: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     "sigmoid": (lambda _: ["--pooler-config", SIGMOID], "the server applies a sigmoid; start it with use_activation"),
     "mean": (
         lambda _: ["--pooler-config", MEAN],
-        "the server reads the mean of all tokens; start it with",
+        "the server pools the mean of all tokens; start it with",
     ),
-    "zero": (zero_head, "the reward head that is served is zero"),
+    "zero": (zero_head, "the served reward head is zero"),
     "date": (other_day, "the server prints another date: at character 9 '7 Jul 2024"),
 }
 
@@ -191,34 +191,37 @@ def test_a_server_with_other_scores_is_stopped(runs, tmp_path: Path) -> None:
         env = {**os.environ, "PORT": str(free_port()), "VLLM_CPU_KVCACHE_SPACE": "1"}
         log = open(tmp_path / f"{name}.log", "w")  # noqa: SIM115
         started[name] = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log, start_new_session=True)
-    for name, (_, said) in STARTS.items():
+    for name, (_, message) in STARTS.items():
         assert started[name].wait(timeout=480) == 1
         text = (tmp_path / f"{name}.log").read_text()
-        assert "error: " in text and said in text and "Ready." not in text, text[-3000:]
+        assert "error: " in text and message in text and "Ready." not in text, text[-3000:]
         assert is_gone(started[name].pid)
     assert re.match(r"Starting .* as judge at http://127.0.0.1:\d+ in bfloat16\.", (tmp_path / "zero.log").read_text())
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [
-        ("--port {taken}", "HOST=127.0.0.1 PORT={taken} cannot be listened at"),
-        ("--max-model-len 512 --port={taken}", "HOST=127.0.0.1 PORT={taken} cannot be listened at"),
-        ("--host 0.0.0.0", "HOST=0.0.0.0 lets other machines in; set VLLM_API_KEY"),
-        ("--host=::", "HOST=:: lets other machines in; set VLLM_API_KEY"),
+        ("--port {taken}", "HOST=127.0.0.1 PORT={taken} is in use or not an address of this machine"),
+        (
+            "--max-model-len 512 --port={taken}",
+            "HOST=127.0.0.1 PORT={taken} is in use or not an address of this machine",
+        ),
+        ("--host 0.0.0.0", "HOST=0.0.0.0 accepts connections from other machines; set VLLM_API_KEY"),
+        ("--host=::", "HOST=:: accepts connections from other machines; set VLLM_API_KEY"),
         ("--api-key secret", "Set VLLM_API_KEY instead"),
         ("--api_key=secret", "Set VLLM_API_KEY instead"),
-        ("--ssl-certfile a.pem --ssl-keyfile b.pem", "--ssl-certfile: this server would not answer at http"),
-        ("--uds=/tmp/socket", "--uds: this server would not answer at http"),
+        ("--ssl-certfile a.pem --ssl-keyfile b.pem", "--ssl-certfile: the server would not answer at http"),
+        ("--uds=/tmp/socket", "--uds: the server would not answer at http"),
         ("--headless", "Set CHECK=0"),
     ],
 )
-def test_flags_that_move_the_server_are_read_or_refused(flags: str, said: str) -> None:
+def test_flags_that_move_the_server_are_read_or_refused(flags: str, message: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         taken = listening.getsockname()[1]
         shown = run("sh", "infer_vllm.sh", "a model", *flags.format(taken=taken).split(), check=False, VLLM_API_KEY="")
     assert shown.returncode == 1 and shown.stderr.startswith("error: ") and shown.stderr.count("\n") == 1
-    assert said.format(taken=taken) in shown.stderr and "secret" not in shown.stderr
+    assert message.format(taken=taken) in shown.stderr and "secret" not in shown.stderr
 
 
 def executable(path: Path, text: str) -> None:
@@ -243,16 +246,22 @@ def test_fp32_on_a_gpu_is_not_rounded_to_tf32(flags, expected: str, tiny_reward_
 
 @pytest.mark.slow
 def test_ctrl_c_stops_the_server_and_leaves_nothing(runs, tmp_path: Path) -> None:
-    """While it starts, and when it is ready: one with normalised scores. A taken port and an open door are told."""
-    one, normalised = runs[USUAL], shutil.copytree(runs[USUAL].model, tmp_path / "normalised")
+    """While it starts, and when it is ready: one with normalized scores. Used ports and open addresses are refused."""
+    one, normalized = runs[USUAL], shutil.copytree(runs[USUAL].model, tmp_path / "normalized")
     data = jsonl(tmp_path / "pairs.jsonl", PAIRS)
-    evaluate.normalize(evaluate.parse_arguments(["normalize", str(normalised), str(data)]))
-    starting, ready = Server(one.model, tmp_path / "1.log"), Server(normalised, tmp_path / "2.log")
+    evaluate.normalize(evaluate.parse_arguments(["normalize", str(normalized), str(data)]))
+    starting, ready = Server(one.model, tmp_path / "1.log"), Server(normalized, tmp_path / "2.log")
     command = ["sh", "infer_vllm.sh", one.model]
     shown = run(*command, check=False, PORT=one.url.rsplit(":", 1)[1])
-    assert shown.returncode == 1 and shown.stderr.count("\n") == 1 and "cannot be listened at: taken" in shown.stderr
+    assert (
+        shown.returncode == 1
+        and shown.stderr.count("\n") == 1
+        and "is in use or not an address of this machine" in shown.stderr
+    )
     shown = run(*command, check=False, HOST="0.0.0.0", PORT=str(free_port()))
-    assert shown.returncode == 1 and shown.stderr.startswith("error: HOST=0.0.0.0 lets other machines in; set VLLM_API")
+    assert shown.returncode == 1 and shown.stderr.startswith(
+        "error: HOST=0.0.0.0 accepts connections from other machines; set VLLM_API"
+    )
     while starting.log.read_text().count("\n") < 3:
         time.sleep(0.2)
     os.killpg(starting.process.pid, signal.SIGINT)
@@ -262,15 +271,15 @@ def test_ctrl_c_stops_the_server_and_leaves_nothing(runs, tmp_path: Path) -> Non
     conversations = [pair[side] for pair in PAIRS for side in ("chosen", "rejected")]
     served = np.array(client.RewardClient(ready.url).score_many(conversations))
     assert (served.mean(), served.std()) == pytest.approx((0, 1), abs=1e-3)
-    here = infer_transformers(str(normalised), conversations)
+    here = infer_transformers(str(normalized), conversations)
     raw = np.array(one.in_training)
     assert served == pytest.approx(here, abs=1e-4) and here == pytest.approx((raw - raw.mean()) / raw.std(), abs=1e-4)
     os.killpg(ready.process.pid, signal.SIGINT)
     assert ready.process.wait(timeout=60) == 130 and is_gone(ready.process.pid)
-    assert ready.log.read_text().endswith("Stopping.\n"), "vLLM's own end is not shown"
+    assert ready.log.read_text().endswith("Stopping.\n"), "the messages of vLLM's own shutdown are not shown"
 
 
-def test_checkpoints_have_a_contract(few_pairs, base_model, tmp_path: Path) -> None:
+def test_checkpoints_have_reference_scores(few_pairs, base_model, tmp_path: Path) -> None:
     import train as train_script
 
     arguments = "--max_steps 2 --save_steps 1 --per_device_train_batch_size 2 --report_to none --eval_size 4"

@@ -1,4 +1,4 @@
-"""The reward in reinforcement learning: what trainers of others post, and that they get the scores of the server."""
+"""The reward in reinforcement learning: requests of other trainers return the scores of the server."""
 
 import re
 import threading
@@ -20,13 +20,13 @@ def test_grpo_of_trl(runs, base_model, tmp_path) -> None:
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
-    asked, seen = client.RewardClient(runs["usual template"].url), []
+    judge, seen = client.RewardClient(runs["usual template"].url), []
 
     def reward(**columns: Any) -> list[float | None]:
         seen.append(
             [prompt + answer for prompt, answer in zip(columns["prompts"], columns["completions"], strict=True)]
         )
-        return asked.reward(**columns)
+        return judge.reward(**columns)
 
     prompts = [pair["chosen"][:1] for pair in PAIRS[:8]]
     arguments = {"max_steps": 2, "num_generations": 4, "per_device_train_batch_size": 4, "max_completion_length": 12}
@@ -41,12 +41,12 @@ def test_grpo_of_trl(runs, base_model, tmp_path) -> None:
     logged = [log["rewards/reward/mean"] for log in trainer.state.log_history if "rewards/reward/mean" in log]
     assert len(logged) == len(seen) == 2
     for mean, conversations in zip(logged, seen, strict=True):
-        scores = asked.score_many(conversations)
+        scores = judge.score_many(conversations)
         assert mean == pytest.approx(sum(scores) / 4, abs=1e-4) and max(scores) - min(scores) > 1e-3
 
 
 def test_classify_as_verl_posts_it(runs) -> None:
-    """The rendered text in, and the same number out, in `probs`."""
+    """The rendered text gives the same score, in `probs`."""
     one = runs["usual template"]
     tokenizer = load_tokenizer(str(one.model))
     for pair in PAIRS[:3]:
@@ -57,14 +57,14 @@ def test_classify_as_verl_posts_it(runs) -> None:
 
 
 def test_the_remote_reward_of_openrlhf(runs) -> None:
-    """The script of docs/serving.md, as OpenRLHF asks it."""
+    """The script of docs/serving.md, with a request of OpenRLHF."""
     (script,) = re.findall(r"```py\n(import json\n.*?)\nserver\.serve_forever\(\)\n```", DOCS, re.S)
     script = script.replace("http://127.0.0.1:5001", runs["usual template"].url).replace("5002", "0")
     scope: dict[str, Any] = {}
     exec(script, scope)
     threading.Thread(target=scope["server"].serve_forever, daemon=True).start()
-    asked = {"prompts": ["Hi?", "2 + 2?"], "query": ["Hi?Hello.<|im_end|>", "2 + 2?Four."], "labels": [None, None]}
-    answer = requests.post(f"http://127.0.0.1:{scope['server'].server_port}", json=asked, timeout=60).json()
+    request = {"prompts": ["Hi?", "2 + 2?"], "query": ["Hi?Hello.<|im_end|>", "2 + 2?Four."], "labels": [None, None]}
+    answer = requests.post(f"http://127.0.0.1:{scope['server'].server_port}", json=request, timeout=60).json()
     scope["server"].shutdown()
     both = [conversation("Hi?", "Hello."), conversation("2 + 2?", "Four.")]
     scores = client.RewardClient(runs["usual template"].url).score_many(both)

@@ -69,7 +69,7 @@ def test_what_cannot_be_merged(wrong: str, merging: Callable, tmp_path: Path) ->
 
 
 def test_an_output_that_cannot_be_written(merging: Callable) -> None:
-    with pytest.raises(InputError, match="/proc/out: nothing can be written there"):
+    with pytest.raises(InputError, match="/proc/out cannot be written"):
         merging(lambda adapter: None, "", Path("/proc/out"))
 
 
@@ -81,7 +81,7 @@ def test_a_stop_leaves_nothing_behind(merging: Callable, tmp_path: Path, monkeyp
     monkeypatch.setattr(merge_lora, "merge_adapter", stopped)
     with pytest.raises(SystemExit, match="130"):
         merging(lambda adapter: None, "", tmp_path / "merged")
-    assert capsys.readouterr().err == "\nStopped; nothing was kept.\n" and not (tmp_path / "merged").exists()
+    assert capsys.readouterr().err == "\nStopped; nothing was saved.\n" and not (tmp_path / "merged").exists()
 
 
 def test_its_own_base_is_known_under_another_name(merging: Callable, base_model: Path, tmp_path: Path, capsys) -> None:

@@ -56,18 +56,18 @@ for name, words in json.load(open(sys.argv[1])).items():
 MORE = "--max_steps 1 --per_device_train_batch_size 4 --eval_size 0 --report_to none --save_strategy no"
 # What rank 1 finds, or what both do -> what both must say.
 SAID = {
-    "read-only directory": "rank 1: --output_dir /proc/out: nothing can be written there",
-    "a trained model": "rank 1: .*other holds a trained model or checkpoints",
-    "no checkpoint": "rank 1: --resume_from_checkpoint: None, on rank 0 .*checkpoint-1",
+    "read-only directory": "rank 1: --output_dir /proc/out cannot be written",
+    "a trained model": "rank 1: .*other already contains a model or checkpoints",
+    "no checkpoint": "rank 1: --resume_from_checkpoint: None here, but .*checkpoint-1",
     "no model": "rank 1: .*nowhere",
     "another model": "rank 1: weights: ",
     "no data": r"rank 1: .*nowhere\.jsonl",
     "other data": "rank 1: data files: ",
-    "longer data": r"rank 1: Every one of the 24 training pairs is longer than --max_length 1 ",
+    "longer data": r"rank 1: All 24 training pairs are longer than --max_length 1 ",
     "run.json cannot be written": r"rank 0: .*run\.json",
     "infinite loss": r"Step 1: the loss is inf.*The pairs of this step are .*pairs\.jsonl:\d",
     # of ZeRO-3, whose parameters are empty
-    "infinite weights": "After step 3 the weights are not finite",
+    "infinite weights": "The weights are not finite after step 3",
     "nothing": "nothing",
 }
 
