@@ -56,6 +56,7 @@ def test_what_is_imported_is_declared() -> None:
     declared, distributions = {line.split("==")[0].lower() for line in lines}, packages_distributions()
     known = {
         "reward_model",
+        "triton",  # torch for CUDA brings it along
         *FOLDERS,
         *helpers,
         *(script.stem for script in SCRIPTS),
