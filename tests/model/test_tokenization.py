@@ -19,7 +19,9 @@ def test_caches_go_by_the_code(few_pairs: Path, make_tokenizer, monkeypatch: pyt
         monkeypatch.setattr(tokenization, "code_stamp", lambda stamp=stamp: stamp)
         pairs = dataset.load_pairs(str(few_pairs))[0]
         tokenized = tokenization.tokenize_pairs(rows_of(pairs), tokenizer, None, None, "training")
-        found.append([d.cache_files[0]["filename"] for d in (pairs, dataset._pairs("hub", rows), tokenized)])
+        found.append(
+            [d.cache_files[0]["filename"] for d in (pairs, dataset._validated_dataset("hub", rows), tokenized)]
+        )
     assert found[0] == found[1], "nothing was cached"
     assert all(before != after for before, after in zip(found[1], found[2], strict=True))
 

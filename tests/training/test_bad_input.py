@@ -98,10 +98,10 @@ def test_arguments(base_model: Path, few_pairs: Path, tmp_path: Path) -> None:
         start(base_model, few_pairs, tmp_path / "out", "--resume_from_checkpoint", "True")
     with pytest.raises(InputError, match=r"--fsdp is not supported: .* Use sh train.sh"):
         start(base_model, few_pairs, tmp_path / "out", "--fsdp", "full_shard")
-    with pytest.raises(InputError, match=r"unknown argument --learning_rat;"):
+    with pytest.raises(InputError, match=r"Unknown argument --learning_rat in"):
         start(base_model, few_pairs, tmp_path / "out", "--learning_rat", "1e-5")
     (tmp_path / "args.json").write_text('{"output_dir": "out", "learning_rat": 1e-5}')
-    with pytest.raises(InputError, match=r"args\.json: unknown argument --learning_rat;"):
+    with pytest.raises(InputError, match=r"Unknown argument --learning_rat in .*args\.json"):
         train_script.main([str(tmp_path / "args.json")])
     adapter = tmp_path / "adapter"  # weights, but no config.json
     adapter.mkdir()

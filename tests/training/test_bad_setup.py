@@ -200,7 +200,7 @@ DATA: dict[str, tuple[Callable[[Path], Path], str]] = {
     "tools no list": (lambda d: lines(d, "pairs.jsonl", [PAIRS[0] | {"tools": "none"}]), r"tools"),
     "margin beyond floats": (
         lambda d: lines(d, "pairs.jsonl", [PAIRS[0] | {"margin": int("9" * 400)}]),
-        r"pairs\.jsonl:1: margin is 9+; it must be a number",
+        r"pairs\.jsonl:1: margin is 9+; set a finite number",
     ),
     "5,000 digits": (digits, r"pairs\.jsonl:1: not valid JSON \(Exceeds the limit"),
 }

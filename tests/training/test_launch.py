@@ -53,6 +53,7 @@ def test_gpus_are_counted_as_torch_sees_them(nvidia_smi, monkeypatch: pytest.Mon
 
 
 @WITHOUT_GPU
+@pytest.mark.slow
 def test_gpus_that_torch_cannot_use_stop_the_run(nvidia_smi, tmp_path: Path) -> None:
     nvidia_smi(LISTED)
     shown = run("sh", ROOT / "train.sh", OUTPUT_DIR=str(tmp_path / "out"), check=False)
