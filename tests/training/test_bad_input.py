@@ -107,7 +107,7 @@ def test_arguments(base_model: Path, few_pairs: Path, tmp_path: Path) -> None:
     adapter.mkdir()
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         (adapter / name).write_text("{}")
-    with pytest.raises(InputError, match=r"is a LoRA adapter; merge it first"):
+    with pytest.raises(InputError, match=r"is a LoRA adapter. Merge it first"):
         start(adapter, few_pairs, tmp_path / "out")
     with pytest.raises(InputError, match=r"no such folder, and no hub id"):
         start(tmp_path / "no model", few_pairs, tmp_path / "out")
