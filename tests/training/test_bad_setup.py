@@ -296,7 +296,7 @@ def test_held_out_pairs_beside_the_training_file_are_used(base_model: Path, tmp_
     lines(tmp_path, "pairs.eval.jsonl", demo_pairs()[20:23])
     arguments = DataArguments(dataset_name=str(pairs))
     assert len(read_pairs(arguments, verbose=True)[1]) == 3
-    assert "pairs.eval.jsonl, found beside the training file. --eval_size 0 ignores it." in capsys.readouterr().out
+    assert "pairs.eval.jsonl, found next to the training file. Pass --eval_size 0" in capsys.readouterr().out
     arguments.eval_size = 0
     assert read_pairs(arguments, verbose=True)[1] is None
 
