@@ -92,7 +92,7 @@ class ExactRewardTrainer(RewardTrainer):
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         # Private, since Trainer checks no flag before the first step of an epoch: a run that was killed between its
         # last checkpoint and the final save would make one step too many.
-        # test_resuming_after_the_last_step_saves_and_makes_no_other fails if Trainer stops calling this method.
+        # test_resuming_after_the_last_step_only_saves fails if Trainer stops calling this method.
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
@@ -135,7 +135,7 @@ class ExactRewardTrainer(RewardTrainer):
 
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
         # Private, since no callback sees the norm before the optimizer's step, which would spread nan to all weights.
-        # test_a_gradient_that_is_not_finite_stops_with_its_pairs fails if Trainer stops calling this method.
+        # test_loss_that_is_not_finite_stops_the_run_and_names_its_pairs fails if Trainer stops calling this method.
         norm = super()._get_grad_norm(model, grad_norm)
         loss = float(self.accelerator.reduce(sum(self._losses), "mean"))  # all ranks stop together
         self._losses.clear()
