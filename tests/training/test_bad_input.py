@@ -98,18 +98,18 @@ def test_invalid_arguments_stop_the_run(base_model: Path, few_pairs: Path, tmp_p
         start(base_model, few_pairs, tmp_path / "out", "--resume_from_checkpoint", "True")
     with pytest.raises(InputError, match=r"--fsdp is not supported: .* Use sh train.sh"):
         start(base_model, few_pairs, tmp_path / "out", "--fsdp", "full_shard")
-    with pytest.raises(InputError, match=r"unknown argument --learning_rat;"):
+    with pytest.raises(InputError, match=r"Unknown argument --learning_rat in the command line"):
         start(base_model, few_pairs, tmp_path / "out", "--learning_rat", "1e-5")
     (tmp_path / "args.json").write_text('{"output_dir": "out", "learning_rat": 1e-5}')
-    with pytest.raises(InputError, match=r"args\.json: unknown argument --learning_rat;"):
+    with pytest.raises(InputError, match=r"Unknown argument --learning_rat in .*args\.json"):
         train_script.main([str(tmp_path / "args.json")])
     adapter = tmp_path / "adapter"  # weights, but no config.json
     adapter.mkdir()
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         (adapter / name).write_text("{}")
-    with pytest.raises(InputError, match=r"is a LoRA adapter; merge it first"):
+    with pytest.raises(InputError, match=r"is a LoRA adapter\. Merge it first"):
         start(adapter, few_pairs, tmp_path / "out")
-    with pytest.raises(InputError, match=r"no such folder, and no hub id"):
+    with pytest.raises(InputError, match=r"no model is neither a directory nor a Hub id"):
         start(tmp_path / "no model", few_pairs, tmp_path / "out")
 
 

@@ -58,8 +58,8 @@ def test_zero3_on_two_ranks_equals_one_process(base_model: Path, data: Path, tmp
 
 
 def test_arguments_are_read_from_a_json_file(base_model: Path, few_pairs: Path, tmp_path: Path) -> None:
-    words = arguments(base_model, few_pairs, tmp_path / "json run", "--max_steps", "2", "--save_strategy", "no")
-    given = dict(zip([word.removeprefix("--") for word in words[::2]], words[1::2], strict=True))
+    command_line = arguments(base_model, few_pairs, tmp_path / "json run", "--max_steps", "2", "--save_strategy", "no")
+    given = dict(zip([word.removeprefix("--") for word in command_line[::2]], command_line[1::2], strict=True))
     (tmp_path / "train_args.json").write_text(json.dumps(given | {"max_steps": 2, "gradient_checkpointing": True}))
     train("train_args.json", cwd=tmp_path)
     assert len(losses(tmp_path / "json run")) == 2
@@ -97,8 +97,8 @@ def test_long_pairs_are_dropped_and_reported_before_the_split(
     for pair in long:
         pair["chosen"][-1]["content"] *= 40
     pairs = jsonl(tmp_path / "pairs.jsonl", [*long, *PAIRS[12:]])
-    words = arguments(base_model, pairs, tmp_path / "out", "--max_steps", "1", "--save_strategy", "no")
-    trainer = train_script.main([*words, "--max_length", "600"])
+    command_line = arguments(base_model, pairs, tmp_path / "out", "--max_steps", "1", "--save_strategy", "no")
+    trainer = train_script.main([*command_line, "--max_length", "600"])
     assert "dropped 12 of 24 pairs" in capsys.readouterr().out
     assert (len(trainer.train_dataset), len(trainer.eval_dataset)) == (8, 4), (
         "--eval_size 4 holds out 4 of the remaining pairs"
@@ -108,9 +108,9 @@ def test_long_pairs_are_dropped_and_reported_before_the_split(
 @pytest.mark.skipif(not SHARED_DATA.exists(), reason="../shared/data does not exist")
 @pytest.mark.parametrize("name", ["dpo_en_demo", "dpo_zh_demo"])
 def test_real_multi_turn_data_can_be_trained_on(name: str, base_model: Path, tmp_path: Path) -> None:
-    words = arguments(
+    command_line = arguments(
         base_model, SHARED_DATA / f"{name}.json", tmp_path / "out", "--max_steps", "2", "--save_strategy", "no"
     )
-    trainer = train_script.main([*words, "--max_length", "2048"])
+    trainer = train_script.main([*command_line, "--max_length", "2048"])
     assert len(losses(tmp_path / "out")) == 2 and np.isfinite(losses(tmp_path / "out")).all()
     assert len(trainer.train_dataset) > 150
