@@ -139,7 +139,7 @@ class RewardClient:
                 if server not in self.down and attempt < self.retries:
                     logging.getLogger("client").warning("%s; trying again.", problem)
                 self.down[server] = time.monotonic() + 1
-            if status == TIMED_OUT and len(self.down) == len(self.servers):  # a retry on the same server is no faster
+            if status == TIMED_OUT and len(self.down) == len(self.servers):  # a retry would time out again
                 break
         raise (ConversationError if status in REJECTED or status >= 500 else ServerError)(problem)
 
@@ -174,6 +174,7 @@ class RewardClient:
 
 
 def read_score(url: str, reply: bytes) -> float:
+    """Return the score in the reply of the server at `url`; raise ServerError or ConversationError without one."""
     try:
         (value,) = json.loads(reply)["data"][0]["data"]
         is_finite = math.isfinite(value) and not isinstance(value, bool)
@@ -185,6 +186,7 @@ def read_score(url: str, reply: bytes) -> float:
 
 
 def error_message(reply: bytes) -> str:
+    """Return the error message in a reply, or the start of the reply."""
     try:
         return json.loads(reply)["error"]["message"]
     except (ValueError, LookupError, TypeError):
@@ -240,6 +242,7 @@ def get_score_api(query: str, response: str, system: str | None = None, **option
 
 
 def main(argv: list[str]) -> None:
+    """Run the command line."""
     command = argv.pop(0) if argv[:1] in (["rank"], ["check"]) else ""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="*", metavar="question answer")

@@ -63,6 +63,7 @@ def score_input(args: argparse.Namespace) -> int:
 
 
 def main(argv: list[str]) -> None:
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="directory of a reward model: --output_dir of train.py, or any with one label")
     parser.add_argument("question", nargs="?")

@@ -15,6 +15,7 @@ from reward_model.model.lora import check_adapter, merge_adapter
 
 
 def main() -> None:
+    """Run the command line."""
     parser = argparse.ArgumentParser(description="Merge a LoRA adapter with a trained reward head into its base model.")
     parser.add_argument("adapter", type=Path, help="directory with adapter_config.json")
     parser.add_argument("output_dir", type=Path, help="directory for the merged model; must not exist")

@@ -1,9 +1,9 @@
-"""Convert preference data of any common format to validated pairs, and report on bad rows and on the pairs.
+r"""Convert preference data of any common format to validated pairs, and report on bad rows and on the pairs.
 
     python prepare_data.py data/demo/train.jsonl --output save/pairs.jsonl --eval_size 0.05
-    python prepare_data.py data/demo data/formats/alpaca.json@format=alpaca,cap=1000 --output save/pairs.jsonl \\
+    python prepare_data.py data/demo data/formats/alpaca.json@format=alpaca,cap=1000 --output save/pairs.jsonl \
         --exclude_prompts data/demo/eval.jsonl --tokenizer models/SmolLM2-135M-Instruct --max_length 2048
-    python prepare_data.py data/formats/fields.csv --prompt question --input context --candidates first second \\
+    python prepare_data.py data/formats/fields.csv --prompt question --input context --candidates first second \
         --label preferred --label_first A --label_second B --label_tie same --output save/pairs.jsonl
 
 A SOURCE is a .json, .jsonl, .jsonl.gz, .csv, .parquet or .arrow file, a directory of such files (searched recursively,

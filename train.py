@@ -1,6 +1,6 @@
 """Train a discriminative (Bradley-Terry) reward model on preference pairs with trl's RewardTrainer.
 
-    python train.py                                   # reads train_args.json beside this file (F5 in VS Code)
+    python train.py                                   # reads train_args.json next to train.py (F5 in VS Code)
     python train.py my_args.json --max_steps 10       # a JSON or YAML file of arguments; later arguments override it
     python train.py --model_name_or_path Qwen/Qwen2.5-0.5B-Instruct --dataset_name pairs.jsonl --output_dir save/run
     python train.py … --use_peft --lora_r 32 --lora_alpha 16 --learning_rate 1e-4        # LoRA; trains the full head
@@ -63,6 +63,11 @@ HERE = Path(__file__).resolve().parent
 
 
 def main(argv: list[str]) -> ExactRewardTrainer:
+    """Train a reward model with the arguments of a command line, save it, and return the trainer.
+
+    Raises:
+        InputError: If an argument, the model or the data is not valid; with all problems found before training.
+    """
     data_args, training_args, model_args = parse_arguments(argv, default_file=HERE / "train_args.json")
     if training_args.process_index == 0:
         print(schedule_line(training_args, model_args))

@@ -12,7 +12,7 @@ def rectangle(x: float, y: float, width: float, height: float, fill: str, more: 
 
 
 def page(width: float, height: float, shapes: list[str]) -> str:
-    """The whole picture, on white, so that it can be read where the page around it is dark."""
+    """Return a complete picture. It is drawn on white, so that it is readable on dark pages too."""
     lines = "\n".join([rectangle(0, 0, width, height, "white"), *shapes])
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" width="{width:g}" '

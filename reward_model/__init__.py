@@ -5,15 +5,15 @@ import traceback
 
 
 class InputError(ValueError):
-    """A user's mistake. The message says what is wrong, where, and how to fix it. Scripts print it alone."""
+    """A user's mistake. The message names the problem, the place and the fix; scripts print it without a traceback."""
 
 
 class RowError(InputError):
-    """A problem of one row, without its place.
+    """A problem of one row. The caller adds the place of the row.
 
     Args:
         reason: Short name under which such rows are counted.
-        message: What is wrong.
+        message: Description of the problem.
     """
 
     def __init__(self, reason: str, message: str) -> None:

@@ -112,7 +112,7 @@ def _tool_call_message(value: Any) -> dict[str, Any]:
 
 
 def transcript_messages(transcript: Any) -> Messages:
-    """Return the messages of a text with "\\n\\nHuman:" and "\\n\\nAssistant:" turns, preceded by a system message."""
+    r"""Return the messages of a text with "\n\nHuman:" and "\n\nAssistant:" turns, preceded by a system message."""
     if isinstance(transcript, str) and len(nemo := NEMO_TURNS.split(transcript)) > 1:
         parts = ["", "User", *nemo] if nemo[0] else nemo
     else:

@@ -58,18 +58,24 @@ def _attention(
     path_counts: "PathCounts | None" = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attend over a packed row, or over a padded batch if there is no row, with Transformers' signature.
+    """Attend over a packed row, or over a padded batch if `cu_seq_lens_q` is None. Has Transformers' signature.
 
     Args:
         module: The attention layer.
         query: `(1, heads, tokens, size)` of a packed row; `key` and `value` may have fewer heads.
-        key: Like `query`, as is `value`.
+        key: `(1, heads, tokens, size)`.
+        value: `(1, heads, tokens, size)`.
         attention_mask: Mask of a padded batch.
         scaling: Factor of the products of queries and keys.
         dropout: Dropout rate, which packed rows do not support.
         sliding_window: Number of keys that a query sees at most, including its own.
-        cu_seq_lens_q: What `pack` returns, as are the following arguments.
+        cu_seq_lens_q: Boundaries of the queries of each sequence, as `pack` returns them.
+        cu_seq_lens_k: Boundaries of the keys of each sequence.
+        max_length_q: Longest sequence of queries.
+        max_length_k: Longest sequence of keys.
+        key_index: Position in the row of each key.
         path_counts: State of the model; records further arguments that may change the result.
+        **kwargs: Further arguments of Transformers' attention functions.
 
     Returns:
         The output, `(1, tokens, heads, size)`, and None.

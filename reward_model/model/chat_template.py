@@ -59,7 +59,7 @@ def single_template(template: str | dict[str, str] | None, source: str) -> str:
     The combined template chooses as Transformers does: `tool_use` where there are tools, otherwise `default`.
 
     Raises:
-        InputError: There is no template, or there are several and none is the default.
+        InputError: If the tokenizer has no template, or several without a default.
     """
     if not template:
         raise InputError(

@@ -131,10 +131,10 @@ def check_weights(directory: Path, config: dict[str, Any]) -> None:
 
 
 def stored_tensors(directory: Path, name: str = "model") -> dict[str, list[int]] | None:
-    """Return the shapes of the tensors in `name`.safetensors or its shards, or None if there are no such files.
+    """Return the shapes of the tensors in `name`.safetensors or its shards, or None if neither exists.
 
     Raises:
-        InputError: A file is missing or broken.
+        InputError: If a shard is missing or a file is broken.
     """
     index, files = directory / f"{name}.safetensors.index.json", [directory / f"{name}.safetensors"]
     if not files[0].is_file():

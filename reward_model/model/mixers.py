@@ -36,9 +36,11 @@ class ForkedState:
 
     @property
     def layers(self) -> "ForkedState":
+        """The cache itself: it has one layer, whatever the index."""
         return self
 
     def has_previous_state(self, layer_idx: int | None = None, state_idx: int = 0) -> bool:
+        """Return whether the layer continues from the state of a prefix."""
         return self.is_continued
 
     def update_conv_state(
@@ -50,6 +52,7 @@ class ForkedState:
         return states
 
     def update_recurrent_state(self, states: torch.Tensor, layer_idx: int, state_idx: int = 0, **kwargs: Any) -> Any:
+        """Keep and return the recurrent state."""
         self.recurrent_states[0] = states
         return states
 

@@ -82,7 +82,9 @@ def mixer_layout(cu_seq_lens_q: torch.Tensor, cu_seq_lens_k: torch.Tensor, key_i
     """Return the layout of a packed row for recurrent layers, which run the prefixes and then the branches as a batch.
 
     Args:
-        cu_seq_lens_q: What `pack` returns, as are the other arguments.
+        cu_seq_lens_q: Boundaries of the queries of each branch, as `pack` returns them, `(branches + 1,)`.
+        cu_seq_lens_k: Boundaries of the keys of each branch, `(branches + 1,)`.
+        key_index: Position in the row of each key, `(keys,)`.
 
     Returns:
         `prefixes`, `(groups, longest)`, the tokens of each prefix with -1 to their left; `branches`, `(branches,

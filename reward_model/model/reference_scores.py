@@ -83,8 +83,11 @@ def read_reference_scores(directory: Path) -> list[dict[str, Any]]:
 
 
 def compute_reference_scores(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
-    """Return each reference conversation with its text, a hash of its tokens, its score, its score when the output of
-    every module is rounded, and the mean score of all tokens, which identifies a wrong pooler."""
+    """Return the reference conversations with the scores of a model.
+
+    Each has its text, a hash of its tokens, its score, its score when the output of every module is rounded, and the
+    mean score of all tokens, which identifies a wrong pooler.
+    """
     conversations, encoded = _encode_conversations(model, tokenizer)
     scores = _scores(model, encoded)
     with rounded(model):

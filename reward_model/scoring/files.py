@@ -68,7 +68,8 @@ def score_file(source: Path, partial: PartialOutput, score_rows: Scorer, exact: 
     """Append each row with its scores or an "error" to the output, and return the number of rows with an error.
 
     Args:
-        source: The file that `partial` was opened with.
+        source: File of rows.
+        partial: The output of `source`, from `open_partial_output`.
         score_rows: Yields each row with its scores or an error, in order.
         exact: Whether the model computes in fp32.
         rank: Whether to add the `order` of the answers, best first, and the number of the `best`.
@@ -94,6 +95,7 @@ def score_file(source: Path, partial: PartialOutput, score_rows: Scorer, exact: 
 
 
 def as_line(row: dict[str, Any]) -> str:
+    """Return a row as one line of JSON, without the line break."""
     return json.dumps(row, ensure_ascii=False, default=str)
 
 

@@ -43,8 +43,12 @@ def load_reward_model(directory: str, dtype: str | None = None) -> tuple[PreTrai
 
 
 def load_untrained(base_model: str, directory: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Return a base model with the random reward head that train.py starts from by default, and the tokenizer of the
-    reward model in `directory` that was trained from it."""
+    """Return the base model of a reward model with an untrained head, and the tokenizer of the reward model.
+
+    Args:
+        base_model: Directory or Hub id. The head is the random one that train.py starts from by default.
+        directory: Directory of the reward model.
+    """
     check_base_model(base_model)
     tokenizer = load_tokenizer(directory)
     set_seed(SEED)
@@ -63,6 +67,8 @@ def score(
     """Return one score for each conversation of each group, in order. A group's shared prefix is computed once.
 
     Args:
+        model: Model from `load_reward_model`.
+        tokenizer: Its tokenizer.
         groups: Conversations that may have a shared prefix: a pair, or n answers to one prompt.
         tokens_per_batch: Token positions in a forward pass; `batch_budget(model)` by default.
         tools: For each group the tools that the assistant had, or None.
@@ -194,7 +200,7 @@ def batch_budget(model: PreTrainedModel) -> int:
 
 
 def _batches(sizes: list[int], budget: int) -> Iterator[list[int]]:
-    """Yield the numbers of groups of similar size, as many as fit into `budget` token positions, and at least one."""
+    """Yield the numbers of the groups of each batch: of similar size, up to `budget` token positions, at least one."""
     batch: list[int] = []
     filled = 0
     for number in sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True):

@@ -139,6 +139,7 @@ def compare_scores(
 
 
 def max_difference(first: Iterable[float], second: Iterable[float]) -> float:
+    """Return the largest absolute difference of two sequences of the same length."""
     return max(abs(a - b) for a, b in zip(first, second, strict=True))
 
 

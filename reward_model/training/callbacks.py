@@ -35,6 +35,7 @@ class AttentionChooser(TrainerCallback):
         self.pairs = [(list(pair[SIDES[0]]), list(pair[SIDES[1]])) for pair in pairs]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
+        """Choose packed or padded rows, and print the reason for padded ones."""
         half, collator = args.bf16 or args.fp16, self.collator
         with torch.autocast(args.device.type, torch.float16 if args.fp16 else torch.bfloat16, half):
             reason = choose_attention(
@@ -59,7 +60,8 @@ class TrainingMonitor(TrainerCallback):
         self.has_warned = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
-        self.first_log = next((log for log in state.log_history if "loss" in log), {})  # of a resumed run
+        """Restore the first log of a resumed run, and start to remember the batches of each step."""
+        self.first_log = next((log for log in state.log_history if "loss" in log), {})
         body = next(module for module in model.modules() if hasattr(module, "path_counts"))
         body.register_forward_pre_hook(self._remember_batch, with_kwargs=True)
 
@@ -68,15 +70,18 @@ class TrainingMonitor(TrainerCallback):
             self.batches.append(batch)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Forget the batches of the step."""
         self.batches.clear()
 
     def on_train_end(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
+        """Raise InputError if a weight is not finite. Runs on all ranks."""
         # ZeRO-3 leaves the parameters empty; ds_tensor holds this rank's part of each.
         parts = [getattr(parameter, "ds_tensor", parameter) for parameter in model.parameters()]
         if not all(gather_object([bool(part.isfinite().all()) for part in parts])):
             raise InputError(f"The weights are not finite after step {state.global_step}, so they are not saved.")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
+        """Warn once if the mean reward has drifted by more than MAX_DRIFT."""
         if "loss" not in logs or not state.is_world_process_zero:
             return
         self.first_log = self.first_log or logs

@@ -37,10 +37,12 @@ class CheckpointWriter(TrainerCallback):
         self.save_total_limit = save_total_limit
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if args.should_save:  # the checkpoint of this step may be about to be written over
+        """Mark an existing checkpoint of this step as incomplete, because it may be about to be overwritten."""
+        if args.should_save:
             Path(args.output_dir, f"checkpoint-{state.global_step}", COMPLETE).unlink(missing_ok=True)
 
     def on_save(self, args: Any, state: Any, control: Any, model: Any, processing_class: Any, **kwargs: Any) -> None:
+        """Add the reference scores, mark the checkpoint as complete, and delete older ones. Runs on all ranks."""
         checkpoint = Path(args.output_dir, f"checkpoint-{state.global_step}")
         write_reference_scores(model, processing_class, checkpoint)
         PartialState().wait_for_everyone()
@@ -50,7 +52,7 @@ class CheckpointWriter(TrainerCallback):
 
 
 def mark_complete(checkpoint: Path) -> None:
-    """Write complete.json into a checkpoint, in one step."""
+    """Write complete.json into a checkpoint atomically."""
     files = [file for file in checkpoint.rglob("*") if file.is_file() and not file.name.startswith(COMPLETE)]
     sizes = {str(file.relative_to(checkpoint)): file.stat().st_size for file in sorted(files)}
     new = checkpoint / f"{COMPLETE}.new"
@@ -146,12 +148,14 @@ class GracefulShutdown(TrainerCallback):
         self._signalled = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Install the signal handlers."""
         self._handlers = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def _handle(self, number: int, frame: Any) -> None:
         self._signalled = 1
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Save and stop if any rank has received a signal and steps are left. Runs on all ranks."""
         signalled = torch.tensor(self._signalled, device=args.device)
         if torch.distributed.is_initialized():
             torch.distributed.all_reduce(signalled, torch.distributed.ReduceOp.MAX)
@@ -159,5 +163,6 @@ class GracefulShutdown(TrainerCallback):
             self.stopped = control.should_training_stop = control.should_save = True
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Restore the earlier signal handlers."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)

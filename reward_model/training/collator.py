@@ -31,6 +31,7 @@ class PairCollator(DataCollatorForPreference):
     rope_switch: int | None = None
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return the batch of some examples."""
         lengths = [len(example[side]) for example in examples for side in SIDES]
         if not self.shared_prefix:
             batch = super().torch_call(examples)

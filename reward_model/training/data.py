@@ -1,4 +1,4 @@
-"""Load the pairs of a run, and check that the model can process their tokens and tell the two sides apart."""
+"""Load the pairs of a run, and check that the model can process their tokens and distinguish the two sides."""
 
 import json
 from collections import Counter
@@ -21,7 +21,7 @@ SAMPLE_SIZE = 48  # pairs of each file that are rendered before training
 def read_pairs(data_args: DataArguments, verbose: bool) -> tuple[Dataset, Dataset | None]:
     """Return the training pairs and the test pairs, or None where the data has no test split.
 
-    `pairs.eval.jsonl` beside `pairs.jsonl` is the test split that prepare_data.py writes.
+    `pairs.eval.jsonl` next to `pairs.jsonl` is the test split that prepare_data.py writes.
     """
     name = str(data_args.dataset_name)
     if ".rejected." in Path(name).name:
@@ -34,7 +34,7 @@ def read_pairs(data_args: DataArguments, verbose: bool) -> tuple[Dataset, Datase
     if Path(name).is_file() and eval_file.is_file() and data_args.eval_size:
         test_pairs = load_pairs(str(eval_file))[0]
         if verbose:
-            print(f"Held-out pairs: {eval_file}, found beside the training file. --eval_size 0 ignores it.")
+            print(f"Held-out pairs: {eval_file}, found next to the training file. Pass --eval_size 0 to ignore it.")
     if test_pairs is not None:
         repeated = count_repeated(train_pairs, test_pairs)
         if repeated > len(test_pairs) / 2:
@@ -93,7 +93,7 @@ def tokenize_all(
 
 
 def check_tokens(tokenized: dict[str, Dataset], model: PreTrainedModel, verbose: bool) -> None:
-    """Raise InputError for pairs that the model cannot process or tell apart.
+    """Raise InputError for pairs that the model cannot process or distinguish.
 
     Args:
         tokenized: Datasets of `tokenize_pairs` by name.

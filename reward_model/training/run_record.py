@@ -1,4 +1,4 @@
-"""run.json beside the model of a run: its arguments, versions and data, compared when the run is resumed."""
+"""Write run.json (arguments, versions, data) into the output directory, and compare it when a run is resumed."""
 
 import json
 import subprocess

@@ -82,6 +82,7 @@ class ExactRewardTrainer(RewardTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+        """Evaluate, and add the figures of all pairs to the metrics."""
         self._evaluated: list[torch.Tensor] = []
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         figures = pair_figures(torch.cat(self._evaluated))
@@ -91,7 +92,7 @@ class ExactRewardTrainer(RewardTrainer):
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         # Private, since Trainer checks no flag before the first step of an epoch: a run that was killed between its
         # last checkpoint and the final save would make one step too many.
-        # test_resuming_after_the_last_step_saves_and_makes_no_other fails if this is no longer called.
+        # test_resuming_after_the_last_step_only_saves fails if Trainer stops calling this method.
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
@@ -100,6 +101,7 @@ class ExactRewardTrainer(RewardTrainer):
         super()._run_epoch(*args, **kwargs)
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any) -> torch.Tensor:
+        """Compute a micro-batch, in several passes if it exceeds --max_tokens_per_micro_batch, and measure it."""
         if self.throughput is None:
             self.throughput = Throughput(self.model, self.accelerator, self.args.bf16 or self.args.fp16)
             self._trained: list[torch.Tensor] = []  # of this rank, since the last log
@@ -112,7 +114,7 @@ class ExactRewardTrainer(RewardTrainer):
         return loss
 
     def _step_in_parts(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any) -> torch.Tensor:
-        """Compute one micro-batch in as many passes as --max_tokens_per_micro_batch needs on any rank."""
+        """Compute one micro-batch in the number of passes that the rank with the largest one needs."""
         examples, ends_step = inputs["examples"], self.accelerator.sync_gradients
         parts = self.data_collator.split(list(examples))
         most = torch.tensor(len(parts), device=self.args.device)
@@ -133,7 +135,7 @@ class ExactRewardTrainer(RewardTrainer):
 
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
         # Private, since no callback sees the norm before the optimizer's step, which would spread nan to all weights.
-        # test_a_gradient_that_is_not_finite_stops_with_its_pairs fails if this is no longer called.
+        # test_loss_that_is_not_finite_stops_the_run_and_names_its_pairs fails if Trainer stops calling this method.
         norm = super()._get_grad_norm(model, grad_norm)
         loss = float(self.accelerator.reduce(sum(self._losses), "mean"))  # all ranks stop together
         self._losses.clear()
@@ -144,6 +146,7 @@ class ExactRewardTrainer(RewardTrainer):
         return norm
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model under the architecture name that vLLM serves."""
         super().save_model(output_dir, _internal_call)
         if self.args.should_save:
             set_served_architecture(Path(output_dir or self.args.output_dir))
@@ -152,6 +155,7 @@ class ExactRewardTrainer(RewardTrainer):
         """Write no card: trl's card shows how to generate text with a reward model."""
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log with the figures of all pairs since the last log. Runs on all ranks."""
         if "loss" in logs and self.throughput:
             rows = [row for pairs in self._trained for row in pairs.tolist()]
             figures = pair_figures(torch.tensor(gather_object(rows)))

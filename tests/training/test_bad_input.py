@@ -1,4 +1,4 @@
-"""Every mistake stops before a model is loaded, with a sentence that names the place and the cure."""
+"""Invalid data, templates and models stop a run before weights are loaded, with a message that names place and fix."""
 
 import json
 import signal
@@ -25,7 +25,7 @@ STRICT_TEMPLATE = (
     "{{ m.content }}{% endfor %}"
 )
 
-# What stands in pairs.jsonl as second line -> what must be said.
+# Second line of pairs.jsonl -> expected message.
 ROWS = {
     '{"chosen": [}': r"pairs\.jsonl:2: not valid JSON",
     json.dumps([1, 2]): r"pairs\.jsonl:2: expected an object .* found list",
@@ -52,14 +52,14 @@ def start(base_model: Path, pairs: Path | str, output_dir: Path, *more: str) -> 
     train_script.main([*paths, "--report_to", "none", *more])
 
 
-@pytest.mark.parametrize(("line", "said"), ROWS.items(), ids=range(len(ROWS)))
-def test_bad_row(line: str, said: str, base_model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("line", "message"), ROWS.items(), ids=range(len(ROWS)))
+def test_invalid_row_stops_the_run(line: str, message: str, base_model: Path, tmp_path: Path) -> None:
     (tmp_path / "pairs.jsonl").write_text("\n".join([json.dumps(OTHER), line, json.dumps(OTHER)]) + "\n")
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         start(base_model, tmp_path / "pairs.jsonl", tmp_path / "out")
 
 
-def test_bad_file(base_model: Path, tmp_path: Path) -> None:
+def test_invalid_file_stops_the_run(base_model: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.json"
     broken.write_text(f'[\n  {json.dumps(GOOD)},\n  {{"chosen" 2}}\n]')
     with pytest.raises(InputError, match=r"broken\.json: not valid JSON \(.*line 3 "):
@@ -71,7 +71,7 @@ def test_bad_file(base_model: Path, tmp_path: Path) -> None:
         start(base_model, tmp_path / "empty", tmp_path / "out")
 
 
-def test_template(tiny_model, few_pairs: Path, tmp_path: Path) -> None:
+def test_unusable_template_stops_the_run(tiny_model, few_pairs: Path, tmp_path: Path) -> None:
     without = tiny_model(template=None)
     with pytest.raises(InputError, match=r"has no chat template.* --chat_template_path"):
         start(without, few_pairs, tmp_path / "out")
@@ -84,12 +84,12 @@ def test_template(tiny_model, few_pairs: Path, tmp_path: Path) -> None:
         start(tiny_model(template=STRICT_TEMPLATE), tmp_path / "pairs.jsonl", tmp_path / "out")
 
 
-def test_nothing_left(base_model: Path, few_pairs: Path, tmp_path: Path) -> None:
+def test_max_length_below_all_pairs_stops_the_run(base_model: Path, few_pairs: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"All .* longer than --max_length 8 tokens .* shortest \d+"):
         start(base_model, few_pairs, tmp_path / "out", "--max_length", "8")
 
 
-def test_arguments(base_model: Path, few_pairs: Path, tmp_path: Path) -> None:
+def test_invalid_arguments_stop_the_run(base_model: Path, few_pairs: Path, tmp_path: Path) -> None:
     trained = tmp_path / "trained"
     (trained / "checkpoint-5").mkdir(parents=True)
     with pytest.raises(InputError, match=r"already contains a model or checkpoints.*--resume_from_checkpoint auto"):
@@ -98,7 +98,7 @@ def test_arguments(base_model: Path, few_pairs: Path, tmp_path: Path) -> None:
         start(base_model, few_pairs, tmp_path / "out", "--resume_from_checkpoint", "True")
     with pytest.raises(InputError, match=r"--fsdp is not supported: .* Use sh train.sh"):
         start(base_model, few_pairs, tmp_path / "out", "--fsdp", "full_shard")
-    with pytest.raises(InputError, match=r"Unknown argument --learning_rat in"):
+    with pytest.raises(InputError, match=r"Unknown argument --learning_rat in the command line"):
         start(base_model, few_pairs, tmp_path / "out", "--learning_rat", "1e-5")
     (tmp_path / "args.json").write_text('{"output_dir": "out", "learning_rat": 1e-5}')
     with pytest.raises(InputError, match=r"Unknown argument --learning_rat in .*args\.json"):
@@ -107,18 +107,18 @@ def test_arguments(base_model: Path, few_pairs: Path, tmp_path: Path) -> None:
     adapter.mkdir()
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         (adapter / name).write_text("{}")
-    with pytest.raises(InputError, match=r"is a LoRA adapter. Merge it first"):
+    with pytest.raises(InputError, match=r"is a LoRA adapter\. Merge it first"):
         start(adapter, few_pairs, tmp_path / "out")
-    with pytest.raises(InputError, match=r"no such folder, and no hub id"):
+    with pytest.raises(InputError, match=r"no model is neither a directory nor a Hub id"):
         start(tmp_path / "no model", few_pairs, tmp_path / "out")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["train.py x.json", "infer_transformers.py M q a", "evaluate.py --model M D"])
-def test_ctrl_c_among_imports_is_no_traceback(command: str, base_model: Path) -> None:
+def test_ctrl_c_during_imports_prints_no_traceback(command: str, base_model: Path) -> None:
     paths = {"M": str(base_model), "D": "data/demo/eval.jsonl"}
-    words = [paths.get(word, word) for word in command.split()]
-    process = subprocess.Popen([sys.executable, *words], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    arguments = [paths.get(word, word) for word in command.split()]
+    process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(1)
     process.send_signal(signal.SIGINT)
@@ -126,29 +126,22 @@ def test_ctrl_c_among_imports_is_no_traceback(command: str, base_model: Path) ->
 
 
 @pytest.mark.slow
-def test_script_shows_one_sentence(base_model: Path, tmp_path: Path) -> None:
-    shown = train(
-        "--model_name_or_path",
-        base_model,
-        "--dataset_name",
-        "nowhere.jsonl",
-        "--output_dir",
-        tmp_path / "o",
-        check=False,
-    )
-    assert shown.returncode != 0 and "Traceback" not in shown.stderr
-    assert shown.stderr.splitlines()[-1].startswith("error: nowhere.jsonl: file not found")
+def test_script_prints_an_error_in_one_line(base_model: Path, tmp_path: Path) -> None:
+    paths = ["--model_name_or_path", base_model, "--dataset_name", "nowhere.jsonl", "--output_dir", tmp_path / "o"]
+    result = train(*paths, check=False)
+    assert result.returncode != 0 and "Traceback" not in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("error: nowhere.jsonl: file not found")
 
 
-def test_what_is_no_reward_model_is_not_served(base_model: Path, tmp_path: Path) -> None:
-    shown = run("sh", ROOT / "infer_vllm.sh", base_model, check=False)
-    assert shown.returncode == 1 and "Qwen2ForCausalLM, which has no reward head" in shown.stderr
+def test_only_reward_models_are_served(base_model: Path, tmp_path: Path) -> None:
+    result = run("sh", ROOT / "infer_vllm.sh", base_model, check=False)
+    assert result.returncode == 1 and "Qwen2ForCausalLM, which has no reward head" in result.stderr
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(InputError, match=r"LoRA adapter\. Merge it first: .*python merge_lora.py"):
         check_reward_model(str(tmp_path))
     (tmp_path / "adapter_config.json").unlink()
-    two = {"architectures": ["Qwen2ForSequenceClassification"], "id2label": {"0": "a", "1": "b"}}
-    (tmp_path / "config.json").write_text(json.dumps(two))
+    classifier = {"architectures": ["Qwen2ForSequenceClassification"], "id2label": {"0": "a", "1": "b"}}
+    (tmp_path / "config.json").write_text(json.dumps(classifier))
     with pytest.raises(InputError, match="classifier with 2 labels"):
         check_reward_model(str(tmp_path))
 
@@ -163,12 +156,12 @@ def test_adapter_without_a_trained_head_is_not_merged(base_model: Path, tmp_path
         check_adapter(tmp_path / "adapter")
 
 
-def test_client_without_a_server() -> None:
+def test_client_reports_a_missing_server() -> None:
     with pytest.raises(
         client.ServerError, match=r"No server answers at http://127\.0\.0\.1:9: .* Start one: sh infer_vllm"
     ):
         client.get_score_api("a", "b", base_url="http://127.0.0.1:9", retries=0)
-    shown = run(
+    result = run(
         sys.executable, "client.py", "--base_url", "http://127.0.0.1:9", "--retries", "1", "a", "b", check=False
     )
-    assert shown.returncode == 1 and "Traceback" not in shown.stderr
+    assert result.returncode == 1 and "Traceback" not in result.stderr

@@ -1,4 +1,4 @@
-"""Every wrong set-up stops before weights are loaded, with the sentence that names it; several are told at once."""
+"""An invalid setup stops a run before weights are loaded, and all of its problems are reported at once."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ from reward_model.training.data import check_tokens, read_pairs
 
 pytestmark = pytest.mark.usefixtures("no_model_is_loaded")
 PAIRS = demo_pairs()[:8]
-# Arguments behind good ones -> what must be said.
+# Arguments added to valid ones -> expected message.
 ARGUMENTS = {
     "--learning_rate nan": r"--optim adamw_torch_fused: Invalid learning rate: nan",
     "--num_train_epochs 0": r"--num_train_epochs 0 must be greater than 0",
@@ -82,60 +82,63 @@ ARGUMENTS = {
 }
 
 
-def fewer_tensors(model: Path, gone: str) -> None:
-    weights = {name: tensor for name, tensor in load_file(model / "model.safetensors").items() if gone not in name}
+def remove_tensors(model: Path, part: str) -> None:
+    weights = {name: tensor for name, tensor in load_file(model / "model.safetensors").items() if part not in name}
     save_file(weights, model / "model.safetensors", {"format": "pt"})
 
 
-def cut(file: Path) -> None:
+def truncate(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
 
 
-def config(model: Path, **changes: object) -> None:
+def change_config(model: Path, **changes: object) -> None:
     file = model / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
-def with_index(model: Path) -> None:
+def replace_weights_by_an_index(model: Path) -> None:
     (model / "model.safetensors").unlink()
     index = {"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}
     (model / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
-# What is done to a good base model -> what must be said.
+# Change of a valid base model -> expected message.
 MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
     "config broken": (lambda model: (model / "config.json").write_text("{"), r"config\.json is broken: Expecting"),
     "config is a list": (
         lambda model: (model / "config.json").write_text("[]"),
         r"config\.json is broken: expected an object, found a list",
     ),
-    "hidden size": (lambda model: config(model, hidden_size=96), r"has the shape \[\d+, 128\] in the weights"),
+    "hidden size": (lambda model: change_config(model, hidden_size=96), r"has the shape \[\d+, 128\] in the weights"),
     "more layers": (
-        lambda model: config(model, num_hidden_layers=4, layer_types=["full_attention"] * 4),
+        lambda model: change_config(model, num_hidden_layers=4, layer_types=["full_attention"] * 4),
         r"model\.layers\.2\..* more weights are missing",
     ),
-    "a layer gone": (lambda model: fewer_tensors(model, ".1."), r"model\.layers\.1\..* more weights are missing"),
-    "no such model type": (
-        lambda model: config(model, model_type="what"),
+    "a layer missing": (lambda model: remove_tensors(model, ".1."), r"model\.layers\.1\..* more weights are missing"),
+    "unknown model type": (
+        lambda model: change_config(model, model_type="what"),
         r"Transformers has no sequence classifier for what",
     ),
-    "config of no sense": (lambda model: config(model, num_attention_heads="four"), r"config\.json cannot be loaded"),
+    "config with a wrong type": (
+        lambda model: change_config(model, num_attention_heads="four"),
+        r"config\.json cannot be loaded",
+    ),
     "no head": (
-        lambda model: config(model, architectures=["Qwen2ForSequenceClassification"], id2label={"0": "a"}),
+        lambda model: change_config(model, architectures=["Qwen2ForSequenceClassification"], id2label={"0": "a"}),
         r"no reward head \(score\.weight\)",
     ),
     "weights missing": (lambda model: (model / "model.safetensors").unlink(), r"no weights \(model\.safetensors\)"),
-    "weights cut off": (lambda model: cut(model / "model.safetensors"), r"model\.safetensors cannot be read: "),
+    "weights truncated": (lambda model: truncate(model / "model.safetensors"), r"model\.safetensors cannot be read: "),
     "weights are a pointer": (
         lambda model: (model / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1"),
         r"model\.safetensors cannot be read: ",
     ),
-    "a shard missing": (with_index, r"model-00001-of-00002\.safetensors cannot be read: No such file"),
+    "a shard missing": (replace_weights_by_an_index, r"model-00001-of-00002\.safetensors cannot be read: No such file"),
     "tokenizer missing": (
         lambda model: [file.unlink() for file in model.glob("tokenizer*")],
         r"the tokenizer cannot be loaded",
     ),
-    "tokenizer broken": (lambda model: cut(model / "tokenizer.json"), r"the tokenizer cannot be loaded"),
+    "tokenizer broken": (lambda model: truncate(model / "tokenizer.json"), r"the tokenizer cannot be loaded"),
     "template broken": (
         lambda model: (model / "chat_template.jinja").write_text("{% for m in messages %}"),
         r"chat template has a syntax error in line 1",
@@ -145,27 +148,27 @@ MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
         r"drops the text of a 'assistant' message",
     ),
     "tokenizer of another model": (
-        lambda model: small_vocabulary(model),
+        lambda model: shrink_vocabulary(model),
         r"vocabulary of the model has 100",
     ),
     "short context": (
-        lambda model: config(model, max_position_embeddings=16),
+        lambda model: change_config(model, max_position_embeddings=16),
         r"takes 16\. Pass --max_length 16",
     ),
 }
 
 
-def small_vocabulary(model: Path) -> None:
+def shrink_vocabulary(model: Path) -> None:
     weights = load_file(model / "model.safetensors")
     for name, tensor in weights.items():
         if len(tensor) == 640:
             weights[name] = tensor[:100].clone()
     save_file(weights, model / "model.safetensors", {"format": "pt"})
-    config(model, vocab_size=100)
+    change_config(model, vocab_size=100)
 
 
-# Arguments that look like those above and are right.
-RIGHT = [
+# Valid arguments that resemble those above.
+VALID_ARGUMENTS = [
     "--attn_implementation eager",
     "--optim adafactor",
     "--optim sgd --optim_args momentum=0.9,nesterov=true",
@@ -177,32 +180,32 @@ RIGHT = [
 ]
 
 
-def lines(folder: Path, name: str, rows: list[object]) -> Path:
-    folder.mkdir(exist_ok=True)
-    return jsonl(folder / name, rows)
+def write_rows(directory: Path, name: str, rows: list[object]) -> Path:
+    directory.mkdir(exist_ok=True)
+    return jsonl(directory / name, rows)
 
 
-def train_is_test(folder: Path) -> Path:
-    lines(folder, "test.jsonl", PAIRS[:4])
-    return lines(folder, "train.jsonl", PAIRS).parent
+def write_training_pairs_as_test_pairs(directory: Path) -> Path:
+    write_rows(directory, "test.jsonl", PAIRS[:4])
+    return write_rows(directory, "train.jsonl", PAIRS).parent
 
 
-def digits(folder: Path) -> Path:
-    file = lines(folder, "pairs.jsonl", [PAIRS[0] | {"margin": 12345678}])
+def write_huge_integer(directory: Path) -> Path:
+    file = write_rows(directory, "pairs.jsonl", [PAIRS[0] | {"margin": 12345678}])
     file.write_text(file.read_text().replace("12345678", "9" * 5000))
     return file
 
 
-# What the data is -> what must be said.
+# Data -> expected message.
 DATA: dict[str, tuple[Callable[[Path], Path], str]] = {
-    "training rows as test": (train_is_test, r"4 of 4 test pairs are training pairs too"),
-    "left out rows": (lambda d: lines(d, "pairs.rejected.jsonl", PAIRS), r"rows that prepare_data.py rejected"),
-    "tools no list": (lambda d: lines(d, "pairs.jsonl", [PAIRS[0] | {"tools": "none"}]), r"tools"),
+    "training pairs as test pairs": (write_training_pairs_as_test_pairs, r"4 of 4 test pairs are training pairs too"),
+    "rejected rows": (lambda d: write_rows(d, "pairs.rejected.jsonl", PAIRS), r"rows that prepare_data.py rejected"),
+    "tools that are not a list": (lambda d: write_rows(d, "pairs.jsonl", [PAIRS[0] | {"tools": "none"}]), r"tools"),
     "margin beyond floats": (
-        lambda d: lines(d, "pairs.jsonl", [PAIRS[0] | {"margin": int("9" * 400)}]),
+        lambda d: write_rows(d, "pairs.jsonl", [PAIRS[0] | {"margin": int("9" * 400)}]),
         r"pairs\.jsonl:1: margin is 9+; set a finite number",
     ),
-    "5,000 digits": (digits, r"pairs\.jsonl:1: not valid JSON \(Exceeds the limit"),
+    "5,000 digits": (write_huge_integer, r"pairs\.jsonl:1: not valid JSON \(Exceeds the limit"),
 }
 
 
@@ -212,29 +215,29 @@ def start(model: Path, pairs: Path, output_dir: Path, more: str = "") -> None:
 
 
 @pytest.mark.parametrize("arguments", ARGUMENTS)
-def test_arguments(arguments: str, base_model: Path, few_pairs: Path, tmp_path: Path) -> None:
+def test_invalid_arguments_stop_the_run(arguments: str, base_model: Path, few_pairs: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=ARGUMENTS[arguments]):
         start(base_model, few_pairs, tmp_path / "out", arguments)
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("arguments", RIGHT)
-def test_right_arguments_are_not_refused(arguments: str, base_model: Path, few_pairs: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("arguments", VALID_ARGUMENTS)
+def test_valid_arguments_are_accepted(arguments: str, base_model: Path, few_pairs: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="a model was loaded"):
         start(base_model, few_pairs, tmp_path / "out", arguments)
 
 
 @pytest.mark.slow
 def test_ddp_trains_a_model_with_a_vision_tower(make_tokenizer, few_pairs: Path, tmp_path: Path) -> None:
-    """No gradient reaches the tower from text, and gradient checkpointing, the default, lets DDP wait for all."""
+    """Text gives the tower no gradients, which DDP waits for by default when gradients are checkpointed."""
     from transformers import AutoModelForImageTextToText
 
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
     text = tiny_config("gemma3_text", **sizes, num_key_value_heads=1, head_dim=16).to_dict()
     vision = sizes | {"image_size": 28, "patch_size": 14}
-    config_ = tiny_config("gemma3", text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    config = tiny_config("gemma3", text_config=text, vision_config=vision, mm_tokens_per_image=4)
     model = tmp_path / "model"
-    AutoModelForImageTextToText.from_config(config_).save_pretrained(model)
+    AutoModelForImageTextToText.from_config(config).save_pretrained(model)
     make_tokenizer().save_pretrained(model)
     more = "--max_steps 3 --per_device_train_batch_size 2 --eval_size 0 --report_to none --save_strategy no".split()
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "train.py"]
@@ -242,30 +245,30 @@ def test_ddp_trains_a_model_with_a_vision_tower(make_tokenizer, few_pairs: Path,
     assert "Reward model: " in run(*launch, *paths, *more, OMP_NUM_THREADS="1").stdout
 
 
-@pytest.mark.parametrize("broken", MODELS)
-def test_models(broken: str, base_model: Path, few_pairs: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("case", MODELS)
+def test_invalid_models_stop_the_run(case: str, base_model: Path, few_pairs: Path, tmp_path: Path) -> None:
     model = shutil.copytree(base_model, tmp_path / "model")
-    breaks, said = MODELS[broken]
-    breaks(model)
-    with pytest.raises(InputError, match=said):
+    damage, message = MODELS[case]
+    damage(model)
+    with pytest.raises(InputError, match=message):
         start(model, few_pairs, tmp_path / "out")
 
 
-@pytest.mark.parametrize("wrong", DATA)
-def test_data(wrong: str, base_model: Path, tmp_path: Path) -> None:
-    makes, said = DATA[wrong]
-    with pytest.raises(InputError, match=said):
-        start(base_model, makes(tmp_path / "data"), tmp_path / "out")
+@pytest.mark.parametrize("case", DATA)
+def test_invalid_data_stops_the_run(case: str, base_model: Path, tmp_path: Path) -> None:
+    write, message = DATA[case]
+    with pytest.raises(InputError, match=message):
+        start(base_model, write(tmp_path / "data"), tmp_path / "out")
 
 
-def test_an_output_that_is_a_file(base_model: Path, few_pairs: Path, tmp_path: Path) -> None:
+def test_output_directory_that_is_a_file_is_refused(base_model: Path, few_pairs: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be written"):
         start(base_model, few_pairs, few_pairs)
     with pytest.raises(InputError, match="cannot be written"):
         start(base_model, few_pairs, few_pairs / "out")
 
 
-def test_pairs_that_are_equal_in_tokens(base_model: Path, capsys: pytest.CaptureFixture) -> None:
+def test_pairs_with_identical_tokens_are_reported(base_model: Path, capsys: pytest.CaptureFixture) -> None:
     from datasets import Dataset
     from transformers import AutoConfig
 
@@ -278,51 +281,50 @@ def test_pairs_that_are_equal_in_tokens(base_model: Path, capsys: pytest.Capture
 
 
 @pytest.mark.slow
-def test_all_mistakes_are_told_at_once(base_model: Path, tmp_path: Path) -> None:
-    """By the script itself: one line each, no traceback, a status."""
+def test_all_problems_are_reported_at_once(base_model: Path, tmp_path: Path) -> None:
+    """The script prints one line for each, without a traceback, and exits with 1."""
     model = shutil.copytree(base_model, tmp_path / "model")
-    cut(model / "model.safetensors")
+    truncate(model / "model.safetensors")
     paths = ["--model_name_or_path", model, "--dataset_name", tmp_path / "no.jsonl", "--output_dir", "/dev/full"]
-    shown = train(*paths, "--max_length", "0", "--learning_rate", "nan", check=False)
-    assert shown.returncode == 1 and "Traceback" not in shown.stderr
-    told = [line for line in shown.stderr.splitlines() if line.startswith("error: ")]
-    for number, said in enumerate(("--max_length", "--output_dir", "model.safetensors", "no.jsonl")):
-        assert said in told[number]
-    assert len(told) == 4
+    result = train(*paths, "--max_length", "0", "--learning_rate", "nan", check=False)
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    for error, part in zip(errors, ("--max_length", "--output_dir", "model.safetensors", "no.jsonl"), strict=True):
+        assert part in error
 
 
-def test_held_out_pairs_beside_the_training_file_are_used(base_model: Path, tmp_path: Path, capsys) -> None:
-    pairs = lines(tmp_path, "pairs.jsonl", PAIRS)
-    lines(tmp_path, "pairs.eval.jsonl", demo_pairs()[20:23])
+def test_held_out_pairs_next_to_the_training_file_are_used(base_model: Path, tmp_path: Path, capsys) -> None:
+    pairs = write_rows(tmp_path, "pairs.jsonl", PAIRS)
+    write_rows(tmp_path, "pairs.eval.jsonl", demo_pairs()[20:23])
     arguments = DataArguments(dataset_name=str(pairs))
     assert len(read_pairs(arguments, verbose=True)[1]) == 3
-    assert "pairs.eval.jsonl, found beside the training file. --eval_size 0 ignores it." in capsys.readouterr().out
+    assert "pairs.eval.jsonl, found next to the training file. Pass --eval_size 0" in capsys.readouterr().out
     arguments.eval_size = 0
     assert read_pairs(arguments, verbose=True)[1] is None
 
 
-# What is done to a reward model -> what infer_vllm.sh says.
+# Change of a valid reward model -> expected message of infer_vllm.sh.
 SERVED: dict[str, tuple[Callable[[Path], object], str]] = {
     "config broken": MODELS["config broken"],
-    "no head": (lambda model: fewer_tensors(model, "score"), r"no reward head \(score\.weight\)"),
-    "weights cut off": MODELS["weights cut off"],
+    "no head": (lambda model: remove_tensors(model, "score"), r"no reward head \(score\.weight\)"),
+    "weights truncated": MODELS["weights truncated"],
     "no tokenizer": (lambda model: (model / "tokenizer.json").unlink(), r"the tokenizer cannot be loaded"),
     "no template": (lambda model: (model / "chat_template.jinja").unlink(), r"no chat template"),
     "template broken": MODELS["template broken"],
 }
 
 
-@pytest.mark.parametrize("broken", SERVED)
-def test_what_cannot_be_trusted_is_not_served(broken: str, tiny_reward_model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("case", SERVED)
+def test_damaged_reward_models_are_not_served(case: str, tiny_reward_model: Path, tmp_path: Path) -> None:
     model = shutil.copytree(tiny_reward_model, tmp_path / "model")
-    breaks, said = SERVED[broken]
-    breaks(model)
-    with pytest.raises(InputError, match=said):
+    damage, message = SERVED[case]
+    damage(model)
+    with pytest.raises(InputError, match=message):
         check_reward_model(str(model))
         check_saved_template(light_tokenizer(str(model)), str(model))
 
 
-def test_a_date_in_a_template_of_others_is_warned_of(tiny_reward_model: Path, tmp_path: Path, capsys) -> None:
+def test_date_in_a_saved_template_gives_a_warning(tiny_reward_model: Path, tmp_path: Path, capsys) -> None:
     model = shutil.copytree(tiny_reward_model, tmp_path / "model")
     template = model / "chat_template.jinja"
     template.write_text("{{ strftime_now('%d %b %Y') }}" + template.read_text())

@@ -1,4 +1,4 @@
-"""What goes wrong in a run is told with its pairs; a run says what it was started with, and what it will take."""
+"""Errors during training name their pairs, run.json records the run, and a dry run estimates its cost."""
 
 import json
 import re
@@ -31,9 +31,11 @@ def with_margins(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("more", ["", "--shared_prefix False", "--max_tokens_per_micro_batch 200"])
-def test_a_gradient_that_is_not_finite_stops_with_its_pairs(more: str, base_model, with_margins, tmp_path) -> None:
+def test_loss_that_is_not_finite_stops_the_run_and_names_its_pairs(
+    more: str, base_model, with_margins, tmp_path
+) -> None:
     rows = [json.loads(line) for line in with_margins.read_text().splitlines()]
-    jsonl(with_margins, [*rows[:-1], rows[-1] | {"margin": 3.5e38}])  # a float, but none of 32 bits
+    jsonl(with_margins, [*rows[:-1], rows[-1] | {"margin": 3.5e38}])  # infinite in 32 bits
     with pytest.raises(
         InputError,
         match=r"Step 1: the loss is inf and the gradient norm is .* The pairs of this step are .*pairs\.jsonl:\d",
@@ -44,32 +46,26 @@ def test_a_gradient_that_is_not_finite_stops_with_its_pairs(more: str, base_mode
     assert rows[0]["chosen"][0]["content"] in "".join(text for row in saved for text in row["text"])
 
 
-def test_memory_that_runs_out_is_told_with_the_batch(make_tokenizer) -> None:
-    watch = TrainingMonitor(make_tokenizer())
-    watch.batches = [{"input_ids": torch.zeros(1, 900, dtype=torch.long), "places": ["pairs.jsonl:7", "pairs.jsonl:9"]}]
-    told = r"900 token positions, 2 pairs \(the first is pairs\.jsonl:7\).*micro_batch 450"
-    with pytest.raises(InputError, match=told), watch.explain_out_of_memory():
+def test_out_of_memory_error_names_the_batch(make_tokenizer) -> None:
+    monitor = TrainingMonitor(make_tokenizer())
+    monitor.batches = [
+        {"input_ids": torch.zeros(1, 900, dtype=torch.long), "places": ["pairs.jsonl:7", "pairs.jsonl:9"]}
+    ]
+    message = r"900 token positions, 2 pairs \(the first is pairs\.jsonl:7\).*micro_batch 450"
+    with pytest.raises(InputError, match=message), monitor.explain_out_of_memory():
         torch.empty(2**60)
-    with pytest.raises(RuntimeError, match="size"), watch.explain_out_of_memory():
+    with pytest.raises(RuntimeError, match="size"), monitor.explain_out_of_memory():
         torch.ones(2) @ torch.ones(3)
 
 
-@pytest.mark.parametrize(
-    ("logs", "said"),
-    [
-        (
-            [{"loss": 1 / step, "accuracy": 0.5, "mean_reward": 9.0 * step} for step in range(1, 40)],
-            "The mean reward has drifted from 9 to 45",
-        ),
-    ],
-)
-def test_signs_are_told_once(logs: list, said: str, make_tokenizer, capsys: pytest.CaptureFixture) -> None:
-    watch = TrainingMonitor(make_tokenizer())
+def test_drifting_rewards_are_warned_about_once(make_tokenizer, capsys: pytest.CaptureFixture) -> None:
+    monitor = TrainingMonitor(make_tokenizer())
     args = SimpleNamespace(train_batch_size=8, gradient_accumulation_steps=1, world_size=1)
-    for step, log in enumerate(logs, 1):
-        watch.on_log(args, SimpleNamespace(global_step=step, is_world_process_zero=True), None, logs=log)
+    for step in range(1, 40):
+        log = {"loss": 1 / step, "accuracy": 0.5, "mean_reward": 9.0 * step}
+        monitor.on_log(args, SimpleNamespace(global_step=step, is_world_process_zero=True), None, logs=log)
     (line,) = capsys.readouterr().out.splitlines()
-    assert line.startswith("Warning: ") and said in line
+    assert line.startswith("Warning: The mean reward has drifted from 9 to 45")
 
 
 @pytest.mark.parametrize(
@@ -77,31 +73,31 @@ def test_signs_are_told_once(logs: list, said: str, make_tokenizer, capsys: pyte
     [
         # The end of 20 epochs of 24 pairs with four layers of SmolLM2 at 2e-4.
         ([{"loss": 0.7, "accuracy": 0.5}], [{"loss": 3e-6 * (n % 5), "accuracy": 1.0} for n in range(1, 40)]),
-        # A run that is resumed when its training pairs are all right.
+        # A resumed run that already ranks all training pairs correctly.
         ([{"loss": 0.7, "accuracy": 0.5, "step": 1}], [{"loss": 0.1 / n, "accuracy": 1.0} for n in range(1, 40)]),
-        # A model whose scores begin far from 0.
+        # A model whose untrained scores are far from 0.
         ([], [{"loss": 0.7 / n, "accuracy": 0.5, "mean_reward": 80 + n % 7} for n in range(1, 40)]),
     ],
 )
-def test_runs_without_a_warning(earlier: list, logs: list, make_tokenizer, capsys: pytest.CaptureFixture) -> None:
-    watch, model = TrainingMonitor(make_tokenizer()), torch.nn.Linear(1, 1)
+def test_normal_runs_give_no_warning(earlier: list, logs: list, make_tokenizer, capsys: pytest.CaptureFixture) -> None:
+    monitor, model = TrainingMonitor(make_tokenizer()), torch.nn.Linear(1, 1)
     model.path_counts = None
     args = SimpleNamespace(train_batch_size=64, gradient_accumulation_steps=1, world_size=1)
-    watch.on_train_begin(args, SimpleNamespace(log_history=[{"eval_loss": 0.7}, *earlier]), None, model)
+    monitor.on_train_begin(args, SimpleNamespace(log_history=[{"eval_loss": 0.7}, *earlier]), None, model)
     for step, log in enumerate(logs, 10):
-        watch.on_log(args, SimpleNamespace(global_step=step, is_world_process_zero=True), None, logs=log)
+        monitor.on_log(args, SimpleNamespace(global_step=step, is_world_process_zero=True), None, logs=log)
     assert not capsys.readouterr().out
 
 
-def test_a_run_says_what_it_was_started_with(base_model: Path, few_pairs: Path, tmp_path: Path) -> None:
+def test_resuming_with_other_arguments_or_data_is_refused(base_model: Path, few_pairs: Path, tmp_path: Path) -> None:
     for name in "ab":
         start(base_model, few_pairs, tmp_path / name, "--save_strategy steps --save_steps 1")
-    assert not (tmp_path / "a" / "README.md").exists(), "trl's card would call it a text generator"
+    assert not (tmp_path / "a" / "README.md").exists(), "trl's model card shows how to generate text"
     record = json.loads((tmp_path / "a" / "run.json").read_text())
     assert record["arguments"]["learning_rate"] == 1e-3 and record["versions"]["torch"] and "commit" in record
     assert re.fullmatch("[0-9a-f]{64}", record["arguments"]["data"][few_pairs.name])
     both = [load_file(tmp_path / name / "model.safetensors") for name in "ab"]
-    assert all(torch.equal(both[0][name], both[1][name]) for name in both[0]), "the same arguments, other weights"
+    assert all(torch.equal(both[0][name], both[1][name]) for name in both[0]), "two runs with the same arguments differ"
 
     resumed = "--save_strategy steps --save_steps 1 --resume_from_checkpoint"
     different = r"different arguments: learning_rate was 0\.001 and is now 0\.002; max_steps was 2 and is now 3"
@@ -112,7 +108,9 @@ def test_a_run_says_what_it_was_started_with(base_model: Path, few_pairs: Path, 
         start(base_model, few_pairs, tmp_path / "a", f"{resumed} True")
 
 
-def test_a_folder_may_be_written_over_and_a_date_is_stored(base_model: Path, few_pairs: Path, tmp_path: Path) -> None:
+def test_output_directory_can_be_overwritten_and_the_date_is_pinned(
+    base_model: Path, few_pairs: Path, tmp_path: Path
+) -> None:
     dated = tmp_path / "dated.jinja"
     dated.write_text("{% set day = strftime_now('%d %b %Y') %}<|im_start|>system\n{{ day }}<|im_end|>\n" + CHATML)
     more = f"--max_steps 1 --chat_template_path {dated}"
@@ -127,7 +125,9 @@ def test_a_folder_may_be_written_over_and_a_date_is_stored(base_model: Path, few
         start(base_model, few_pairs, tmp_path / "out")
 
 
-def test_resuming_without_the_optimizer_says_so(base_model: Path, few_pairs: Path, tmp_path: Path, capsys) -> None:
+def test_resuming_without_optimizer_state_is_reported(
+    base_model: Path, few_pairs: Path, tmp_path: Path, capsys
+) -> None:
     start(base_model, few_pairs, tmp_path / "out", "--save_strategy steps --save_steps 1 --save_only_model True")
     checkpoint = tmp_path / "out" / "checkpoint-1"
     start(
@@ -140,21 +140,19 @@ def test_resuming_without_the_optimizer_says_so(base_model: Path, few_pairs: Pat
 
 
 @pytest.mark.parametrize("more", ["", "--use_peft --lora_r 4"])
-def test_dry_run_tells_memory_and_time_and_keeps_nothing(more: str, base_model, few_pairs, tmp_path, capsys) -> None:
+def test_dry_run_reports_memory_and_time_and_saves_nothing(more: str, base_model, few_pairs, tmp_path, capsys) -> None:
     trainer = start(
         base_model, few_pairs, tmp_path / "out", f"--dry_run True --max_steps 1000 --save_strategy steps {more}"
     )
     assert trainer.state.global_step == 2
-    said = capsys.readouterr().out
-    assert re.search(
-        r"Dry run: the longest step takes \d+\.\d\d s and \d+\.\d GB of main memory .* about \S+ minutes", said
-    )
+    report = r"Dry run: the longest step takes \d+\.\d\d s and \d+\.\d GB of main memory .* about \S+ minutes"
+    assert re.search(report, capsys.readouterr().out)
     assert not list((tmp_path / "out").glob("**/*.safetensors")) and not (tmp_path / "out" / "run.json").exists()
 
 
 @pytest.mark.parametrize("more", ["", "--use_peft --lora_r 4"])
-def test_utilization_is_logged_where_the_peak_is_known(more: str, base_model, few_pairs, tmp_path, monkeypatch) -> None:
-    """With stand-ins for a GPU's name and for its having computed in bf16."""
+def test_mfu_is_logged_for_known_gpus(more: str, base_model, few_pairs, tmp_path, monkeypatch) -> None:
+    """Patch torch's report of the GPU, and treat the run as one in bf16."""
     trainer = start(base_model, few_pairs, tmp_path / "out", more)
     assert not any("mfu" in log for log in trainer.state.log_history)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -181,5 +179,5 @@ def test_utilization_is_logged_where_the_peak_is_known(more: str, base_model, fe
         ("Tesla T4", None),
     ],
 )
-def test_peaks_of_devices(name: str, peak: float | None) -> None:
+def test_peak_flops_of_gpus(name: str, peak: float | None) -> None:
     assert peak_flops(name) == peak

@@ -1,4 +1,4 @@
-"""What training says and saves is true: figures of all pairs once, on one process and two ranks, also after a stop."""
+"""Logged figures count each held-out pair once, on one process and two ranks, and match the saved model."""
 
 import json
 import shutil
@@ -17,18 +17,18 @@ from reward_model.training.arguments import parse_arguments
 SETTINGS = "--max_steps 3 --learning_rate 1e-3 --per_device_eval_batch_size 4 --report_to none --save_strategy no"
 
 
-def words(model: Path, data: Path, output_dir: Path, more: str = "") -> list[str]:
+def arguments(model: Path, data: Path, output_dir: Path, more: str = "") -> list[str]:
     paths = ["--model_name_or_path", model, "--dataset_name", data, "--output_dir", output_dir]
     return [*map(str, paths), *SETTINGS.split(), *more.split()]
 
 
-def test_figures_are_those_of_all_held_out_pairs_once(base_model: Path, data: Path, tmp_path: Path) -> None:
-    train_script.main(words(base_model, data, tmp_path / "one", "--per_device_train_batch_size 4"))
+def test_figures_count_each_held_out_pair_once(base_model: Path, data: Path, tmp_path: Path) -> None:
+    train_script.main(arguments(base_model, data, tmp_path / "one", "--per_device_train_batch_size 4"))
     check_figures(tmp_path / "one")
 
     more = f"--benchmark_files {data / 'eval.jsonl'} --load_best_model_at_end True --save_strategy steps"
     more += " --metric_for_best_model eval_held_out_accuracy --save_steps 1 --eval_steps 1"
-    trainer = train_script.main(words(base_model, data, tmp_path / "best", more))
+    trainer = train_script.main(arguments(base_model, data, tmp_path / "best", more))
     check_figures(tmp_path / "best", "eval_held_out")
     each = [log["eval_held_out_accuracy"] for log in trainer.state.log_history if "eval_held_out_accuracy" in log]
     assert trainer.state.best_metric == pytest.approx(max(each), abs=1e-9)
@@ -40,89 +40,92 @@ def test_figures_are_those_of_all_held_out_pairs_once(base_model: Path, data: Pa
 
 
 @pytest.mark.slow
-def test_two_ranks_without_deepspeed_train_one_model(base_model: Path, data: Path, tmp_path: Path) -> None:
-    train_script.main(words(base_model, data, tmp_path / "one", "--per_device_train_batch_size 4"))
+def test_ddp_on_two_ranks_trains_the_model_of_one_process(base_model: Path, data: Path, tmp_path: Path) -> None:
+    train_script.main(arguments(base_model, data, tmp_path / "one", "--per_device_train_batch_size 4"))
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29512"]
-    half = words(base_model, data, tmp_path / "two", "--per_device_train_batch_size 2")
-    run(*launch, ROOT / "train.py", *half)
+    half_batch = arguments(base_model, data, tmp_path / "two", "--per_device_train_batch_size 2")
+    run(*launch, ROOT / "train.py", *half_batch)
     assert margins(tmp_path / "two") == pytest.approx(margins(tmp_path / "one"), abs=1e-3)
     check_figures(tmp_path / "two")
 
 
-def test_resuming_after_the_last_step_saves_and_makes_no_other(base_model: Path, data: Path, tmp_path: Path) -> None:
+def test_resuming_after_the_last_step_only_saves(base_model: Path, data: Path, tmp_path: Path) -> None:
     more = "--per_device_train_batch_size 4 --save_strategy steps --save_steps 1 --logging_steps 1"
-    whole = train_script.main(words(base_model, data, tmp_path / "whole", more))
+    uninterrupted = train_script.main(arguments(base_model, data, tmp_path / "uninterrupted", more))
     for last in (2, 3):
-        output_dir = tmp_path / f"died after {last}"
-        shutil.copytree(tmp_path / "whole" / f"checkpoint-{last}", output_dir / f"checkpoint-{last}")
-        trainer = train_script.main(words(base_model, data, output_dir, f"{more} --resume_from_checkpoint True"))
+        output_dir = tmp_path / f"killed after {last}"
+        shutil.copytree(tmp_path / "uninterrupted" / f"checkpoint-{last}", output_dir / f"checkpoint-{last}")
+        trainer = train_script.main(arguments(base_model, data, output_dir, f"{more} --resume_from_checkpoint True"))
         assert trainer.state.global_step == 3
-        assert margins(output_dir) == pytest.approx(margins(tmp_path / "whole"), abs=1e-5)
+        assert margins(output_dir) == pytest.approx(margins(tmp_path / "uninterrupted"), abs=1e-5)
         check_figures(output_dir)
-        tokens = [[log["num_tokens"] for log in t.state.log_history if "num_tokens" in log] for t in (whole, trainer)]
-        assert tokens[0] == tokens[1], "the count of tokens restarted"
+        histories = [run_.state.log_history for run_ in (uninterrupted, trainer)]
+        tokens = [[log["num_tokens"] for log in history if "num_tokens" in log] for history in histories]
+        assert tokens[0] == tokens[1], "the token count restarted"
 
 
 def test_trainable_weights_are_fp32_under_lora(base_model: Path, data: Path, tmp_path: Path) -> None:
     more = "--use_peft --lora_r 4 --use_cpu True --bf16 True --max_steps 1 --eval_strategy no"
-    trainer = train_script.main(words(base_model, data, tmp_path / "out", more))
+    trainer = train_script.main(arguments(base_model, data, tmp_path / "out", more))
     dtypes = {True: set(), False: set()}
     for parameter in trainer.model.parameters():
         dtypes[parameter.requires_grad].add(parameter.dtype)
     assert dtypes == {True: {torch.float32}, False: {torch.bfloat16}}
 
 
-def test_lora_dropout_works_and_the_models_own_is_off(tiny_model, data: Path, tmp_path: Path) -> None:
+def test_lora_dropout_is_on_and_the_dropout_of_the_model_is_off(tiny_model, data: Path, tmp_path: Path) -> None:
     folder = tiny_model()
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.5}))
     more = "--use_peft --lora_r 4 --lora_dropout 0.25 --max_steps 1 --eval_strategy no"
-    trainer = train_script.main(words(folder, data, tmp_path / "out", more))
+    trainer = train_script.main(arguments(folder, data, tmp_path / "out", more))
     rates = {name: module.p for name, module in trainer.model.named_modules() if isinstance(module, torch.nn.Dropout)}
     assert rates and all(rate == (0.25 if "lora_dropout" in name else 0) for name, rate in rates.items())
     attention = trainer.model.base_model.model.model.layers[0].self_attn
     assert attention.attention_dropout == 0 and trainer.data_collator.shared_prefix
 
 
-def test_training_takes_the_smoothed_loss(base_model: Path, data: Path, tmp_path: Path) -> None:
+def test_label_smoothing_changes_the_training_loss(base_model: Path, data: Path, tmp_path: Path) -> None:
     more = "--max_steps 1 --per_device_train_batch_size 24 --learning_rate 0 --logging_steps 1 --eval_strategy no"
     found = {}
     for smoothing in (0.0, 0.3):
         output_dir = tmp_path / str(smoothing)
-        trainer = train_script.main(words(base_model, data, output_dir, f"{more} --label_smoothing_factor {smoothing}"))
+        trainer = train_script.main(
+            arguments(base_model, data, output_dir, f"{more} --label_smoothing_factor {smoothing}")
+        )
         log = next(log for log in trainer.state.log_history if "loss" in log)
         found[smoothing] = (log["loss"], log["margin"])
     (plain, margin), (smoothed, _) = found.values()
     assert smoothed == pytest.approx(plain + 0.3 * margin, abs=1e-4)
 
 
-def test_one_of_several_gpus_is_used(
+def test_one_process_uses_one_of_several_gpus(
     base_model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
-    trainer = train_script.main(words(base_model, data, tmp_path / "out", "--max_steps 1 --eval_strategy no"))
+    trainer = train_script.main(arguments(base_model, data, tmp_path / "out", "--max_steps 1 --eval_strategy no"))
     assert trainer.args.n_gpu == 1 and trainer.args.train_batch_size == trainer.args.per_device_train_batch_size
     assert "Training on one of 4 GPUs. sh train.sh" in capsys.readouterr().out
 
 
-def test_users_text_may_hold_the_spare_special_token(base_model: Path, data: Path, tmp_path: Path) -> None:
+def test_pad_token_is_replaced_if_the_data_contains_it(base_model: Path, data: Path, tmp_path: Path) -> None:
     pairs = demo_pairs()[:24]
     pairs[3] = {side: conversation("What is <|endoftext|>?", f"I was {side}.") for side in ("chosen", "rejected")}
     jsonl(data / "train.jsonl", pairs)
-    trainer = train_script.main(words(base_model, data, tmp_path / "out", "--max_steps 1"))
+    trainer = train_script.main(arguments(base_model, data, tmp_path / "out", "--max_steps 1"))
     tokenizer = trainer.processing_class
     assert tokenizer.pad_token == "<|pad|>"
     assert check_reward_model(str(tmp_path / "out"))["pad_token_id"] == tokenizer.convert_tokens_to_ids("<|pad|>")
     check_figures(tmp_path / "out")
 
 
-def test_nothing_is_held_out_with_eval_size_0(base_model: Path, few_pairs: Path, tmp_path: Path) -> None:
-    trainer = train_script.main(words(base_model, few_pairs, tmp_path / "out", "--eval_size 0 --max_steps 1"))
+def test_eval_size_0_holds_out_nothing(base_model: Path, few_pairs: Path, tmp_path: Path) -> None:
+    trainer = train_script.main(arguments(base_model, few_pairs, tmp_path / "out", "--eval_size 0 --max_steps 1"))
     assert len(trainer.train_dataset) == 24 and trainer.eval_dataset is None
     assert not (tmp_path / "out" / "eval_results.json").exists()
 
 
-def test_learning_rate_by_mode_and_size(base_model: Path, tmp_path: Path) -> None:
+def test_default_learning_rate_depends_on_mode_and_size(base_model: Path, tmp_path: Path) -> None:
     def learning_rate(*more: str) -> float:
         return parse_arguments(["--output_dir", str(tmp_path), *more], ROOT / "train_args.json")[1].learning_rate
 
@@ -133,7 +136,7 @@ def test_learning_rate_by_mode_and_size(base_model: Path, tmp_path: Path) -> Non
     assert learning_rate(*local, "--use_peft", "--learning_rate", "2e-6") == 2e-6
 
 
-def test_arguments_behind_a_file_win(base_model: Path, tmp_path: Path) -> None:
+def test_command_line_overrides_the_argument_file(base_model: Path, tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps({"output_dir": "out", "max_steps": 3, "benchmark_files": ["a", "b"]}))
     (tmp_path / "a.yaml").write_text("output_dir: out\nmax_steps: 3\nlearning_rate: 3e-4\nbf16: false\n")
     data_args, training_args, _ = parse_arguments([str(tmp_path / "a.json"), "--max_steps", "2"], ROOT / "none")
@@ -145,18 +148,18 @@ def test_arguments_behind_a_file_win(base_model: Path, tmp_path: Path) -> None:
 
 
 def test_server_gets_the_dtype_of_the_weights(tiny_reward_model: Path, tmp_path: Path) -> None:
-    """On a GPU, by stand-ins for nvidia-smi and for the Python that would start vLLM."""
+    """Replace nvidia-smi, and the Python that would start vLLM, by scripts."""
     model, checkout = shutil.copytree(tiny_reward_model, tmp_path / "a model"), tmp_path / "checkout"
     (checkout / ".venv" / "bin").mkdir(parents=True)
     (checkout / "reward_model").symlink_to(ROOT / "reward_model")
     shutil.copy(ROOT / "infer_vllm.sh", checkout)
     python = f'case "$*" in *cli.main*|*api_server*) echo "$@";; *) exec "{sys.executable}" "$@";; esac'
-    stand_ins = {checkout / ".venv/bin/python": python, tmp_path / "nvidia-smi": "echo GPU 0"}
-    for path, script in stand_ins.items():
+    scripts = {checkout / ".venv/bin/python": python, tmp_path / "nvidia-smi": "echo GPU 0"}
+    for path, script in scripts.items():
         path.write_text(f"#!/bin/sh\n{script}\n")
         path.chmod(0o755)
     for dtype in ("float32", "bfloat16"):
         config = json.loads((model / "config.json").read_text())
         (model / "config.json").write_text(json.dumps(config | {"dtype": dtype}))
-        shown = run("sh", checkout / "infer_vllm.sh", model, CHECK="0", PATH=f"{tmp_path}:/usr/bin:/bin").stdout
-        assert f"--dtype {dtype}" in shown
+        output = run("sh", checkout / "infer_vllm.sh", model, CHECK="0", PATH=f"{tmp_path}:/usr/bin:/bin").stdout
+        assert f"--dtype {dtype}" in output

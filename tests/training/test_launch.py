@@ -1,4 +1,4 @@
-"""What train.sh starts: one process per GPU that torch can use, with time to save after SIGTERM."""
+"""train.sh starts one process per GPU that torch can use, and leaves time to save after SIGTERM."""
 
 import os
 import shutil
@@ -20,32 +20,34 @@ NO_DRIVER = "NVIDIA-SMI has failed because it couldn't communicate with the NVID
 
 @pytest.fixture
 def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A function that puts an nvidia-smi with a given output on PATH."""
+    """Return a function that puts an nvidia-smi with a given output on PATH."""
 
-    def lists(text: str) -> None:
+    def install(text: str) -> None:
         script = tmp_path / "nvidia-smi"
         script.write_text(f"#!/bin/sh\ncat <<END\n{text}\nEND\n")
         script.chmod(0o755)
         monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
-    return lists
+    return install
 
 
-WITHOUT_GPU = pytest.mark.skipif(torch.accelerator.is_available(), reason="torch finds a GPU here")
+WITHOUT_GPU = pytest.mark.skipif(torch.accelerator.is_available(), reason="needs a machine without a GPU")
 
 
 @WITHOUT_GPU
 @pytest.mark.parametrize(("text", "visible"), [(NO_DRIVER, None), (LISTED, ""), (LISTED, "-1")])
-def test_one_process_where_no_gpu_is_wanted(text: str, visible: str | None, nvidia_smi, monkeypatch) -> None:
+def test_no_gpu_is_counted_without_a_driver_or_if_hidden(
+    text: str, visible: str | None, nvidia_smi, monkeypatch
+) -> None:
     nvidia_smi(text)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert usable_gpus() == 0
 
 
-def test_gpus_are_counted_as_torch_sees_them(nvidia_smi, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a stand-in for what torch reports on a node of eight GPUs with CUDA_VISIBLE_DEVICES=0,1,2."""
+def test_gpus_that_torch_sees_are_counted(nvidia_smi, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Patch torch to report a node of eight GPUs with CUDA_VISIBLE_DEVICES=0,1,2."""
     nvidia_smi(LISTED)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 3)
@@ -56,50 +58,50 @@ def test_gpus_are_counted_as_torch_sees_them(nvidia_smi, monkeypatch: pytest.Mon
 @pytest.mark.slow
 def test_gpus_that_torch_cannot_use_stop_the_run(nvidia_smi, tmp_path: Path) -> None:
     nvidia_smi(LISTED)
-    shown = run("sh", ROOT / "train.sh", OUTPUT_DIR=str(tmp_path / "out"), check=False)
-    assert shown.returncode == 1 and "Traceback" not in shown.stderr
-    assert f"nvidia-smi lists 2 GPU(s), but torch {torch.__version__} can use none of them" in shown.stderr
+    result = run("sh", ROOT / "train.sh", OUTPUT_DIR=str(tmp_path / "out"), check=False)
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert f"nvidia-smi lists 2 GPU(s), but torch {torch.__version__} can use none of them" in result.stderr
 
 
-def started(tmp_path: Path, **environment: str) -> tuple[list[str], dict[str, str]]:
-    """Return the arguments and the environment that train.sh gives to Python, of which a stand-in is in its .venv."""
+def python_call(tmp_path: Path, **environment: str) -> tuple[list[str], dict[str, str]]:
+    """Return the arguments and the environment that train.sh passes to Python, which is replaced by a script."""
     checkout = tmp_path / "a checkout"
     (checkout / ".venv" / "bin").mkdir(parents=True, exist_ok=True)
     shutil.copy(ROOT / "train.sh", checkout)
     python = checkout / ".venv" / "bin" / "python"
     python.write_text('#!/bin/sh\nprintf "%s\\n" "$@"; echo ENVIRONMENT; env\n')
     python.chmod(0o755)
-    words, _, variables = run("sh", checkout / "train.sh", **environment).stdout.partition("ENVIRONMENT\n")
-    return words.splitlines()[1:], dict(line.split("=", 1) for line in variables.splitlines() if "=" in line)
+    arguments, _, variables = run("sh", checkout / "train.sh", **environment).stdout.partition("ENVIRONMENT\n")
+    return arguments.splitlines()[1:], dict(line.split("=", 1) for line in variables.splitlines() if "=" in line)
 
 
-def test_a_stopped_run_has_time_to_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", started(tmp_path)[1]["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"])
+def test_stopped_run_has_time_to_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", python_call(tmp_path)[1]["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"])
     assert LaunchConfig(1, 1, 1).shutdown_timeout == 900
-    given = started(tmp_path, TORCH_ELASTIC_SHUTDOWN_TIMEOUT="60")[1]
+    given = python_call(tmp_path, TORCH_ELASTIC_SHUTDOWN_TIMEOUT="60")[1]
     assert given["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] == "60"
 
 
-def test_the_number_of_processes_can_be_given(tmp_path: Path) -> None:
-    assert "--nproc_per_node" not in started(tmp_path)[0]
-    words, _ = started(tmp_path, NPROC_PER_NODE="2")
-    assert words[words.index("--nproc_per_node") + 1] == "2"
+def test_number_of_processes_can_be_set(tmp_path: Path) -> None:
+    assert "--nproc_per_node" not in python_call(tmp_path)[0]
+    arguments, _ = python_call(tmp_path, NPROC_PER_NODE="2")
+    assert arguments[arguments.index("--nproc_per_node") + 1] == "2"
 
 
-def test_defaults_of_train_sh_are_known_to_train_py(tmp_path: Path) -> None:
-    words, variables = started(tmp_path)
-    data_and_more = words[next(n for n, word in enumerate(words) if word.endswith("train.py")) + 1 :]
-    at = data_and_more.index("--deepspeed")
-    training = parse_arguments([*data_and_more[:at], *data_and_more[at + 2 :]], ROOT / "none")[1]
+def test_train_py_accepts_the_defaults_of_train_sh(tmp_path: Path) -> None:
+    call, variables = python_call(tmp_path)
+    arguments = call[next(n for n, word in enumerate(call) if word.endswith("train.py")) + 1 :]
+    at = arguments.index("--deepspeed")
+    training = parse_arguments([*arguments[:at], *arguments[at + 2 :]], ROOT / "none")[1]
     assert (training.per_device_train_batch_size, training.gradient_accumulation_steps) == (8, 1)
     assert (training.max_tokens_per_micro_batch, training.ddp_timeout) == (16384, 10800)
     assert variables["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
     for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
-        assert started(tmp_path, **{name: "backend:native"})[1]["PYTORCH_ALLOC_CONF"] == "backend:native"
+        assert python_call(tmp_path, **{name: "backend:native"})[1]["PYTORCH_ALLOC_CONF"] == "backend:native"
 
 
 def test_dry_run_reports_reserved_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With stand-ins for what a GPU reports."""
+    """Patch the memory figures that torch reports for a GPU."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 30.1e9)
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: 41.2e9)

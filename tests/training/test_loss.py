@@ -11,7 +11,7 @@ import train as train_script
 from reward_model.training.loss import LOSSES, pair_losses
 
 CHOSEN, REJECTED, MARGIN = torch.randn(3, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).unbind()
-# -log sigmoid(d) of the difference d, by hand.
+# Losses of the difference d = chosen - rejected.
 FORMULAS = {
     "bradley_terry": lambda d, margin: -torch.sigmoid(d).log(),
     "margin": lambda d, margin: -torch.sigmoid(d - margin).log(),
@@ -20,7 +20,7 @@ FORMULAS = {
 
 
 @pytest.mark.parametrize("loss_type", LOSSES)
-def test_formulas(loss_type: str) -> None:
+def test_losses_follow_their_formulas(loss_type: str) -> None:
     expected = FORMULAS[loss_type](CHOSEN - REJECTED, MARGIN)
     assert torch.allclose(pair_losses(CHOSEN, REJECTED, MARGIN, loss_type), expected)
     plain = FORMULAS["bradley_terry"](CHOSEN - REJECTED, None)
@@ -34,7 +34,7 @@ def test_smoothing_and_centering() -> None:
     assert torch.allclose(pair_losses(CHOSEN, REJECTED, MARGIN, "margin", 0.2, 0.1), expected)
 
 
-def test_the_default_is_the_loss_of_trl(base_model: Path, tmp_path: Path) -> None:
+def test_default_loss_equals_the_loss_of_trl(base_model: Path, tmp_path: Path) -> None:
     pairs = jsonl(tmp_path / "pairs.jsonl", [pair | {"margin": n / 4} for n, pair in enumerate(demo_pairs()[:8])])
     paths = ["--model_name_or_path", base_model, "--dataset_name", pairs, "--output_dir", tmp_path / "out"]
     more = "--max_steps 1 --eval_size 0 --report_to none --save_strategy no --center_rewards_coefficient 0.01"

@@ -23,14 +23,14 @@ from reward_model.training.sampler import StepSampler
 WORDS = [message["content"] for pair in demo_pairs()[:40] for message in pair["chosen"]]
 
 
-def lists(answers: list[int], seed: int = 0) -> list[dict]:
-    """All pairs of prompts with so many answers each; where they are 5, two of them say the same."""
+def pairs_of_prompts(answers: list[int], seed: int = 0) -> list[dict]:
+    """Return all pairs of prompts with these numbers of answers. Of 5 answers, two are equal."""
     generator = random.Random(seed)
     rows = []
-    for k in answers:
+    for count in answers:
         question = " ".join(generator.sample(WORDS, 2))
-        texts = [generator.choice(WORDS) * generator.randrange(1, 3) + str(n) for n in range(k)]
-        if k == 5:
+        texts = [generator.choice(WORDS) * generator.randrange(1, 3) + str(n) for n in range(count)]
+        if count == 5:
             texts[2] = texts[4]
         rows += [
             {"chosen": conversation(question, a), "rejected": conversation(question, b), "margin": 0.1 * len(rows)}
@@ -41,7 +41,7 @@ def lists(answers: list[int], seed: int = 0) -> list[dict]:
     return rows
 
 
-# Adam's usual epsilon would make whole steps of gradients that are rounding errors.
+# With Adam's default epsilon, gradients that are only rounding errors would cause steps of full size.
 STEPS = (
     "--max_steps 20 --learning_rate 1e-4 --adam_epsilon 1e-6 --max_length 1024 --logging_steps 1 --report_to none "
     "--eval_size 0 --save_strategy no --gradient_checkpointing False --per_device_train_batch_size"
@@ -59,9 +59,9 @@ RUNS = {
 
 
 def logged(name: str, base_model: Path, folder: Path, shared_prefix: bool) -> dict[str, list[float]]:
-    """What each step logged."""
+    """Return the losses, gradient norms and saved positions of all steps."""
     answers, more = RUNS[name]
-    rows = lists(answers)
+    rows = pairs_of_prompts(answers)
     if "margins" not in name:
         for row in rows:
             del row["margin"]
@@ -69,8 +69,8 @@ def logged(name: str, base_model: Path, folder: Path, shared_prefix: bool) -> di
     paths = ["--model_name_or_path", base_model, "--dataset_name", pairs, "--output_dir", folder / str(shared_prefix)]
     if not shared_prefix:
         more = more.split(" --max_tokens")[0]
-    words = [*map(str, paths), *STEPS.split(), *more.split(), "--shared_prefix", str(shared_prefix)]
-    trainer = train_script.main(words)
+    arguments = [*map(str, paths), *STEPS.split(), *more.split(), "--shared_prefix", str(shared_prefix)]
+    trainer = train_script.main(arguments)
     logs = [log for log in trainer.state.log_history if "grad_norm" in log]
     found = {key: [log[key] for log in logs] for key in ("loss", "grad_norm", "positions_saved")}
     found["loss"] += [log["eval_loss"] for log in trainer.state.log_history if "eval_loss" in log]
@@ -100,13 +100,13 @@ def test_each_answer_of_a_prompt_stands_in_the_row_once() -> None:
     batch = PairCollator(pad_token_id=0)(pairs)
     assert batch["input_ids"].tolist() == [[1, 2, 3, 4, 4, 5, 7, 8]]
     assert batch["end_positions"].tolist() == [2, 6, 4, 2, 4, 7, 5, 5]
-    # All of a prompt's answers share less with each other: one token less, then so little that trees apart are smaller.
+    # Answers of two pairs may share less: one tree with a shorter prefix, or one tree per pair if that is smaller.
     assert trees([pair("p", a, b), pair("p", c, d)])[0] == [((1,), [(2, 3), (2, 5), (2, 4, 4), (6,)])]
     long = [pair("p", [n] * 9 + [1], [n] * 9 + [2]) for n in (1, 2)]
     assert trees(long) == ([((n,) * 9, [(1,), (2,)]) for n in (1, 2)], [0, 2, 1, 3])
 
 
-def test_a_batch_is_cut_into_parts_by_tokens() -> None:
+def test_batches_are_split_by_tokens() -> None:
     collator = PairCollator(pad_token_id=0, max_tokens=7)
     pairs = [pair("p", [1, 2, n], [1, 2, n + 1]) for n in range(3, 8)]  # positions of the first 1, 2, …: 4, 5, 6, 7, 8
     pairs += [pair("q", [1] * 9, [2]), pair("r", [1], [2]), pair("s", [1], [2])]
@@ -115,26 +115,26 @@ def test_a_batch_is_cut_into_parts_by_tokens() -> None:
     assert [len(part) for part in padded.split(pairs)] == [2, 2, 1, 1, 2]
 
 
-def lengths(pairs_of_prompts: list[int], seed: int = 0) -> Dataset:
-    """Pairs of so many prompts as the sampler sees them, with lengths that vary as real ones do."""
+def lengths(pairs_per_prompt: list[int], seed: int = 0) -> Dataset:
+    """Return the columns that the sampler reads, with lengths that vary like those of real data."""
     random_ = np.random.default_rng(seed)
-    prompts = np.repeat(np.arange(len(pairs_of_prompts)), pairs_of_prompts)
-    prefix = random_.lognormal(5, 0.8, len(pairs_of_prompts)).astype(int)[prompts]
+    prompts = np.repeat(np.arange(len(pairs_per_prompt)), pairs_per_prompt)
+    prefix = random_.lognormal(5, 0.8, len(pairs_per_prompt)).astype(int)[prompts]
     sides = random_.lognormal(5, 0.8, (2, len(prompts))).astype(int) + 1
     columns = {"prefix_length": prefix, "length": prefix + sides.max(0), "positions": prefix + sides.sum(0)}
     return Dataset.from_dict(columns | {"prompt": [f"{prompt:016x}" for prompt in prompts]})
 
 
 def steps(sampler: StepSampler, epoch: int = 0) -> list[list[int]]:
-    """The pairs of each optimizer step."""
+    """Return the indices of the pairs of each optimizer step."""
     sampler.epoch = epoch
     order, size = list(sampler), sampler.batch_size * sampler.ranks * sampler.accumulation
     assert len(order) == len(sampler)
     return [order[at : at + size] for at in range(0, len(order), size)]
 
 
-def waits(sampler: StepSampler) -> float:
-    """Positions of the fullest micro-batch over those of the mean, over whole steps."""
+def imbalance(sampler: StepSampler) -> float:
+    """Return the positions of the largest micro-batch relative to the mean, over all complete steps."""
     batches = np.array(steps(sampler)[:-1]).reshape(-1, sampler.ranks * sampler.accumulation, sampler.batch_size)
     positions = sampler.positions[batches].sum(2)
     return (positions.max(1).sum() / positions.mean(1).sum()).item()
@@ -151,20 +151,20 @@ def test_balanced_steps_have_the_pairs_of_the_random_order(shape: tuple[int, int
         assert sets[0] == sets[1] and all(step.total() == size for step in sets[0][:-1])
         seen = sum(sets[0], Counter())
         assert seen.keys() == set(range(460)), (
-            "every pair, and the first again until all ranks have whole micro-batches"
+            "every pair; the first ones again where the last micro-batch is filled up"
         )
         assert seen.total() == (460 if slots == 1 else -(-460 // (shape[0] * shape[1])) * shape[0] * shape[1])
     assert steps(balanced, 1) == steps(balanced, 1) != steps(balanced, 0) != steps(plain, 0) or slots == 1
     dropped = StepSampler(pairs, *shape, group_by_prompt=by_prompt, drop_last=True)
     assert len(dropped) == 460 // (shape[0] * shape[1]) * shape[0] * shape[1] == len(set(dropped))
     if slots > 1 and not by_prompt:
-        assert waits(plain) > 1.25 and waits(balanced) - 1 < 0.6 * (waits(plain) - 1)
+        assert imbalance(plain) > 1.25 and imbalance(balanced) - 1 < 0.6 * (imbalance(plain) - 1)
 
 
-def test_pairs_of_a_prompt_stay_together_as_far_as_they_fit() -> None:
-    def batches_of_prompts(pairs_of_prompts: list[int], batch_size: int, ranks: int) -> list[int]:
-        """For each prompt the number of micro-batches that it lies in; no other pair stands between its own."""
-        pairs = lengths(pairs_of_prompts)
+def test_pairs_of_a_prompt_stay_together_where_they_fit() -> None:
+    def batches_of_prompts(pairs_per_prompt: list[int], batch_size: int, ranks: int) -> list[int]:
+        """Return the number of micro-batches of each prompt. Within one, its pairs follow each other."""
+        pairs = lengths(pairs_per_prompt)
         order = list(StepSampler(pairs, batch_size, ranks))
         prompts = np.array(pairs["prompt"])[order].reshape(-1, batch_size)
         for batch in prompts:
@@ -172,34 +172,34 @@ def test_pairs_of_a_prompt_stay_together_as_far_as_they_fit() -> None:
         return sorted(Counter(prompt for batch in prompts for prompt in set(batch)).values())
 
     assert batches_of_prompts([6] * 40, 6, 2) == [1] * 40
-    # Of unequal ones few are cut, since one that fills the step is taken first.
+    # Few prompts of unequal sizes are split, since a prompt that fills the step is chosen first.
     assert Counter(batches_of_prompts([6, 3, 1, 2] * 20, 8, 1))[1] > 75
-    # More pairs than a micro-batch: two whole ones and 5 pairs, which begin or end one that another prompt shares.
+    # 21 pairs need two complete micro-batches of 8, and 5 pairs share one or two with other prompts.
     assert set(batches_of_prompts([21] * 16, 8, 2)) <= {3, 4}
-    assert not StepSampler(lengths([1] * 9), 2).prompts.max() < 8, "off where no prompt has two pairs"
+    assert not StepSampler(lengths([1] * 9), 2).prompts.max() < 8, "prompts with one pair each need no grouping"
 
 
-def test_weights_after_every_step_are_those_of_the_random_order(base_model: Path, tmp_path: Path) -> None:
-    """Four micro-steps a step, for which dealing is the same code as for four ranks."""
-    pairs = jsonl(tmp_path / "pairs.jsonl", lists(UNEQUAL))
+def test_balancing_does_not_change_the_weights(base_model: Path, tmp_path: Path) -> None:
+    """Four micro-batches per step are distributed by the same code as four ranks."""
+    pairs = jsonl(tmp_path / "pairs.jsonl", pairs_of_prompts(UNEQUAL))
     weights = []
     for balanced in ("True", "False"):
         paths = ["--model_name_or_path", base_model, "--dataset_name", pairs, "--output_dir", tmp_path / balanced]
         more = f"2 --gradient_accumulation_steps 4 --balance_ranks {balanced} --group_by_prompt False --max_steps 8"
         more += " --lr_scheduler_type constant"
-        words = [*map(str, paths), *STEPS.split(), *more.split(), "--save_strategy", "steps", "--save_steps", "1"]
-        train_script.main(words)
+        arguments = [*map(str, paths), *STEPS.split(), *more.split(), "--save_strategy", "steps", "--save_steps", "1"]
+        train_script.main(arguments)
         files = [tmp_path / balanced / f"checkpoint-{step}" / "model.safetensors" for step in range(1, 9)]
         weights.append([load_file(file) for file in files])
     for before, after in pairwise(weights[0]):
-        assert max((before[name] - after[name]).abs().max() for name in before) > 5e-5, "nothing was learned"
+        assert max((before[name] - after[name]).abs().max() for name in before) > 5e-5, "the weights did not change"
     for random_, balanced in zip(*weights, strict=True):
         for name, tensor in random_.items():
             torch.testing.assert_close(balanced[name], tensor, atol=1e-6, rtol=0)
 
 
-def test_ranked_lists_become_trees_by_themselves(base_model: Path, tmp_path: Path) -> None:
-    """Four ranks, two of them equal: five pairs of each prompt, and a step that computes its four answers once."""
+def test_ranked_lists_become_trees(base_model: Path, tmp_path: Path) -> None:
+    """Four answers with two equal ranks give five pairs, and a step computes each answer once."""
     answers = [{"answer": f"{WORDS[n]} {n}", "rank": rank} for n, rank in enumerate((1, 2, 2, 3))]
     source = jsonl(tmp_path / "ranked.jsonl", [{"prompt": f"{n} {WORDS[9]}", "answers": answers} for n in range(4)])
     pairs = tmp_path / "pairs.jsonl"
@@ -219,12 +219,12 @@ TWO_RANKS = {
 
 
 @pytest.mark.slow
-def test_two_ranks_train_what_one_process_does(base_model: Path, tmp_path: Path) -> None:
-    """Trees, balanced, in passes by tokens, against padded pairs in random order; and going on from a second epoch."""
-    pairs = jsonl(tmp_path / "pairs.jsonl", lists(UNEQUAL)[:48])  # six whole steps of 8: padding is nowhere needed
+def test_two_ranks_equal_one_process(base_model: Path, tmp_path: Path) -> None:
+    """Compare balanced trees in passes by tokens with padded pairs in random order; then resume in the second epoch."""
+    pairs = jsonl(tmp_path / "pairs.jsonl", pairs_of_prompts(UNEQUAL)[:48])  # six complete steps of 8
     shared = "--max_steps 11 --save_strategy steps --save_steps 8 --group_by_prompt True"
 
-    def words(output_dir: str, more: str) -> list[str]:
+    def arguments(output_dir: str, more: str) -> list[str]:
         paths = ["--model_name_or_path", base_model, "--dataset_name", pairs, "--output_dir", tmp_path / output_dir]
         return [*map(str, paths), *STEPS.split(), *f"{more} {shared}".split()]
 
@@ -232,20 +232,22 @@ def test_two_ranks_train_what_one_process_does(base_model: Path, tmp_path: Path)
         history = json.loads((tmp_path / output_dir / "trainer_state.json").read_text())["log_history"]
         return [log for log in history if "grad_norm" in log]
 
-    trainer = train_script.main(words("one", "8 --shared_prefix False --balance_ranks False"))
+    trainer = train_script.main(arguments("one", "8 --shared_prefix False --balance_ranks False"))
     assert trainer._sampler.epoch == 1
     expected = logs("one")
     for kind, (start, more) in TWO_RANKS.items():
         launch = [*start, *([] if kind == "ZeRO-3" else ["train.py"])]
         environment = {"NPROC_PER_NODE": "2", "MASTER_PORT": "29516"}
-        two = words(kind, f"4 {more} --max_tokens_per_micro_batch 150")
-        said = run(*launch, *two, **environment).stdout
+        two = arguments(kind, f"4 {more} --max_tokens_per_micro_batch 150")
+        output = run(*launch, *two, **environment).stdout
         found = logs(kind)
-        assert [log["loss"] for log in found] == pytest.approx([log["loss"] for log in expected], abs=1e-5), said
+        assert [log["loss"] for log in found] == pytest.approx([log["loss"] for log in expected], abs=1e-5), output
         assert [log["grad_norm"] for log in found] == pytest.approx([log["grad_norm"] for log in expected], rel=1e-4)
         assert all(0.5 < log["rank_balance"] < 1 for log in found)
 
     shutil.copytree(tmp_path / "plain" / "checkpoint-8", tmp_path / "resumed" / "checkpoint-8")
-    run(*TWO_RANKS["plain"][0], "train.py", *words("resumed", "4 --resume_from_checkpoint True"))
+    run(*TWO_RANKS["plain"][0], "train.py", *arguments("resumed", "4 --resume_from_checkpoint True"))
     losses = [log["loss"] for log in logs("resumed")]
-    assert losses == pytest.approx([log["loss"] for log in expected], abs=1e-5), "another order after the stop"
+    assert losses == pytest.approx([log["loss"] for log in expected], abs=1e-5), (
+        "the resumed run has another order of pairs"
+    )
