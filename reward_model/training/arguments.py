@@ -12,7 +12,7 @@ import yaml
 from accelerate import PartialState
 from transformers import HfArgumentParser
 from transformers.hf_argparser import HfArg
-from transformers.trainer_utils import IntervalStrategy
+from transformers.trainer_utils import HubStrategy, IntervalStrategy
 from trl import ModelConfig, RewardConfig, ScriptArguments
 
 from reward_model import InputError
@@ -254,6 +254,7 @@ def configure_trainer(args: TrainingArguments, checkpoint: str | None, has_eval:
     args.max_length = args.chat_template_path = args.model_init_kwargs = None  # applied; trl would filter row by row
     args.disable_dropout = False  # applied; trl would disable the dropout of LoRA as well
     args.remove_unused_columns = False  # the collator selects columns
+    args.hub_strategy = HubStrategy.END  # Trainer would copy checkpoints, under LoRA the adapter, over the saved model
     if not has_eval:
         args.eval_strategy = "no"
     if has_other_towers and args.ddp_find_unused_parameters is None:

@@ -144,12 +144,12 @@ class ExactRewardTrainer(RewardTrainer):
         return norm
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        super().save_model(output_dir, _internal_call)
+        super().save_model(output_dir, _internal_call=True)  # uploads nothing: train.py uploads the complete model
         if self.args.should_save:
             set_served_architecture(Path(output_dir or self.args.output_dir))
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write no card: trl's card shows how to generate text with a reward model."""
+        """Write no card: trl's card shows how to generate text with a reward model; train.py writes model_card.py's."""
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self.throughput:
