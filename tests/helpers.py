@@ -86,6 +86,13 @@ def conversation(question: str, answer: str) -> list[dict]:
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 
+# Layers of Qwen3.5 and Qwen3-Next in a tiny config.
+LINEAR = {
+    "layer_types": ["linear_attention", "full_attention"], "linear_key_head_dim": 16, "linear_value_head_dim": 16,
+    "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+}  # fmt: skip
+
+
 def tiny_config(model_type: str, **changes: object):
     """A config of two small layers of any model type."""
     from transformers import AutoConfig

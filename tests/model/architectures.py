@@ -1,7 +1,7 @@
 """Tiny configs of every decoder with a reward head: those that take packed rows, those that are padded, and refused."""
 
 import torch
-from helpers import tiny_config
+from helpers import LINEAR, tiny_config
 from transformers import AutoModelForSequenceClassification
 
 SLIDING = {"sliding_window": 8}
@@ -12,10 +12,6 @@ MLA = {
 MOE = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "first_k_dense_replace": 1}
 GROUPED = {**MLA, **MOE, "n_group": 2, "topk_group": 1}
 GPT2 = {"n_layer": 2, "n_head": 4, "n_embd": 64, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-LINEAR = {
-    "layer_types": ["linear_attention", "full_attention"], "linear_key_head_dim": 16, "linear_value_head_dim": 16,
-    "linear_num_key_heads": 2, "linear_num_value_heads": 4,
-}  # fmt: skip
 LONGROPE = {
     "original_max_position_embeddings": 16,
     "rope_parameters": {

@@ -4,8 +4,8 @@ import random
 
 import pytest
 import torch
-from architectures import ARCHITECTURES, LINEAR, PADDED, REFUSED, reward_model
-from helpers import ROOT, demo_pairs, jsonl
+from architectures import ARCHITECTURES, PADDED, REFUSED, reward_model
+from helpers import LINEAR, ROOT, demo_pairs, jsonl
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import train as train_script

@@ -4,8 +4,7 @@ import random
 
 import pytest
 import torch
-from architectures import LINEAR
-from helpers import tiny_config
+from helpers import LINEAR, tiny_config
 from peft import LoraConfig, get_peft_model
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForSequenceClassification

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from helpers import conversation, demo_pairs, jsonl, run
+from helpers import LINEAR, conversation, demo_pairs, jsonl, run
 from safetensors.torch import load_file
 
 import train as train_script
@@ -51,6 +51,7 @@ RUNS = {
     "k = 2": ([2] * 24, "4"),
     "k = 4": ([4] * 6, "6"),
     "k = 7": ([7] * 3, "21"),
+    "k = 4, linear attention": ([4] * 6, "6"),
     "unequal k, LoRA": (UNEQUAL, "8 --use_peft --lora_r 4"),
     "margins, checkpointing": (UNEQUAL, "8 --gradient_checkpointing True"),
     "accumulation": (UNEQUAL, "4 --gradient_accumulation_steps 3"),
@@ -81,8 +82,9 @@ QUICK = ("k = 4",)
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.slow]) for n in RUNS])
-def test_trees_equal_padded_pairs_over_twenty_steps(name: str, base_model: Path, tmp_path: Path) -> None:
-    padded, packed = (logged(name, base_model, tmp_path, shared_prefix) for shared_prefix in (False, True))
+def test_trees_equal_padded_pairs_over_twenty_steps(name: str, tiny_model, base_model: Path, tmp_path: Path) -> None:
+    model = tiny_model("qwen3_5_text", **LINEAR) if "linear" in name else base_model
+    padded, packed = (logged(name, model, tmp_path, shared_prefix) for shared_prefix in (False, True))
     assert len(packed["loss"]) == (26 if "passes" in name else 20)
     assert packed["loss"] == pytest.approx(padded["loss"], abs=1e-5)
     assert packed["grad_norm"] == pytest.approx(padded["grad_norm"], rel=1e-4)
@@ -216,6 +218,26 @@ TWO_RANKS = {
     "plain": ([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29516"], ""),
     "ZeRO-3": (["sh", "train.sh"], "--gradient_accumulation_steps 1 --warmup_steps 0 --lr_scheduler_type linear"),
 }
+
+
+@pytest.mark.slow
+def test_zero3_trains_linear_attention_on_two_ranks(tiny_model, tmp_path: Path) -> None:
+    """Recurrent layers make the same passes on all ranks, with the losses of padded rows in one process."""
+    pairs = jsonl(tmp_path / "pairs.jsonl", pairs_of_prompts(UNEQUAL)[:32])  # four complete steps of 8
+    model, losses = tiny_model("qwen3_5_text", **LINEAR), {}
+    for start, more in (
+        ["one", "8 --shared_prefix False --balance_ranks False"],
+        ["two", f"4 {TWO_RANKS['ZeRO-3'][1]}"],
+    ):
+        paths = ["--model_name_or_path", model, "--dataset_name", pairs, "--output_dir", tmp_path / start]
+        words = [*map(str, paths), *STEPS.split(), *more.split(), "--max_steps", "4", "--group_by_prompt", "True"]
+        if start == "one":
+            train_script.main(words)
+        else:
+            run("sh", "train.sh", *words, NPROC_PER_NODE="2", MASTER_PORT="29517")
+        history = json.loads((tmp_path / start / "trainer_state.json").read_text())["log_history"]
+        losses[start] = [log["loss"] for log in history if "loss" in log]
+    assert losses["two"] == pytest.approx(losses["one"], abs=1e-5)
 
 
 @pytest.mark.slow
