@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import contents, demo_pairs, jsonl, lay_out
+from helpers import contents, demo_pairs, jsonl, write_files
 
 import prepare_data
 from reward_model import InputError
@@ -114,7 +114,7 @@ def exit_of(argv: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 @pytest.mark.parametrize("name", ODD)
 def test_odd_input(name: str, tmp_path: Path, monkeypatch, capsys) -> None:
     files, arguments, expected = ODD[name]
-    lay_out(tmp_path, files)
+    write_files(tmp_path, files)
     monkeypatch.chdir(tmp_path)
     before = contents(tmp_path)
     status, output = exit_of(shlex.split(arguments), monkeypatch, capsys)

@@ -1,4 +1,4 @@
-"""Tiny configs of every decoder with a reward head: those that take packed rows, those that are padded, and refused."""
+"""Tiny configs of all decoders that Transformers can classify with: packed, padded, and refused ones."""
 
 import torch
 from helpers import tiny_config
@@ -95,7 +95,7 @@ ARCHITECTURES = {
         },
     },
 }  # fmt: skip
-# Rotated by other factors beyond 16 tokens; a padded batch of Transformers mixes both.
+# The rotary factors change beyond 16 tokens. A padded batch of Transformers mixes both regimes.
 TWO_REGIMES = {
     "phi3 longrope": LONGROPE,
     "phimoe longrope": {
@@ -127,7 +127,7 @@ PADDED = {
     "nemotron": ({}, "2 of 2 layers that take no packed row"),
     "doge": ({}, "attention_mask"),
 }  # fmt: skip
-# Encoders read their first token, encoder-decoders another text; CTRL and ModernBERT's decoder have other heads.
+# Encoders read the first token and encoder-decoders another text; CTRL and ModernBERT's decoder have other heads.
 REFUSED = {
     "bert": {}, "roberta": {}, "deberta": {}, "deberta-v2": {}, "modernbert": {}, "modernbert-decoder": {}, "t5": {},
     "bart": {}, "ctrl": {"n_embd": 64, "n_layer": 2, "n_head": 4, "dff": 96},
@@ -135,7 +135,7 @@ REFUSED = {
 
 
 def reward_model(name: str, changes: dict, attention: str | None = "eager") -> torch.nn.Module:
-    """Return a random reward model in an attention implementation, None for the one that Transformers chooses."""
+    """Return a random reward model. With `attention` None, Transformers chooses the attention implementation."""
     torch.manual_seed(0)
     config = tiny_config(name.split()[0], num_labels=1, initializer_range=0.2, **changes)
     return AutoModelForSequenceClassification.from_config(config, attn_implementation=attention)
