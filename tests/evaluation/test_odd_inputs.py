@@ -33,8 +33,8 @@ ODD: dict[str, tuple[dict[str, object], str, str]] = {
     ),
     "base without model": ({}, "--url http://127.0.0.1:9 --base_model M d.jsonl", "--base_model needs --model"),
     "concurrency of words": ({}, "--url http://127.0.0.1:9 --concurrency x d.jsonl", "invalid int value: 'x'"),
-    "no model": ({"d.jsonl": [PAIR]}, "--model nowhere d.jsonl", "nowhere is no folder"),
-    "a file as model": ({"d.jsonl": [PAIR]}, "--model d.jsonl d.jsonl", "d.jsonl is no folder"),
+    "no model": ({"d.jsonl": [PAIR]}, "--model nowhere d.jsonl", "nowhere is not a directory"),
+    "a file as model": ({"d.jsonl": [PAIR]}, "--model d.jsonl d.jsonl", "d.jsonl is not a directory"),
     "model without config": ({"d.jsonl": [PAIR], "m/x": "x"}, "--model m d.jsonl", "m has no config.json"),
     "output holds other files": (
         {"d.jsonl": [PAIR], "o/mine.txt": "x"},
@@ -51,7 +51,11 @@ ODD: dict[str, tuple[dict[str, object], str, str]] = {
     "compare lists": ({"a/scores.jsonl": "[1]\n", "b/x": ""}, "compare a b", "not written by this version"),
     "compare into a file": ({"r.json": "mine"}, "compare a b --output r.json", "r.json already exists"),
     "parity without url": ({}, "parity M d.jsonl", "--url"),
-    "parity without a model": ({"d.jsonl": [PAIR]}, "parity nowhere --url http://127.0.0.1:9 d.jsonl", "is no folder"),
+    "parity without a model": (
+        {"d.jsonl": [PAIR]},
+        "parity nowhere --url http://127.0.0.1:9 d.jsonl",
+        "is not a directory",
+    ),
     "no server": ({"d.jsonl": [PAIR]}, "--url http://127.0.0.1:9 d.jsonl", "No server answers at http://127.0.0.1:9"),
     "an unknown argument": ({}, "--model M d.jsonl --colour red", "unrecognized arguments: --colour red"),
 }
