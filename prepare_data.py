@@ -29,6 +29,8 @@ from reward_model.data.pair import WARNINGS
 from reward_model.data.readers import check_hub
 from reward_model.data.workers import ConversionConfig, Source
 
+SIMILARITY = 0.8  # the default of --exclude_similarity
+
 
 def main() -> None:
     """Run the command line."""
@@ -107,7 +109,7 @@ def parse_arguments() -> argparse.Namespace:
         help="share (below 1) or number of pairs to hold out, by prompt (default: 0)",
     )
     add("--exclude_prompts", nargs="+", default=[], metavar="FILE", help="set aside pairs with a prompt of these files")
-    add("--exclude_similarity", type=float, default=0.8, help="Jaccard similarity of equal prompts (default: 0.8)")
+    add("--exclude_similarity", type=float, default=SIMILARITY, help="least Jaccard similarity (default: 0.8)")
     add("--tokenizer", metavar="MODEL", help="measure lengths in tokens, and try the chat template on every pair")
     add("--max_length", type=int, help="set aside pairs with a side longer than this number of tokens")
     warnings = f"set aside pairs with these warnings: all, {', '.join(WARNINGS)}"
@@ -153,6 +155,10 @@ def argument_conflict(args: argparse.Namespace) -> str | None:
         return "--prompt, --input and --label need --chosen and --rejected, or --candidates."
     if args.context and not args.prompt:
         return "--input is appended to the prompt: pass --prompt."
+    if args.exclude_similarity != SIMILARITY and not args.exclude_prompts:
+        return "--exclude_similarity compares prompts with excluded ones: pass --exclude_prompts."
+    if not 0 < args.exclude_similarity <= 1:
+        return f"--exclude_similarity {args.exclude_similarity:g}: pass a number above 0, at most 1."
     if args.max_length and not args.tokenizer:
         return "--max_length counts tokens: pass --tokenizer."
     if "control tokens" in args.drop and not args.tokenizer:

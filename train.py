@@ -54,6 +54,7 @@ from reward_model.training.checkpointing import (
 from reward_model.training.collator import PairCollator
 from reward_model.training.data import check_tokens, tokenize_all
 from reward_model.training.dry_run import DRY_RUN_ARGUMENTS, dry_run_line, select_longest
+from reward_model.training.model_card import upload_model, write_model_card
 from reward_model.training.ranks import on_all_ranks
 from reward_model.training.run_record import write_record
 from reward_model.training.trainer import ExactRewardTrainer, configure_trainer
@@ -99,7 +100,7 @@ def main(argv: list[str]) -> ExactRewardTrainer:
         trainer.accelerator.print(dry_run_line(trainer, steps))
         trainer.accelerator.end_training()
         return trainer
-    save(trainer, model_args, metrics, bool(eval_datasets))
+    save(trainer, model_args, metrics, bool(eval_datasets), setup.record)
     return trainer
 
 
@@ -177,7 +178,13 @@ def train(trainer: ExactRewardTrainer) -> dict[str, float]:
     return result.metrics
 
 
-def save(trainer: ExactRewardTrainer, model_args: ModelArguments, metrics: dict[str, float], has_eval: bool) -> None:
+def save(
+    trainer: ExactRewardTrainer,
+    model_args: ModelArguments,
+    metrics: dict[str, float],
+    has_eval: bool,
+    record: dict[str, Any],
+) -> None:
     """Save a complete model for Transformers and vLLM to the output directory, also after LoRA, and evaluate it."""
     tokenizer, output_dir = trainer.processing_class, Path(trainer.args.output_dir)
     adapter_dir = output_dir / "adapter" if model_args.use_peft else None
@@ -187,10 +194,10 @@ def save(trainer: ExactRewardTrainer, model_args: ModelArguments, metrics: dict[
         trainer.save_model(str(adapter_dir or output_dir))
         trainer.accelerator.print("Saved the model. Computing its reference scores.")
         write_reference_scores(trainer.model, tokenizer, output_dir)
+    eval_metrics = trainer.evaluate() if has_eval else {}
     if has_eval:
-        metrics = trainer.evaluate()
-        trainer.log_metrics("eval", metrics)
-        trainer.save_metrics("eval", metrics)
+        trainer.log_metrics("eval", eval_metrics)
+        trainer.save_metrics("eval", eval_metrics)
     trainer.accelerator.wait_for_everyone()
     dtype = str(trainer.model.dtype).removeprefix("torch.")
     # Merging takes minutes on rank 0; within the process group, NCCL would end the run while the others wait.
@@ -205,6 +212,9 @@ def save(trainer: ExactRewardTrainer, model_args: ModelArguments, metrics: dict[
         merge_adapter(adapter_dir, check_adapter(adapter_dir), output_dir, dtype)
         if model_args.load_in_4bit or model_args.load_in_8bit:
             print("Trained on quantized weights, merged into the original ones: scores differ slightly from training.")
+    write_model_card(output_dir, record, metrics, eval_metrics, trainer.hub_model_id)
+    if trainer.args.push_to_hub:
+        upload_model(output_dir, trainer.hub_model_id, trainer.args)
     print(f"Reward model: {output_dir}   Serve it: sh infer_vllm.sh {quote(str(output_dir))}")
 
 

@@ -4,9 +4,11 @@
 #   sh train.sh                                                       one node, all its GPUs
 #   sh train.sh --learning_rate 5e-6                                  any argument of train.py
 #   MODEL=models/my-model DATASET=pairs.jsonl OUTPUT_DIR=save/my-run sh train.sh
+#   CONFIG=recipes/tulu-3-8b.yaml sh train.sh                         a file of arguments, as for train.py
 #   NNODES=2 NODE_RANK=0 MASTER_ADDR=10.0.0.1 sh train.sh             the same line on every node, NODE_RANK 0, 1, …
 #
-# Defaults are for a 7B model on 4 to 8 GPUs of 80 GB: 8 pairs per GPU and step, in one pass unless they have more than
+# Arguments override MODEL, DATASET and OUTPUT_DIR, which override CONFIG, which overrides the defaults below. The
+# defaults are for a 7B model on 4 to 8 GPUs of 80 GB: 8 pairs per GPU and step, in one pass unless they have more than
 # 16384 token positions, since ZeRO-3 gathers all weights in every pass. --ddp_timeout is how long ranks wait for the
 # one that tokenizes: tens of millions of pairs take more than the usual 30 minutes. Not yet run on GPUs by its authors.
 # Without a GPU one process runs on the CPU (NPROC_PER_NODE=2: two), in fp32, to debug the distributed path.
@@ -17,9 +19,6 @@ here=$(cd "$(dirname "$0")" && pwd)
 python=python3
 [ -x "$here/.venv/bin/python" ] && python=$here/.venv/bin/python
 
-: "${MODEL:=Qwen/Qwen2.5-7B-Instruct}"
-: "${DATASET:=Skywork/Skywork-Reward-Preference-80K-v0.2}"
-: "${OUTPUT_DIR:=$here/save/$(basename "$MODEL")-reward}"
 : "${NNODES:=1}"
 : "${NODE_RANK:=0}"
 : "${MASTER_ADDR:=127.0.0.1}"
@@ -31,25 +30,35 @@ export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-900}"
 export PYTORCH_ALLOC_CONF="${PYTORCH_ALLOC_CONF:-${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}}"
 
 cd "$calling_dir"
+set -- ${MODEL:+--model_name_or_path "$MODEL"} ${DATASET:+--dataset_name "$DATASET"} \
+  ${OUTPUT_DIR:+--output_dir "$OUTPUT_DIR"} "$@"
+: "${MODEL:=Qwen/Qwen2.5-7B-Instruct}"
+while read -r name value; do
+  # A name in CONFIG is at the start of a line in YAML, indented and in quotes in JSON.
+  grep -q "^ *\"\{0,1\}$name\"\{0,1\} *:" "${CONFIG:-/dev/null}" || set -- "--$name" "$value" "$@"
+done <<DEFAULTS
+model_name_or_path $MODEL
+dataset_name Skywork/Skywork-Reward-Preference-80K-v0.2
+output_dir $here/save/$(basename "$MODEL")-reward
+deepspeed $here/ds_config_zero3.json
+max_length 2048
+per_device_train_batch_size 8
+gradient_accumulation_steps 1
+max_tokens_per_micro_batch 16384
+per_device_eval_batch_size 8
+lr_scheduler_type cosine
+warmup_steps 0.03
+gradient_checkpointing True
+save_strategy steps
+save_steps 0.25
+save_total_limit 2
+logging_steps 5
+ddp_timeout 10800
+resume_from_checkpoint auto
+DEFAULTS
+set -- "$here/train.py" ${CONFIG:+"$CONFIG"} "$@"
+
 echo "Starting; importing takes some seconds."
 PYTHONPATH=$here${PYTHONPATH:+:$PYTHONPATH} exec "$python" -m reward_model.training.launch \
   --nnodes "$NNODES" --node_rank "$NODE_RANK" ${NPROC_PER_NODE:+--nproc_per_node "$NPROC_PER_NODE"} \
-  --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT" \
-  "$here/train.py" \
-  --model_name_or_path "$MODEL" \
-  --dataset_name "$DATASET" \
-  --output_dir "$OUTPUT_DIR" \
-  --deepspeed "$here/ds_config_zero3.json" \
-  --max_length 2048 \
-  --per_device_train_batch_size 8 \
-  --gradient_accumulation_steps 1 \
-  --max_tokens_per_micro_batch 16384 \
-  --per_device_eval_batch_size 8 \
-  --lr_scheduler_type cosine \
-  --warmup_steps 0.03 \
-  --gradient_checkpointing True \
-  --save_strategy steps --save_steps 0.25 --save_total_limit 2 \
-  --logging_steps 5 \
-  --ddp_timeout 10800 \
-  --resume_from_checkpoint auto \
-  "$@"
+  --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT" "$@"

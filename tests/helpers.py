@@ -149,13 +149,13 @@ def is_gone(group: int) -> bool:
 class Server:
     """A real vLLM server, started by infer_vllm.sh on a free port."""
 
-    def __init__(self, model: Path, log: Path, port: int = 0, flags: tuple[str, ...] = ()) -> None:
+    def __init__(self, model: Path, log: Path, port: int = 0, flags: tuple[str, ...] = (), **environment: str) -> None:
         port = port or free_port()
         self.url, self.log = f"http://127.0.0.1:{port}", log
         command = ["sh", str(ROOT / "infer_vllm.sh"), str(model), "--max-model-len", "1024", f"--port={port}", *flags]
         # An unreachable proxy: neither the script nor the client may use it.
         proxies = dict.fromkeys(("http_proxy", "HTTP_PROXY", "all_proxy"), "http://127.0.0.1:9") | {"no_proxy": ""}
-        env = {**os.environ, **proxies, "VLLM_CPU_KVCACHE_SPACE": "1"}
+        env = {**os.environ, **proxies, "VLLM_CPU_KVCACHE_SPACE": "1", **environment}
         with open(log, "w") as output:
             self.process = subprocess.Popen(command, stdout=output, stderr=output, env=env, start_new_session=True)
 

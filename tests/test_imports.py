@@ -56,6 +56,7 @@ def test_imported_packages_are_requirements() -> None:
     declared, distributions = {line.split("==")[0].lower() for line in lines}, packages_distributions()
     known = {
         "reward_model",
+        "triton",  # a dependency of torch for CUDA
         *DIRECTORIES,
         *helpers,
         *(script.stem for script in SCRIPTS),

@@ -1,11 +1,14 @@
 """Recognize the format of rows, convert them to pairs and validate the pairs."""
 
+import re
+import shlex
 from collections.abc import Iterable, Iterator
-from itertools import chain, islice
+from itertools import chain, islice, product
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from reward_model import InputError, RowError
-from reward_model.data.fields import NAME_FIELDS, Row
+from reward_model.data.fields import NAME_FIELDS, PROMPTS, Row
 from reward_model.data.formats import DEFAULT_OPTIONS, FORMATS, Options
 from reward_model.data.messages import first_role, messages_in, prompt_messages, system_messages
 from reward_model.data.pair import SIDES, Pair, check_pair, from_json
@@ -26,6 +29,11 @@ CONVERSATION_FIELDS = frozenset(
     "conversations dialog dialogue trajectory previous_turns passage document documents initial_reason_steps "
     "chat_template_kwargs".split()  # trl applies the last one to a row; here a model has one template for all rows
 )
+# Words in the names of fields, to suggest arguments for an unknown format.
+CHOSEN_WORDS = set("chosen better preferred accepted win winner winning pos positive good best w".split())
+REJECTED_WORDS = set("rejected worse dispreferred less non lose loser losing neg negative bad worst l".split())
+PROMPT_WORDS = {*PROMPTS, "user", "problem", "task", "post", "request"}
+WORD = re.compile("[A-Z]?[a-z]+|[A-Z]")
 TEXT_KEYS = ("content", "value", "text", "full_text", "input", "output")  # the text of an object, not its metadata
 
 
@@ -101,13 +109,13 @@ def detect_format(
     for number, value in zip(numbers, values, strict=True):
         pairs = validated_pairs(value, format_, options)
         if pairs and isinstance(pairs[0], RowError):
-            problems.append((number, pairs[0]))
-    fatal = [problem for problem in problems if problem[1].reason in FATAL_REASONS]
-    layout = [problem for problem in problems if problem[1].reason in LAYOUT_REASONS]
+            problems.append((number, value, pairs[0]))
+    fatal = [problem for problem in problems if problem[2].reason in FATAL_REASONS]
+    layout = [problem for problem in problems if problem[2].reason in LAYOUT_REASONS]
     if fatal or len(layout) > len(first) / 2:
-        number, error = (fatal or layout)[0]
+        number, value, error = (fatal or layout)[0]
         count = "" if fatal else f" ({len(layout)} of the first {len(first)} rows have such a problem.)"
-        advice = "" if error.reason == "unused field" else f" {NAME_FIELDS}"
+        advice = "" if error.reason == "unused field" else f" {suggest_fields(value, source)}"
         raise InputError(f"{place_of(source, number)}: {error}{count}{advice}") from error
     return format_, chain(first, rows)
 
@@ -126,7 +134,28 @@ def recognize(rows: Iterable[Any], source: str, ignore: tuple[str, ...] = ()) ->
             if format_.matches(row):
                 return name
     keys = ", ".join(map(str, rows[0]))
-    raise InputError(f"{source}: unknown format (keys: {keys}). {NAME_FIELDS}")
+    raise InputError(f"{source}: unknown format (keys: {keys}). {suggest_fields(rows[0], source)}")
+
+
+def suggest_fields(row: Row, source: str) -> str:
+    """Return how to name the fields of a row: a command line if the names of some suggest one that gives a valid pair.
+
+    Only fields of the row itself are suggested: two answers from within a list could belong to different rows.
+    """
+    names = sorted(row, key=lambda name: len(str(row[name])), reverse=True)  # ids and names of models are shorter
+    words = {name: {word.lower() for word in WORD.findall(name)} for name in names}
+    rejected = [name for name in names if REJECTED_WORDS & words[name]]
+    chosen = [name for name in names if CHOSEN_WORDS & words[name] and name not in rejected]
+    prompts = [name for name in names if PROMPT_WORDS & words[name]]
+    for prompt, better, worse in product([None, *prompts], chosen, rejected):
+        (pair,) = validated_pairs(row, "fields", Options(prompt=prompt, chosen=better, rejected=worse))
+        if not isinstance(pair, RowError):
+            output = f"save/{Path(source).name.split('.')[0]}/pairs.jsonl"
+            arguments = ["--output", output, "--chosen", better, "--rejected", worse]
+            arguments += ["--prompt", prompt] if prompt else []
+            command = shlex.join([".venv/bin/python", "prepare_data.py", source, *arguments])
+            return f"If these are its fields, run: {command}"
+    return NAME_FIELDS
 
 
 def validated_pairs(row: Any, format_: str, options: Options) -> list[Pair | RowError]:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from reward_model import RowError
-from reward_model.data.pair import SIDES, from_json
+from reward_model.data.pair import from_json
 
 Row = dict[str, Any]
 
@@ -15,7 +15,6 @@ LABEL_FIELDS = {
     "subset": ("subset", "domain", "category"),
     "id": ("id", "pair_id", "prompt_id", "question_id"),
 }
-ALL_LABELS = frozenset(name for names in LABEL_FIELDS.values() for name in names)
 NAME_FIELDS = (
     "Name its fields with prepare_data.py: --prompt FIELD --chosen FIELD --rejected FIELD, or --prompt FIELD "
     "--candidates FIELD FIELD --label FIELD --label_first VALUE --label_second VALUE. Rows with a single answer (KTO, "
@@ -62,16 +61,6 @@ def prompt_of(row: Row) -> Any:
     return prompt
 
 
-def has_list(row: Row, names: Iterable[str]) -> bool:
-    """Return whether one of several fields is a list."""
-    return any(isinstance(row.get(name), list) for name in names)
-
-
-def both_are(row: Row, kind: type) -> bool:
-    """Return whether chosen and rejected are both present and of this type."""
-    return all(isinstance(row.get(side), kind) for side in SIDES)
-
-
 def number(value: Any) -> float:
     """Return a score as a float; raise RowError if it is not a finite number (UltraFeedback has "N/A")."""
     try:
@@ -97,8 +86,6 @@ def labels_of(row: Row) -> dict[str, Any]:
     labels = {} if margin is None else {"margin": margin}
     if tools := tools_of(row):
         labels["tools"] = tools
-    if ALL_LABELS.isdisjoint(row):
-        return labels
     for label, names in LABEL_FIELDS.items():
         values = [row[name] for name in names if isinstance(row.get(name), str | int)]
         if values:

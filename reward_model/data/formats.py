@@ -6,32 +6,14 @@ specific formats come before general ones. A function raises RowError where a fi
 validates the messages. A new format also needs a sample in data/formats and a row in tests/data/test_formats.py.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import product
 
 from reward_model import RowError
 from reward_model.data import preferences
-from reward_model.data.fields import (
-    PROMPTS,
-    Row,
-    both_are,
-    field,
-    first_field,
-    has_list,
-    labels_of,
-    path_value,
-    prompt_of,
-)
-from reward_model.data.messages import (
-    TRANSCRIPT,
-    answer_messages,
-    context_messages,
-    first_role,
-    pair_of,
-    prompt_messages,
-    transcript_messages,
-)
+from reward_model.data.fields import PROMPTS, Row, field, first_field, labels_of, path_value, prompt_of
+from reward_model.data.messages import TRANSCRIPT, complete_conversation, pair_of, prompt_messages, transcript_messages
 from reward_model.data.pair import SIDES, Pair
 
 # Fields of the rejected side of rows whose `messages` are the chosen conversation.
@@ -84,6 +66,16 @@ def register_format(description: str, matches: Callable[[Row], bool]) -> Callabl
     return register
 
 
+def has_list(row: Row, names: Iterable[str]) -> bool:
+    """Return whether one of several fields is a list."""
+    return any(isinstance(row.get(name), list) for name in names)
+
+
+def both_are(row: Row, kind: type) -> bool:
+    """Return whether chosen and rejected are both present and of this type."""
+    return all(isinstance(row.get(side), kind) for side in SIDES)
+
+
 @register_format(
     "conversations (from/value) + chosen, rejected turns",
     lambda row: has_list(row, CONVERSATIONS) and isinstance(row.get("chosen"), dict | str),
@@ -99,10 +91,10 @@ def sharegpt(row: Row, options: Options) -> list[Pair]:
 )
 def swift(row: Row, options: Options) -> list[Pair]:
     """Convert a chosen conversation and a rejected answer or conversation (ms-swift, OpenPipe)."""
-    chosen, rejected = field(row, "messages"), row.get("rejected_messages")
-    if not rejected:
-        rejected = chosen[:-1] + answer_messages(first_field(row, REJECTED[:2]))
-    return [pair_of(None, [chosen, rejected], row)]
+    *prompt, chosen = field(row, "messages")
+    if row.get("rejected_messages"):
+        return [pair_of(None, [[*prompt, chosen], row["rejected_messages"]], row)]
+    return [pair_of(prompt, [chosen, first_field(row, REJECTED[:2])], row)]
 
 
 @register_format(
@@ -167,15 +159,7 @@ def scored(row: Row, options: Options) -> list[Pair]:
 def messages(row: Row, options: Options) -> list[Pair]:
     """Convert message lists: complete conversations, or answers to a prompt (UltraFeedback-binarized)."""
     prompt = next((row[name] for name in PROMPTS if row.get(name)), None)
-    pair = labels_of(row)
-    for side in SIDES:
-        value = field(row, side)
-        if isinstance(value, list | dict):
-            value = answer_messages(value)
-            if first_role(value) == "assistant":
-                value = context_messages(prompt, row) + value
-        pair[side] = value
-    return [pair]
+    return [{side: complete_conversation(field(row, side), prompt, row) for side in SIDES} | labels_of(row)]
 
 
 @register_format("named by --prompt, --chosen, --rejected or --candidates, --label", lambda row: False)

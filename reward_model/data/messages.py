@@ -120,9 +120,8 @@ def transcript_messages(transcript: Any) -> Messages:
     if len(parts) < 2:
         raise RowError("not messages", f"no Human:/Assistant: turns in {str(transcript)[:60]!r}.")
     turns = zip(parts[1::2], parts[2::2], strict=True)
-    return system_messages(parts[0].strip()) + [
-        {"role": SPEAKER_ROLES[speaker], "content": text.strip()} for speaker, text in turns
-    ]
+    messages = [{"role": SPEAKER_ROLES[speaker], "content": text.strip()} for speaker, text in turns]
+    return system_messages(parts[0].strip()) + messages
 
 
 def first_role(messages: list[Any]) -> Any:
@@ -133,6 +132,14 @@ def first_role(messages: list[Any]) -> Any:
 def context_messages(prompt: Any, row: Row) -> Messages:
     """Return the history of a row and a prompt (text or messages) as messages; none if the prompt is None."""
     return [] if prompt is None else history_messages(row.get("history")) + prompt_messages(prompt)
+
+
+def complete_conversation(turns: Any, prompt: Any, row: Row) -> Any:
+    """Return turns as messages, after the prompt if they start with the assistant; return anything else unchanged."""
+    if not isinstance(turns, list | dict):
+        return turns
+    messages = answer_messages(turns)
+    return context_messages(prompt, row) + messages if first_role(messages) == "assistant" else messages
 
 
 def pair_of(prompt: Any, answers: Iterable[Any], row: Row) -> Pair:
@@ -146,6 +153,5 @@ def pair_of(prompt: Any, answers: Iterable[Any], row: Row) -> Pair:
     if isinstance(prompt, str) and prompt.rstrip().endswith(PROMPT_ENDINGS):
         answers = [answer.removeprefix(" ") if isinstance(answer, str) else answer for answer in answers]
     context = context_messages(prompt, row)
-    return {side: context + answer_messages(answer) for side, answer in zip(SIDES, answers, strict=True)} | labels_of(
-        row
-    )
+    pair = {side: context + answer_messages(answer) for side, answer in zip(SIDES, answers, strict=True)}
+    return pair | labels_of(row)

@@ -108,24 +108,31 @@ class ExcludedPrompts:
         from datasketch import MinHashLSH  # takes 0.4 s to import
 
         self.similarity = similarity
-        self.near = MinHashLSH(threshold=similarity, num_perm=PERMUTATIONS)
+        self.places: dict[str, str] = {}  # of each text
         self.hashes: dict[str, Any] = {}
+        self.near = MinHashLSH(threshold=min(similarity, 0.95), num_perm=PERMUTATIONS)  # it rejects 0.99
         for source in sources:
             files = data_files(source)
             if not files:
                 raise InputError(f"--exclude_prompts {source}: no such file or directory.")
             for place, prompt in (found for file in files for found in _prompts_of(file)):
-                self.hashes[place] = _minhash(prompt)
-                self.near.insert(place, self.hashes[place], check_duplication=False)
+                text = _user_text(prompt)
+                if text not in self.places:
+                    self.places[text] = place
+                    self.hashes[place] = _minhash(text)
+                    self.near.insert(place, self.hashes[place], check_duplication=False)
 
     def check(self, prompt: Messages) -> None:
         """Raise RowError if a prompt is similar or equal to one of the excluded prompts."""
-        minhash = _minhash(prompt)
+        text = _user_text(prompt)
+        if text in self.places:
+            raise RowError("contaminated", f"the prompt is equal to {self.places[text]}, which is excluded.")
+        minhash = _minhash(text)
         for place in self.near.query(minhash):
             similarity = minhash.jaccard(self.hashes[place])
             if similarity >= self.similarity:
-                reason = "contaminated" if similarity == 1 else "nearly contaminated"
-                raise RowError(reason, f"the prompt is {similarity:.0%} similar to {place}, which is excluded.")
+                found = f"the prompt is {similarity:.0%} similar to {place}, which is excluded."
+                raise RowError("nearly contaminated", found)
 
 
 def _prompts_of(file: Path) -> list[tuple[str, Messages]]:
@@ -153,13 +160,16 @@ def _prompt_of(row: Any, format_: str | None) -> Messages | None:
     return prompt_messages(prompt) if prompt else None
 
 
-def _minhash(prompt: Messages) -> Any:
-    """Return the MinHash of the user's turns without case and spacing; the system message does not matter."""
-    from datasketch import MinHash
-
+def _user_text(prompt: Messages) -> str:
+    """Return the text of the user's turns without case and spacing; the system message does not matter."""
     messages = [message for message in prompt if isinstance(message, dict) and message.get("role") == "user"]
     texts = [message["content"] for message in messages if isinstance(message.get("content"), str)]
-    text = " ".join(" ".join(texts).casefold().split())
+    return " ".join(" ".join(texts).casefold().split())
+
+
+def _minhash(text: str) -> Any:
+    from datasketch import MinHash
+
     minhash = MinHash(num_perm=PERMUTATIONS, hashfunc=xxh32_intdigest)
     shingles = {text[start : start + SHINGLE] for start in range(max(1, len(text) - SHINGLE + 1))}
     minhash.update_batch([shingle.encode() for shingle in shingles])

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import orjson
 
 from reward_model import InputError, RowError
-from reward_model.data.tables import CONVERT_ENCODING, arrow_rows, csv_rows, dataset_rows, json_rows
+from reward_model.data.tables import CONVERT_ENCODING, arrow_rows, csv_rows, dataset_rows, is_config, json_rows
 
 SUFFIXES = (".json", ".jsonl", ".jsonl.gz", ".csv", ".parquet", ".arrow")
 TEST_NAMES = ("test", "eval", "valid", "dev")
@@ -20,12 +20,12 @@ TEST_NAMES = ("test", "eval", "valid", "dev")
 OUR_FILES = (".rejected.", ".report.")
 DATASETS_FILES = re.compile(r"dataset_infos?\.json|dataset_dict\.json|state\.json|(cache-|tmp).*\.arrow")
 # The first bytes of files whose content does not match their name, and how to fix that.
-GIT_LFS = b"version https://git-lfs"
+GZIP = b"\x1f\x8b"
 SIGNATURES = {
-    GIT_LFS: "a Git-LFS pointer, not the data; run git lfs pull",
+    b"version https://git-lfs": "a Git-LFS pointer, not the data; run git lfs pull",
     b"\xff\xfe": "UTF-16, not UTF-8; convert it with iconv -f UTF-16 -t UTF-8",
     b"\xfe\xff": "UTF-16, not UTF-8; convert it with iconv -f UTF-16 -t UTF-8",
-    b"\x1f\x8b": "gzip; decompress it or rename it to .jsonl.gz",
+    GZIP: "gzip; decompress it or rename it to .jsonl.gz",
     b"<!doctype": "a web page, not the data; download the file itself",
 }
 
@@ -36,7 +36,7 @@ NumberedRow = tuple[int, Any | RowError]
 def data_files(source: str) -> list[Path]:
     """Return the data files of a path, sorted; [] if the path does not exist (it may be a Hub id).
 
-    A directory is searched recursively; hidden files and files that are not data are skipped.
+    A directory is searched recursively; hidden files and files that are not data, such as configs, are skipped.
     """
     path = Path(source)
     if path.is_dir():
@@ -44,6 +44,7 @@ def data_files(source: str) -> list[Path]:
         files = [file for file in files if not any(part.startswith(".") for part in file.relative_to(path).parts)]
         files = [file for file in files if not any(part in file.name for part in OUR_FILES)]
         files = [file for file in files if not DATASETS_FILES.fullmatch(file.name)]
+        files = [file for file in files if not is_config(file)] or files
         if not files:
             raise InputError(f"{source}: no data files in this directory; add {', '.join(SUFFIXES)} files.")
         return files
@@ -162,9 +163,8 @@ def _has_lines(content: BinaryIO) -> bool:
 def _check_signature(content: BinaryIO, file: Path) -> None:
     start = content.read(64).lower()
     content.seek(0)
-    is_text = file.suffix in (".json", ".jsonl", ".csv")
     for signature, found in SIGNATURES.items():
-        if start.startswith(signature) and (is_text or signature == GIT_LFS):
+        if start.startswith(signature) and not (signature == GZIP and file.suffix == ".gz"):
             raise InputError(f"{file}: this is {found}.")
 
 
@@ -175,6 +175,5 @@ def _lines(content: BinaryIO | gzip.GzipFile, file: Path) -> Iterator[NumberedRo
             if not line.isspace():
                 yield number, line
     except (EOFError, OSError, zlib.error) as error:  # of gzip
-        raise InputError(
-            f"{place_of(file, number + 1)}: the file is truncated ({error}). Download it again."
-        ) from error
+        place = place_of(file, number + 1)
+        raise InputError(f"{place}: the file is truncated ({error}). Download it again.") from error

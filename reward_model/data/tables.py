@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,23 +16,39 @@ from reward_model.data.pair import from_json
 ROW_FIELDS = {"chosen", "rejected", *PROMPTS}
 CONVERT_ENCODING = "convert the file, for example with iconv -f GB18030 -t UTF-8 (Chinese) or -f CP1252 (Western)"
 WRAPPERS = ("data", "rows", "examples", "instances", "records")  # keys of an object that hold its rows
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+NOT_SPACE = re.compile(r"\S")
 
 
 def json_rows(content: BinaryIO, file: Path) -> list[Any]:
-    """Return the rows of a .json file: of an array, or of one object that is a table."""
+    """Return the rows of a .json file: of an array, of one object that is a table, or objects one after another."""
     try:
-        value = json.loads(content.read().decode("utf-8-sig"))
+        values = _json_values(content.read().decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise InputError(f"{file}: not UTF-8 at byte {error.start}; {CONVERT_ENCODING}.") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{file}: not valid JSON ({error}). Correct the file or export it again.") from error
+    value = values[0] if len(values) == 1 else values
     return value if isinstance(value, list) else table_rows(value)
 
 
+def _json_values(text: str) -> list[Any]:
+    """Return the JSON values in a text, which may be indented and need no separators."""
+    decoder, values = json.JSONDecoder(), []
+    start = NOT_SPACE.search(text)
+    while start:
+        value, end = decoder.raw_decode(text, start.start())
+        values.append(value)
+        start = NOT_SPACE.search(text, end)
+    return values
+
+
 def table_rows(table: Any) -> list[Any]:
-    """Return the rows of an object: of a wrapper ({"data": [...]}), of pandas (columns, index), or the object."""
+    """Return the rows of an object: of {"data": [...]}, of a table (pandas, Dataset.to_dict()), or the object."""
     values = list(table.values()) if isinstance(table, dict) else []
     lists = [name for name in table if isinstance(table[name], list)] if values else []
+    if {"columns", "data"} <= set(lists):  # orient="split"
+        return [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
     if len(lists) == 1 and lists[0] in WRAPPERS:
         return table[lists[0]]
     if values and all(isinstance(value, dict) and value for value in values):
@@ -40,7 +57,24 @@ def table_rows(table: Any) -> list[Any]:
             return values
         if all(key.isdecimal() and all(key in value for value in values) for key in keys):  # orient="columns"
             return [{name: table[name][key] for name in table} for key in keys]
+    has_columns = len(lists) == len(values) > 1 and len(set(map(len, values))) == 1
+    if has_columns and not any(isinstance(part, dict) for column in values for part in column):  # Dataset.to_dict()
+        return [dict(zip(table, row, strict=True)) for row in zip(*values, strict=True)]
     return [table]
+
+
+def is_config(file: Path) -> bool:
+    """Return whether a .json file has a single object that is not a row and has no rows, such as config.json."""
+    if file.suffix != ".json" or file.stat().st_size > 2**20:
+        return False
+    try:
+        (value,) = table_rows(json.loads(file.read_bytes()))
+    except ValueError:  # several rows, or not valid JSON
+        return False
+    if not isinstance(value, dict) or ROW_FIELDS & value.keys():
+        return False
+    lists = [part for part in value.values() if isinstance(part, list)]
+    return not any(isinstance(part, dict) for values in lists for part in values)
 
 
 def csv_rows(content: BinaryIO, file: Path) -> Iterator[Any]:
@@ -48,22 +82,22 @@ def csv_rows(content: BinaryIO, file: Path) -> Iterator[Any]:
     csv.field_size_limit(sys.maxsize)
     header = content.readline().decode(errors="replace")
     content.seek(0)
-    lines = io.TextIOWrapper(content, encoding="utf-8-sig", newline="")
+    # Bytes that are not UTF-8 become lone surrogates, so that only their row is set aside.
+    lines = io.TextIOWrapper(content, encoding="utf-8-sig", errors="surrogateescape", newline="")
     reader = csv.DictReader(lines, strict=True, delimiter=max(",;\t", key=header.count))
-    while True:
-        place = f"line {max(reader.line_num, 1) + 1}"
-        try:
-            row = next(reader)
-        except StopIteration:
-            break
-        except (csv.Error, UnicodeDecodeError) as error:
-            fix = f"Close all quotes; if it is not UTF-8, {CONVERT_ENCODING}"
-            raise InputError(f"{file}: cannot read {place}: {error}. {fix}.") from error
-        if None in row or None in row.values():
-            yield RowError("not parseable", f"{place}: the number of fields differs from the header.")
-        else:
-            # Lists are JSON text in CSV files.
-            yield {key: from_json(cell, list) if cell[:1] == "[" else cell for key, cell in row.items()}
+    line = 2  # of the first row
+    try:
+        for row in reader:
+            if None in row or None in row.values():
+                yield RowError("not parseable", f"line {line}: the number of fields differs from the header.")
+            elif LONE_SURROGATE.search("".join([*row, *row.values()])):
+                yield RowError("not decodable", f"line {line}: not UTF-8; {CONVERT_ENCODING}.")
+            else:
+                # Lists are JSON text in CSV files.
+                yield {key: from_json(cell, list) if cell[:1] == "[" else cell for key, cell in row.items()}
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise InputError(f"{file}: cannot read line {line}: {error}. Close all quotes.") from error
     lines.detach()  # otherwise the wrapper would close `content`
 
 

@@ -109,6 +109,9 @@ def check_libraries(model: PreTrainedModel, args: TrainingArguments) -> None:
         optimizer = optimizer_class(given or torch.nn.Linear(1, 1).parameters(), **options)
     with report_error(args, "lr_scheduler_type", "lr_scheduler_kwargs"):
         get_scheduler(args.lr_scheduler_type, optimizer, args.get_warmup_steps(steps), steps, args.lr_scheduler_kwargs)
+    if args.gradient_checkpointing:
+        with report_error(args, "gradient_checkpointing"):
+            model.gradient_checkpointing_enable()  # JetMoE, for one, does not support it
     with report_error(args, "gradient_checkpointing_kwargs"):
         settings = {"use_reentrant": True, **(args.gradient_checkpointing_kwargs or {})}
         checkpoint(torch.relu, torch.ones(1, requires_grad=True), **settings)

@@ -9,7 +9,7 @@ import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
 from torch.utils.data import Sampler
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, HubStrategy
 from trl import RewardTrainer
 
 from reward_model.model.checkpoint import set_served_architecture
@@ -146,13 +146,13 @@ class ExactRewardTrainer(RewardTrainer):
         return norm
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the model under the architecture name that vLLM serves."""
-        super().save_model(output_dir, _internal_call)
+        """Save the model under the architecture name that vLLM serves. train.py uploads the complete model."""
+        super().save_model(output_dir, _internal_call=True)  # False would upload it
         if self.args.should_save:
             set_served_architecture(Path(output_dir or self.args.output_dir))
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write no card: trl's card shows how to generate text with a reward model."""
+        """Write no card: trl's card shows how to generate text with a reward model; train.py writes model_card.py's."""
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log with the figures of all pairs since the last log. Runs on all ranks."""
@@ -194,6 +194,7 @@ def configure_trainer(args: Any, checkpoint: str | None, has_eval: bool, has_oth
     args.max_length = args.chat_template_path = args.model_init_kwargs = None  # applied; trl would filter row by row
     args.disable_dropout = False  # applied; trl would disable the dropout of LoRA as well
     args.remove_unused_columns = False  # the collator selects columns
+    args.hub_strategy = HubStrategy.END  # Trainer would copy checkpoints, under LoRA the adapter, over the saved model
     if not has_eval:
         args.eval_strategy = "no"
     if has_other_towers and args.ddp_find_unused_parameters is None:

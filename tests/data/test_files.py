@@ -35,12 +35,15 @@ FILES: dict[str, str] = {
     "nan.json": text(SCORED),
     "nan.jsonl": "\n".join(map(text, SCORED)),
     "lines.json": "\n".join(map(text, TALKS)),
+    "objects.json": "\n".join(text(row, indent=1) for row in TALKS),
     "mark.json": "\ufeff" + text(TALKS),
     "data.json": text({"data": ROWS}),
     "described.json": text({"version": "1.0", "info": {"license": "x"}, "data": TALKS}, indent=1),
     "ids.json": text({f"q{number}": row for number, row in enumerate(ROWS)}),
-    **{f"{orient}.json": TABLE.to_json(orient=orient) for orient in ("records", "index", "columns", "table")},
-    **{f"talk_{orient}.json": TALK_TABLE.to_json(orient=orient) for orient in ("index", "columns")},
+    **{f"{orient}.json": TABLE.to_json(orient=orient) for orient in ("records", "split", "index", "columns", "table")},
+    **{f"talk_{orient}.json": TALK_TABLE.to_json(orient=orient) for orient in ("split", "index", "columns")},
+    "to_dict.json": text(Dataset.from_list(ROWS).to_dict()),
+    "talk_to_dict.json": text(Dataset.from_list(TALKS).to_dict()),
     "comma.csv": TABLE.to_csv(index=False),
     "semicolon.csv": TABLE.to_csv(index=False, sep=";"),
     "tab.csv": TABLE.to_csv(index=False, sep="\t"),
@@ -64,12 +67,12 @@ def test_file_gives_all_pairs(name: str, tmp_path: Path) -> None:
     assert loaded(tmp_path / name) == TALKS
 
 
-def test_directories_with_files_of_datasets(tmp_path: Path) -> None:
+def test_directories_with_files_of_datasets_and_configs(tmp_path: Path) -> None:
     Dataset.from_list(TALKS).save_to_disk(tmp_path / "one")
     (tmp_path / "one/cache-1f.arrow").write_bytes(b"of map()")
     DatasetDict(train=Dataset.from_list(TALKS), test=Dataset.from_list(TALKS[:1])).save_to_disk(tmp_path / "two")
     write_files(tmp_path / "hub", {"README.md": "# x", "dataset_infos.json": '{"default": {"features": {}}}'})
-    write_files(tmp_path / "hub", {"row.json": text(TALKS[2])})
+    write_files(tmp_path / "hub", {"recipe.json": '{"lr": 1e-5, "targets": ["q_proj"]}', "row.json": text(TALKS[2])})
     Dataset.from_list(TALKS[:2]).to_parquet(tmp_path / "hub/data.parquet")
     assert [loaded(tmp_path / name) for name in ("one", "two", "hub")] == [TALKS] * 3
     test_pairs = load_pairs(str(tmp_path / "two"))[1]
@@ -157,8 +160,8 @@ BROKEN: dict[str, tuple[str | bytes, str]] = {
     "open.json": (text(ROWS)[:-1], "open.json: not valid JSON (Expecting ',' delimiter: line 1 column "),
     "typo.json": (text(ROWS, indent=1).replace('"chosen":', '"chosen"', 2).replace('"chosen"', '"chosen":', 1), "typo.json: not valid JSON (Expecting ':' delimiter: line 9 column 12 "),
     "quote.csv": ('prompt,chosen,rejected\nWhy?,So.,No.\n"How?,So.,No.\nWhen?,Now.,No.\n', "quote.csv: cannot read line 3: unexpected end of data. Close all quotes"),
-    "gbk.csv": (TABLE.to_csv(index=False).encode("gbk"), "if it is not UTF-8, convert the file, for example with iconv -f GB18030 -t UTF-8"),
-    "gbk_header.csv": (TABLE.rename(columns={"prompt": "提示", "chosen": "更好的回答"}).to_csv(index=False).encode("gbk"), "not UTF-8"),
+    "gbk.csv": (TABLE.to_csv(index=False).encode("gbk"), "gbk.csv: row 1: line 2: not UTF-8; convert the file, for example with iconv -f GB18030 -t UTF-8"),
+    "gbk_header.csv": (TABLE.rename(columns={"prompt": "提示", "chosen": "更好的回答"}).to_csv(index=False).encode("gbk"), "gbk_header.csv: row 1: line 2: not UTF-8; convert the file"),
     "gbk.jsonl": ("\n".join(map(text, ROWS)).encode("gbk"), "gbk.jsonl:1: not UTF-8 at byte 13; convert the file, for example with iconv"),
     "gbk.json": (text(ROWS).encode("gbk"), "gbk.json: not UTF-8 at byte 14; convert the file"),
     "repr.csv": (TALK_TABLE.to_csv(index=False), "repr.csv: chosen is not JSON but the Python repr of messages ([{'role':…)"),

@@ -6,6 +6,7 @@ The rows are made up, with the fields that the datasets document, one row per li
 
 import json
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -136,6 +137,7 @@ UNUSED = "rows.jsonl:1: {0} may be part of the conversation and is not used; map
 UNKNOWN = "rows.jsonl: unknown format (keys: {}). "
 UNCLEAR = "rows.jsonl:1: the label '0' is ambiguous; pass --label with --label_first, --label_second and --label_tie. "
 NAME = NAME_FIELDS
+COMMAND = "If these are its fields, run: .venv/bin/python prepare_data.py rows.jsonl --output save/rows/pairs.jsonl {}"
 
 
 def both_ways(row: dict, first: str, second: str, label: str, *values: object) -> list[dict]:
@@ -176,14 +178,15 @@ REFUSED: list[tuple[str, list[dict], str, dict | None]] = [
     ("answers without a prompt", rows := [SIDES], unknown(rows, NAME), None),
     ("neither", rows := [{"a": 1, "b": 2}], unknown(rows, NAME), None),
     ("CodeUltraFeedback", [{"instruction": ASK, "responses": [{"model": "m", "response": YES}, {"model": "n", "response": NO}]}], "rows.jsonl:1: none of overall_score, score, rating, reward, helpfulness, fine-grained_score, pm_score (keys: model, response). (1 of the first 1 rows have such a problem.) " + NAME, None),
-    ("messages without a user's", [{"task_text": ASK, "chosen": GOOD, "rejected": BAD}], "rows.jsonl:1: chosen, message 1 has the role 'assistant' at the start; user and assistant must alternate, with the user first (or a system message before it). (1 of the first 1 rows have such a problem.) " + NAME, None),
-    ("CValues", rows := [{"prompt": ASK, "pos_resp": YES, "neg_resp": NO, "type": "rule"}], unknown(rows, NAME), None),
-    ("better and worse", rows := [{"id": 1, "query_text": ASK, "betterAnswer": YES, "worseAnswer": NO}], unknown(rows, NAME), None),
-    ("y_w and y_l", rows := [{"user": ASK, "y_w": YES, "y_l": NO, **SYSTEM}], unknown(rows, NAME), None),
+    ("messages without a user's", [{"task_text": ASK, "chosen": GOOD, "rejected": BAD}], "rows.jsonl:1: chosen, message 1 has the role 'assistant' at the start; user and assistant must alternate, with the user first (or a system message before it). (1 of the first 1 rows have such a problem.) " + COMMAND.format("--chosen chosen --rejected rejected --prompt task_text"), PAIR),
+    ("CValues", rows := [{"prompt": ASK, "pos_resp": YES, "neg_resp": NO, "type": "rule"}], unknown(rows, COMMAND.format("--chosen pos_resp --rejected neg_resp --prompt prompt")), PAIR),
+    ("better and worse", rows := [{"id": 1, "query_id": "q7", "query_text": ASK, "better_model": "m", "betterAnswer": YES, "worseAnswer": NO}], unknown(rows, COMMAND.format("--chosen betterAnswer --rejected worseAnswer --prompt query_text")), PAIR | {"id": "1"}),
+    ("y_w and y_l", rows := [{"user": ASK, "y_w": YES, "y_l": NO, **SYSTEM}], unknown(rows, COMMAND.format("--chosen y_w --rejected y_l --prompt user")), BRIEF),
     ("a, b and a tie", rows := both_ways({"question": ASK}, "answer_a", "answer_b", "preferred", "a", "b", "tie"), unknown(rows, NAME), None),
     ("models and an input", rows := both_ways({"instruction": "Name one.", "input": "Red."}, "model1_output", "model2_output", "winner", "model1", "model2"), unknown(rows, NAME), None),
     ("nested", NESTED, unknown(NESTED, NAME), None),
-    ("complete conversations", rows := [{"winning_talk": TALKS["chosen"], "losing_talk": TALKS["rejected"]}], unknown(rows, NAME), None),
+    ("complete conversations", rows := [{"winning talk": TALKS["chosen"], "losing talk": TALKS["rejected"]}], unknown(rows, COMMAND.format("--chosen 'winning talk' --rejected 'losing talk'")), PAIR),
+    ("answers of several rows in a list", rows := [{"prompt": ASK, "good": [YES, "An apple."], "bad": [NO, "A pear."]}], unknown(rows, NAME), None),
 ]  # fmt: skip
 
 # Rows, the arguments that name their fields, and the pair of each row that is not a tie.
@@ -191,9 +194,6 @@ NAMED: list[tuple[list[dict], str, dict]] = [
     (both_ways({"question": ASK}, "answer_a", "answer_b", "preferred", "a", "b", "tie"), "--prompt question --candidates answer_a answer_b --label preferred --label_first a --label_second b --label_tie tie", PAIR),
     (both_ways({"instruction": "Name one.", "input": "Red."}, "model1_output", "model2_output", "winner", "model1", "model2"), "--prompt instruction --input input --candidates model1_output model2_output --label winner --label_first model1 --label_second model2", pair(["u: Name one.\n\nRed."], YES, NO)),
     (both_ways({"prompt": ASK}, "answer_0", "answer_1", "label", 0, 1), "--prompt prompt --candidates answer_0 answer_1 --label label --label_first 0 --label_second 1", PAIR),
-    ([{"id": 1, "query_text": ASK, "betterAnswer": YES, "worseAnswer": NO}], "--prompt query_text --chosen betterAnswer --rejected worseAnswer", PAIR | {"id": "1"}),
-    ([{"user": ASK, "y_w": YES, "y_l": NO, **SYSTEM}], "--prompt user --chosen y_w --rejected y_l", BRIEF),
-    ([{"winning": TALKS["chosen"], "losing": TALKS["rejected"]}], "--chosen winning --rejected losing", PAIR),
     (NESTED, "--prompt data.prompt --candidates data.response_1.text data.response_2.text --label data.preference --label_first 1 --label_second 2", PAIR),
 ]  # fmt: skip
 
@@ -225,6 +225,6 @@ def test_layout_is_an_error_with_arguments_that_work(
     assert str(error.value) == message
     assert [file.name for file in tmp_path.iterdir()] == ["rows.jsonl"]
     if expected:
-        arguments = re.search(r"--ignore \w+", message)
+        arguments = re.search(r"--ignore \w+|(?<=pairs\.jsonl )--.*", message)
         assert arguments
-        prepared(arguments[0].split(), expected, monkeypatch)
+        prepared(shlex.split(arguments[0]), expected, monkeypatch)

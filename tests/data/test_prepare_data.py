@@ -191,8 +191,8 @@ def test_malformed_files(tmp_path: Path) -> None:
     prepared(table, tmp_path / "2.jsonl")
     check_rejected(tmp_path / "2.jsonl", "not parseable", "fields differs from the header", f"{table}: row 2")
     table.write_bytes(b"prompt,chosen,rejected\nWhy?,Yes.,No.\nHow?,caf\xe9,So.\nWhen?,Now.,Then.\n")
-    with pytest.raises(InputError, match=r"table\.csv: cannot read line \d: .utf-8. codec"):
-        prepared(table, tmp_path / "2.jsonl")
+    prepared(table, tmp_path / "2.jsonl")
+    check_rejected(tmp_path / "2.jsonl", "not decodable", "line 3: not UTF-8; convert the file", f"{table}: row 2")
 
     lines = "".join(json.dumps(row) + "\n" for row in rows[:2]).encode()
     packed = tmp_path / "packed.jsonl.gz"
@@ -259,13 +259,16 @@ def test_held_out_prompts_are_removed(tmp_path: Path) -> None:
     rows = [{"prompt": prompt, "chosen": "So.", "rejected": "No."} for prompt in prompts]
     held = jsonl(tmp_path / "held.jsonl", [{"prompt": question}])
     source = jsonl(tmp_path / "source.jsonl", rows)
-    work = ConversionConfig(check_prompt=ExcludedPrompts([str(held)], 0.7).check)
-    made = prepare([Source(str(source))], tmp_path / "pairs.jsonl", work)
-    assert {reason: seen["count"] for reason, seen in made.findings.items()} == {
-        "contaminated": 2,
-        "nearly contaminated": 1,
-    }
-    assert f"the prompt is 100% similar to {held}:1" in made.findings["contaminated"]["first"][0]
+
+    def found(similarity: float) -> PreparedData:
+        config = ConversionConfig(check_prompt=ExcludedPrompts([str(held)], similarity).check)
+        return prepare([Source(str(source))], tmp_path / "pairs.jsonl", config)
+
+    findings = found(0.7).findings
+    counts = {reason: finding["count"] for reason, finding in findings.items()}
+    assert counts == {"contaminated": 2, "nearly contaminated": 1}
+    assert f"the prompt is equal to {held}:1, which is excluded" in findings["contaminated"]["first"][0]
+    assert found(1).findings.keys() == {"contaminated"}
 
 
 def test_sources_are_mixed_and_split(tmp_path: Path) -> None:

@@ -143,7 +143,10 @@ TWENTY_STEPS = (
 )
 
 
-@pytest.mark.parametrize("name", RUNS)
+QUICK = {"plain", "LoRA"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in RUNS])
 def test_training_on_packed_rows_equals_padded_training(name: str, tiny_model, base_model, tmp_path) -> None:
     model = tiny_model("qwen3_5_text", **LINEAR) if name.startswith("linear") else base_model
     rows = demo_pairs()[:30]  # 26 for training: six batches of 4 and one of 2

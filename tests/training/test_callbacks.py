@@ -1,14 +1,18 @@
 """Errors during training name their pairs, run.json records the run, and a dry run estimates its cost."""
 
+import hashlib
 import json
 import re
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import CHATML, demo_pairs, jsonl
+import yaml
+from helpers import CHATML, ROOT, demo_pairs, jsonl, run
+from huggingface_hub import HfApi
 from safetensors.torch import load_file
 
 import train as train_script
@@ -92,7 +96,6 @@ def test_normal_runs_give_no_warning(earlier: list, logs: list, make_tokenizer, 
 def test_resuming_with_other_arguments_or_data_is_refused(base_model: Path, few_pairs: Path, tmp_path: Path) -> None:
     for name in "ab":
         start(base_model, few_pairs, tmp_path / name, "--save_strategy steps --save_steps 1")
-    assert not (tmp_path / "a" / "README.md").exists(), "trl's model card shows how to generate text"
     record = json.loads((tmp_path / "a" / "run.json").read_text())
     assert record["arguments"]["learning_rate"] == 1e-3 and record["versions"]["torch"] and "commit" in record
     assert re.fullmatch("[0-9a-f]{64}", record["arguments"]["data"][few_pairs.name])
@@ -106,6 +109,44 @@ def test_resuming_with_other_arguments_or_data_is_refused(base_model: Path, few_
     jsonl(few_pairs, demo_pairs()[:23])
     with pytest.raises(InputError, match=r"started with different arguments: data was .*some pairs\.jsonl"):
         start(base_model, few_pairs, tmp_path / "a", f"{resumed} True")
+
+
+@pytest.mark.parametrize("more", ["", "--use_peft --lora_r 4"])
+def test_model_card(more: str, base_model: Path, few_pairs: Path, tmp_path: Path, monkeypatch) -> None:
+    """Its code prints the reference score, its flags are those of infer_vllm.sh, its figures are those of the run."""
+    uploads = []
+
+    def upload(self: HfApi, **arguments: object) -> SimpleNamespace:
+        uploads.append(arguments | {"files": {file.name for file in (tmp_path / "out").iterdir()}})
+        return SimpleNamespace(commit_url="https://huggingface.co/me/rm/commit/1")
+
+    monkeypatch.setattr(HfApi, "whoami", lambda self: {"name": "me"})
+    monkeypatch.setattr(HfApi, "create_repo", lambda self, *args, **kwargs: SimpleNamespace(repo_id="me/rm"))
+    monkeypatch.setattr(HfApi, "upload_folder", upload)
+    more += " --eval_size 4 --push_to_hub True --hub_token secret --save_strategy steps --save_steps 1"
+    start(base_model, few_pairs, tmp_path / "out", more)
+    (sent,) = uploads
+    assert sent["repo_id"] == "me/rm" and "training_args.bin" in sent["ignore_patterns"]
+    assert {"README.md", "model.safetensors", "reference_scores.json", "run.json"} <= sent["files"]
+    assert "adapter_config.json" not in sent["files"], "vLLM would take the model for an adapter"
+
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    metadata = yaml.safe_load(card.split("---\n")[1])
+    assert metadata["pipeline_tag"] == "text-classification" and "license" in metadata
+    code = card.split("```python\n")[1].split("```")[0].replace('"me/rm"', repr(str(tmp_path / "out")))
+    shown = float(run(sys.executable, "-c", code).stdout)
+    expected = json.loads((tmp_path / "out" / "reference_scores.json").read_text())["conversations"][0]["score"]
+    assert shown == pytest.approx(expected, abs=1e-4) and f"# {expected:.4f} in float32" in card
+    served = (ROOT / "infer_vllm.sh").read_text(encoding="utf-8")
+    command = next(line for line in card.splitlines() if line.startswith("vllm serve me/rm"))
+    for flags in re.findall(r"--(?:runner|tokenizer-mode|chat-template-content-format) \w+", command):
+        assert flags in served
+    assert '"pooling_type": "LAST", "use_activation": false' in command and "--dtype float32" in command
+    figures = json.loads((tmp_path / "out" / "eval_results.json").read_text())
+    assert f"| held-out pairs | {figures['eval_accuracy']:.4f} | {figures['eval_loss']:.4f} |" in card
+    assert "| definitions of tools | not rendered |\n| tool calls | not rendered |" in card, "ChatML has contents only"
+    digest = hashlib.sha256(few_pairs.read_bytes()).hexdigest()
+    assert digest in card and f"{few_pairs.parent}" not in card
 
 
 def test_output_directory_can_be_overwritten_and_the_date_is_pinned(

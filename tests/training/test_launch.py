@@ -55,6 +55,7 @@ def test_gpus_that_torch_sees_are_counted(nvidia_smi, monkeypatch: pytest.Monkey
 
 
 @WITHOUT_GPU
+@pytest.mark.slow
 def test_gpus_that_torch_cannot_use_stop_the_run(nvidia_smi, tmp_path: Path) -> None:
     nvidia_smi(LISTED)
     result = run("sh", ROOT / "train.sh", OUTPUT_DIR=str(tmp_path / "out"), check=False)

@@ -1,0 +1,132 @@
+"""Train, pack and serve a tiny model of every decoder family: the table of families in docs/training.md.
+
+    make families                                              # all, about an hour on 2 cores
+    .venv/bin/python -m benchmarks.families qwen3_5_text llama --output save/families.jsonl
+
+Each family trains for two steps with train.py, is served by infer_vllm.sh and compared with the reference scores that
+training has saved. Families in the output file are skipped, so a stopped run can be resumed.
+"""
+
+import argparse
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "model")]  # the tiny configs of the tests
+
+from architectures import ARCHITECTURES, PADDED  # noqa: E402
+from helpers import tiny_config  # noqa: E402
+
+TOKENIZER = "models/SmolLM2-135M-Instruct"
+ARGUMENTS = (
+    "--max_steps 2 --per_device_train_batch_size 4 --learning_rate 1e-3 --eval_size 0 --save_strategy no "
+    "--report_to none --max_length 512 --dtype float32"
+)
+SECONDS = 400  # for a server to start
+
+
+def served_config(name: str, changes: dict[str, Any]) -> Any:
+    """Return a tiny config with the smallest heads that vLLM's CPU kernels accept."""
+    heads = {"head_dim": 32, "linear_key_head_dim": 128, "linear_value_head_dim": 128, "mamba_headdim": 32}
+    sizes = {"hidden_size": 128, "vocab_size": 49152, "initializer_range": 0.1, "pad_token_id": 2}
+    return tiny_config(name.split()[0], **sizes | changes | {key: heads[key] for key in heads.keys() & changes.keys()})
+
+
+def train(config: Any, directory: Path) -> dict[str, Any]:
+    """Train a random model of `config`, and return whether it trained on packed rows, or the error."""
+    import train as train_script
+
+    torch.manual_seed(0)
+    base = directory / "base"
+    AutoModelForCausalLM.from_config(config).save_pretrained(base)
+    AutoTokenizer.from_pretrained(TOKENIZER).save_pretrained(base)
+    paths = ["--model_name_or_path", base, "--dataset_name", "data/demo/train.jsonl", "--output_dir", directory / "rm"]
+    try:
+        trainer = train_script.main([*map(str, paths), *ARGUMENTS.split()])
+    except Exception as error:
+        return {"trained": False, "error": " ".join(str(error).split())[:200]}
+    return {"trained": True, "packed": trainer.data_collator.shared_prefix}
+
+
+def serve(directory: Path, log: Path) -> dict[str, Any]:
+    """Serve a trained model, and return the largest difference from its reference scores, or the error."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    layers = AutoConfig.from_pretrained(directory).get_text_config().to_dict().get("layer_types") or []
+    dtype = ["--dtype", "bfloat16"] if "linear_attention" in layers else []  # of vLLM's CPU kernel
+    command = ["sh", "infer_vllm.sh", str(directory), "--max-model-len", "1024", "--port", str(port), *dtype]
+    env = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"}
+    with open(log, "w") as output:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output, env=env, start_new_session=True)
+    try:
+        for _ in range(SECONDS):
+            text = log.read_text(errors="replace")
+            if process.poll() is not None or "\nReady. Try it: " in text:
+                break
+            try:
+                process.wait(timeout=1)
+            except subprocess.TimeoutExpired:
+                continue
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+        process.wait(timeout=60)
+    text = log.read_text(errors="replace")
+    if found := re.search(r"scores match the reference scores of .* within (\S+?)[;.]?$", text, re.M):
+        return {"served": True, "largest_difference": float(found[1])}
+    errors = re.findall(r"(?:^error: |warning: scores differ|\w*Error: ).*", text, re.M)
+    return {"served": False, "error": " ".join((errors or ["no answer in time"])[0].split())[:200]}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return the Markdown table of the families."""
+    lines = ["| family | trains | packed | served by vLLM | largest difference |", "|---|---|---|---|---|"]
+    for row in sorted(rows, key=lambda row: row["family"]):
+        marks = ["yes" if row.get(key) else "no" for key in ("trained", "packed", "served")]
+        lines.append(
+            f"| {row['family']} | {' | '.join(marks)} | {row.get('largest_difference', row.get('error', ''))} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("families", nargs="*", help="default: all")
+    parser.add_argument("--output", type=Path, default=Path("save/families.jsonl"))
+    args = parser.parse_args()
+    configs = {**ARCHITECTURES, **{name: changes for name, (changes, _) in PADDED.items()}}
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    rows = [json.loads(line) for line in args.output.read_text().splitlines()] if args.output.exists() else []
+    done = {row["family"] for row in rows}
+    for name in tqdm([name for name in args.families or configs if name not in done], "Families"):
+        row: dict[str, Any] = {"family": name}
+        with tempfile.TemporaryDirectory() as scratch:
+            try:
+                row |= train(served_config(name, configs[name]), Path(scratch))
+                if row["trained"]:
+                    row |= serve(Path(scratch) / "rm", Path(scratch) / "log")
+            except Exception as error:  # a config that does not fit the sizes
+                row |= {"trained": row.get("trained", False), "error": " ".join(str(error).split())[:200]}
+        rows.append(row)
+        with open(args.output, "a") as output:
+            output.write(json.dumps(row) + "\n")
+    print(table(rows))
+    print(f"transformers {version('transformers')}, torch {version('torch')}, vllm 0.32.0")
+
+
+if __name__ == "__main__":
+    main()
