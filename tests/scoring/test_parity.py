@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import requests
 import torch
-from helpers import PAIRS, VARIANTS, Server, conversation, jsonl, write_files, run
+from helpers import PAIRS, VARIANTS, Server, conversation, jsonl, run, write_files
 
 import client
 from reward_model.model.checkpoint import check_reward_model
