@@ -12,7 +12,7 @@ maximum number of its pairs (chosen at random), and its weight in the mix.
 
 The output is pairs.jsonl, pairs.rejected.jsonl, pairs.report.json, pairs.report.html and, with --eval_size,
 pairs.eval.jsonl. Bad rows are set aside with a reason; --strict stops at the first one. Pairs with a warning
-(duplicates, control characters, truncated answers) are counted and kept, unless --drop names the warning.
+(duplicates, control characters, broken encoding) are counted and kept, unless --drop names the warning.
 """
 
 import argparse
