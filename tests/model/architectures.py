@@ -108,15 +108,15 @@ PADDED = {
     "gpt_oss": ({"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16}, "more than SDPA"),
     "jamba": (
         {"num_experts": 2, "attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False},
-        "1 of 2 layers that take no packed row",
+        "1 of 2 layers that cannot process packed rows",
     ),
     "zamba": (
         {"num_hidden_layers": 3, "layer_types": ["mamba", "hybrid", "hybrid"], "mamba_d_state": 8, "mamba_dt_rank": 8,
          "attention_hidden_size": 128, "attention_head_dim": 32}, "packed rows change the hidden states"),
     "bloom": ({"n_layer": 2, "n_head": 4, "hidden_dropout": 0.0, "attention_dropout": 0.0}, "more than SDPA"),
     "falcon alibi": ({"alibi": True, "hidden_dropout": 0.0, "attention_dropout": 0.0}, "more than SDPA"),
-    "minimax": ({"num_local_experts": 4}, "1 of 2 layers that take no packed row"),
-    "stablelm": ({}, "2 of 2 layers that take no packed row"),
+    "minimax": ({"num_local_experts": 4}, "1 of 2 layers that cannot process packed rows"),
+    "stablelm": ({}, "2 of 2 layers that cannot process packed rows"),
     "axk2": (GROUPED, "indexed_attention"),
     "mpt": ({"d_model": 64, "n_heads": 4, "n_layers": 2}, "more than SDPA"),
     "falcon": ({"hidden_dropout": 0.0, "attention_dropout": 0.0}, "more than SDPA"),
@@ -124,7 +124,7 @@ PADDED = {
     "gpt_neo": ({"num_layers": 2, "attention_types": [[["global", "local"], 1]], "num_heads": 4}, "more than SDPA"),
     "gptj": ({"n_layer": 2, "n_head": 4, "n_embd": 64, "rotary_dim": 8}, "more than SDPA"),
     "openai-gpt": ({"n_layer": 2, "n_head": 4, "n_embd": 64}, "more than SDPA"),
-    "nemotron": ({}, "2 of 2 layers that take no packed row"),
+    "nemotron": ({}, "2 of 2 layers that cannot process packed rows"),
     "doge": ({}, "attention_mask"),
 }  # fmt: skip
 # Encoders read the first token and encoder-decoders another text; CTRL and ModernBERT's decoder have other heads.
