@@ -26,13 +26,13 @@ from reward_model.scoring.reference_check import compare_scores, longrope_proble
 QUESTION = conversation("Hi?", "Hello.")
 # Replies with status 200 that are not a score, by the name of the model, and the message of the client.
 ODD = {
-    "no JSON": (b"<html>welcome</html>", "did not return a score: b'<html>"),
-    "no data": (b"{}", "did not return a score: b'{}'"),
-    "an empty list": (b'{"data": []}', "not one score"),
-    "two numbers": (b'{"data": [{"data": [1.0, 2.0]}]}', "not one score"),
-    "a string": (b'{"data": [{"data": ["1.5"]}]}', "not one score"),
-    "null": (b'{"data": [{"data": [null]}]}', "not one score"),
-    "true": (b'{"data": [{"data": [true]}]}', "returned the score True|not one score"),
+    "no JSON": (b"<html>welcome</html>", "exactly one score: b'<html>"),
+    "no data": (b"{}", "exactly one score: b'{}'"),
+    "an empty list": (b'{"data": []}', "exactly one score"),
+    "two numbers": (b'{"data": [{"data": [1.0, 2.0]}]}', "exactly one score"),
+    "a string": (b'{"data": [{"data": ["1.5"]}]}', "exactly one score"),
+    "null": (b'{"data": [{"data": [null]}]}', "exactly one score"),
+    "true": (b'{"data": [{"data": [true]}]}', "returned the score True|exactly one score"),
     "nan": (b'{"data": [{"data": [NaN]}]}', "returned the score nan; check the weights"),
     "infinity": (b'{"data": [{"data": [-Infinity]}]}', "returned the score -inf"),
 }
