@@ -179,7 +179,7 @@ def read_score(url: str, reply: bytes) -> float:
         (value,) = json.loads(reply)["data"][0]["data"]
         is_finite = math.isfinite(value) and not isinstance(value, bool)
     except (ValueError, LookupError, TypeError, OverflowError) as error:
-        raise ServerError(f"{url} did not return exactly one score: {reply[:200]!r}; serve with infer_vllm.sh.") from error
+        raise ServerError(f"{url} must return one score, not {reply[:200]!r}; serve with infer_vllm.sh.") from error
     if not is_finite:
         raise ConversationError(f"{url} returned the score {value}; check the weights and the served dtype.")
     return float(value)

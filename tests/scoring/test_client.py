@@ -26,13 +26,13 @@ from reward_model.scoring.reference_check import compare_scores, longrope_proble
 QUESTION = conversation("Hi?", "Hello.")
 # Replies with status 200 that are not a score, by the name of the model, and the message of the client.
 ODD = {
-    "no JSON": (b"<html>welcome</html>", "exactly one score: b'<html>"),
-    "no data": (b"{}", "exactly one score: b'{}'"),
-    "an empty list": (b'{"data": []}', "exactly one score"),
-    "two numbers": (b'{"data": [{"data": [1.0, 2.0]}]}', "exactly one score"),
-    "a string": (b'{"data": [{"data": ["1.5"]}]}', "exactly one score"),
-    "null": (b'{"data": [{"data": [null]}]}', "exactly one score"),
-    "true": (b'{"data": [{"data": [true]}]}', "returned the score True|exactly one score"),
+    "no JSON": (b"<html>welcome</html>", "must return one score, not b'<html>"),
+    "no data": (b"{}", "must return one score, not b'{}'"),
+    "an empty list": (b'{"data": []}', "must return one score"),
+    "two numbers": (b'{"data": [{"data": [1.0, 2.0]}]}', "must return one score"),
+    "a string": (b'{"data": [{"data": ["1.5"]}]}', "must return one score"),
+    "null": (b'{"data": [{"data": [null]}]}', "must return one score"),
+    "true": (b'{"data": [{"data": [true]}]}', "returned the score True|must return one score"),
     "nan": (b'{"data": [{"data": [NaN]}]}', "returned the score nan; check the weights"),
     "infinity": (b'{"data": [{"data": [-Infinity]}]}', "returned the score -inf"),
 }
@@ -40,7 +40,7 @@ STATUS = {
     "key": (401, "returned 401: no memory Set VLLM_API_KEY"),
     "name": (404, "returned 404: no memory Check --model and --base_url"),
     "too long": (400, "returned 400: no memory"),
-    "moved": (301, "answered 301"),
+    "moved": (301, "returned 301"),
 }
 
 
