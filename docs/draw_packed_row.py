@@ -1,4 +1,4 @@
-"""Draw docs/packed_row.svg: a packed row of two pairs, and which tokens attend to which (computed by the attention function).
+"""Draw docs/packed_row.svg: a packed row of two pairs, and which tokens attend to which.
 
 python -m docs.draw_packed_row
 """
