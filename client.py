@@ -130,7 +130,7 @@ class RewardClient:
             if status == 200:
                 self.down.pop(server, None)
                 return server + path, reply
-            answer = f"{server}{path} answered {status}: " if status > 0 else ""
+            answer = f"{server}{path} returned {status}: " if status > 0 else ""
             problem = f"{answer}{error_message(reply)}{HINTS.get(status, '')}"
             if 0 < status < 500 and status != 429:
                 self.down.pop(server, None)
@@ -179,7 +179,7 @@ def read_score(url: str, reply: bytes) -> float:
         (value,) = json.loads(reply)["data"][0]["data"]
         is_finite = math.isfinite(value) and not isinstance(value, bool)
     except (ValueError, LookupError, TypeError, OverflowError) as error:
-        raise ServerError(f"{url} returned not one score but {reply[:200]!r}; serve with infer_vllm.sh.") from error
+        raise ServerError(f"{url} must return one score, not {reply[:200]!r}; serve with infer_vllm.sh.") from error
     if not is_finite:
         raise ConversationError(f"{url} returned the score {value}; check the weights and the served dtype.")
     return float(value)
@@ -232,7 +232,7 @@ _client = cache(RewardClient)
 def score(messages: Messages, base_url: str = BASE_URL, model: str = MODEL, tools: Any = None, **options: Any) -> float:
     """Return the score of a conversation; `options` are arguments of RewardClient. Raises ServerError."""
     if not messages or messages[-1].get("role") != "assistant":
-        raise ConversationError(f"a conversation must end with an answer of the assistant: {str(messages[-1:])[:80]}")
+        raise ConversationError(f"a conversation must end with an assistant message: {str(messages[-1:])[:80]}")
     return _client(base_url, model, **options).score(messages, tools)
 
 
@@ -246,17 +246,17 @@ def main(argv: list[str]) -> None:
     command = argv.pop(0) if argv[:1] in (["rank"], ["check"]) else ""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="*", metavar="question answer")
-    parser.add_argument("--system", help="system message of the question; only if the training data had one")
+    parser.add_argument("--system", help="system message; pass it only if the training data had one")
     parser.add_argument("--input", help="rows to score: .jsonl, .jsonl.gz, .json, .csv or .parquet")
-    parser.add_argument("--output", help="the rows with their scores, .jsonl; resumed if the file exists")
-    parser.add_argument("--pairs_out", help="rank: pairs of the best and the worst answer, for training")
+    parser.add_argument("--output", help="the rows with their scores, .jsonl; resumed if it exists")
+    parser.add_argument("--pairs_out", help="rank: training pairs of the best and the worst answer, .jsonl")
     parser.add_argument("--model_dir", required=command == "check", help="check: directory of the model")
-    parser.add_argument("--dtype", help="check: dtype in which the model is served; default: that of its weights")
+    parser.add_argument("--dtype", help="check: dtype of the server; default: that of the weights")
     parser.add_argument("--base_url", action="append", help=f"repeat it for several servers; default: {BASE_URL}")
-    parser.add_argument("--model", default=MODEL, help="name under which the model is served, default: %(default)s")
-    parser.add_argument("--timeout", type=float, default=60.0, help="seconds for a reply, default: %(default)g")
-    parser.add_argument("--retries", type=int, default=4, help="after failures of a server, default: %(default)s")
-    parser.add_argument("--concurrency", type=int, default=64, help="requests in flight, default: %(default)s")
+    parser.add_argument("--model", default=MODEL, help="served model name, default: %(default)s")
+    parser.add_argument("--timeout", type=float, default=60.0, help="seconds to wait for a reply, default: %(default)g")
+    parser.add_argument("--retries", type=int, default=4, help="retries after a server fails, default: %(default)s")
+    parser.add_argument("--concurrency", type=int, default=64, help="concurrent requests, default: %(default)s")
     args = parser.parse_args(argv)
     client = RewardClient(args.base_url or BASE_URL, args.model, args.timeout, args.retries, args.concurrency)
     if command == "check" or (args.input and args.output and not (args.words or args.system)):

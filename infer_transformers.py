@@ -65,14 +65,14 @@ def score_input(args: argparse.Namespace) -> int:
 def main(argv: list[str]) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="directory of a reward model: --output_dir of train.py, or any with one label")
+    parser.add_argument("model", help="directory of a reward model, such as the --output_dir of train.py")
     parser.add_argument("question", nargs="?")
     parser.add_argument("answers", nargs="*", metavar="answer")
-    parser.add_argument("--input", type=Path, help=".jsonl, .jsonl.gz, .json, .csv or .parquet")
-    parser.add_argument("--output", type=Path, help="scores.jsonl; resumed if the file exists")
+    parser.add_argument("--input", type=Path, help="rows to score: .jsonl, .jsonl.gz, .json, .csv or .parquet")
+    parser.add_argument("--output", type=Path, help="the rows with their scores, .jsonl; resumed if it exists")
     dtypes = ["float32", "bfloat16", "float16"]
     parser.add_argument("--dtype", choices=dtypes, help="default: float32 on a CPU, otherwise that of the weights")
-    parser.add_argument("--tokens_per_batch", type=int, help="default: by the free memory of the GPU; 4096 on a CPU")
+    parser.add_argument("--tokens_per_batch", type=int, help="default: depends on the free GPU memory; 4096 on a CPU")
     args = parser.parse_args(argv)
     if args.input and args.output and not args.question:
         sys.exit(1 if score_input(args) else 0)

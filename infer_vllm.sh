@@ -5,7 +5,7 @@
 #   PORT=5002 TENSOR_PARALLEL_SIZE=2 sh infer_vllm.sh save/my-run --max-model-len 4096      (further flags of vllm serve)
 #   DATA_PARALLEL_SIZE=8 sh infer_vllm.sh save/my-run                                   a replica on each of eight GPUs
 #   HOST=0.0.0.0 VLLM_API_KEY=… sh infer_vllm.sh save/my-run      accepts other machines; client.py sends the same key
-#   SERVED_MODEL_NAME=judge sh infer_vllm.sh save/my-run                                  another name than base_reward
+#   SERVED_MODEL_NAME=judge sh infer_vllm.sh save/my-run                                  served model name, default: base_reward
 #   CHECK=0 sh infer_vllm.sh save/my-run                     does not compare the served scores with reference_scores.json
 #
 # Flags of vLLM: python -m vllm.entrypoints.openai.api_server --help=all
@@ -22,7 +22,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 python=python3
 [ -x "$here/.venv/bin/python" ] && python=$here/.venv/bin/python
 
-# Flags after the directory override the variables. Read those that say what is served and where.
+# Flags after the directory override the variables. Read the flags that the check and the messages below need.
 for word in "$@"; do
   case $word in --*) flag=$(echo "${word%%=*}" | tr _ -) ;; esac
   value=${word#--*=}
@@ -80,7 +80,7 @@ fi
 
 echo "Starting $model as $name at $url in $dtype. vLLM's log follows; the last line is \"Ready\"."
 [ "${CHECK:-1}" != 0 ] || exec "$python" "$@"
-# Through a pipe, to hide the messages of vLLM's own shutdown (leaked semaphores and the like).
+# The pipe hides the messages of vLLM's shutdown (leaked semaphores and the like).
 pipe=$(mktemp -d)/log; mkfifo "$pipe"
 trap 'rm -r "${pipe%/*}"' EXIT
 cat "$pipe" &
@@ -95,7 +95,7 @@ stop() {
 }
 trap 'echo "Stopping." >&2; stop 130' INT
 trap 'stop 143' TERM
-# Without a proxy of the environment. While weights are loaded, for up to an hour, connections are refused.
+# Ignore proxies in the environment. While the weights are loaded, for up to an hour, connections are refused.
 tries=0
 until why=$("$python" -c 'import sys, urllib.request as u; u.build_opener(u.ProxyHandler({})).open(sys.argv[1] + "/health", timeout=5)' "$url" 2>&1); do
   kill -0 "$server" 2>/dev/null || { wait "$reader"; fail "vLLM stopped; see its log above."; }

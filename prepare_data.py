@@ -12,7 +12,7 @@ maximum number of its pairs (chosen at random), and its weight in the mix.
 
 The output is pairs.jsonl, pairs.rejected.jsonl, pairs.report.json, pairs.report.html and, with --eval_size,
 pairs.eval.jsonl. Bad rows are set aside with a reason; --strict stops at the first one. Pairs with a warning
-(duplicates, control characters, truncated answers) are counted and kept, unless --drop names the warning.
+(duplicates, control characters, broken encoding) are counted and kept, unless --drop names the warning.
 """
 
 import argparse
@@ -108,8 +108,8 @@ def parse_arguments() -> argparse.Namespace:
         default=0,
         help="share (below 1) or number of pairs to hold out, by prompt (default: 0)",
     )
-    add("--exclude_prompts", nargs="+", default=[], metavar="FILE", help="set aside pairs with a prompt of these files")
-    add("--exclude_similarity", type=float, default=SIMILARITY, help="least Jaccard similarity (default: 0.8)")
+    add("--exclude_prompts", nargs="+", default=[], metavar="FILE", help="set aside pairs with a prompt in these files")
+    add("--exclude_similarity", type=float, default=SIMILARITY, help="minimum Jaccard similarity (default: 0.8)")
     add("--tokenizer", metavar="MODEL", help="measure lengths in tokens, and try the chat template on every pair")
     add("--max_length", type=int, help="set aside pairs with a side longer than this number of tokens")
     warnings = f"set aside pairs with these warnings: all, {', '.join(WARNINGS)}"

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Train under DeepSpeed ZeRO-3 on every GPU of one or more nodes; further arguments go to train.py and win.
+# Train under DeepSpeed ZeRO-3 on every GPU of one or more nodes; arguments are passed to train.py.
 #
 #   sh train.sh                                                       one node, all its GPUs
 #   sh train.sh --learning_rate 5e-6                                  any argument of train.py
@@ -23,10 +23,10 @@ python=python3
 : "${NODE_RANK:=0}"
 : "${MASTER_ADDR:=127.0.0.1}"
 : "${MASTER_PORT:=29500}"
-# After SIGTERM or Ctrl-C torchrun kills what has not stopped within 30 s, which is too short to save a checkpoint:
-# ZeRO-3 writes about 100 GB for 7B.
+# After SIGTERM or Ctrl-C, torchrun kills ranks that are still running after 30 s. That is too short to save a
+# checkpoint: ZeRO-3 writes about 100 GB for 7B.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-900}"
-# Every step has another length; fixed segments would leave gaps that none of the next tensors fits into.
+# Steps differ in length, so fixed segments would fragment the memory.
 export PYTORCH_ALLOC_CONF="${PYTORCH_ALLOC_CONF:-${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}}"
 
 cd "$calling_dir"
@@ -58,7 +58,7 @@ resume_from_checkpoint auto
 DEFAULTS
 set -- "$here/train.py" ${CONFIG:+"$CONFIG"} "$@"
 
-echo "Starting; importing takes some seconds."
+echo "Starting; importing takes a few seconds."
 PYTHONPATH=$here${PYTHONPATH:+:$PYTHONPATH} exec "$python" -m reward_model.training.launch \
   --nnodes "$NNODES" --node_rank "$NODE_RANK" ${NPROC_PER_NODE:+--nproc_per_node "$NPROC_PER_NODE"} \
   --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT" "$@"

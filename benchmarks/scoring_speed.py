@@ -102,11 +102,11 @@ def main() -> None:
 
     seconds: list[tuple[float, float]] = []
     for _ in range(args.rounds):
-        begin = time.perf_counter()
+        started = time.perf_counter()
         expected = plain(stock, tokenizer, groups, args.batch_size)
         middle = time.perf_counter()
         scores = [value for group in score(ours, tokenizer, groups) for value in group]
-        seconds.append((middle - begin, time.perf_counter() - middle))
+        seconds.append((middle - started, time.perf_counter() - middle))
     difference = float(np.abs(np.subtract(scores, expected)).max())
     ratios = [stock_time / our_time for stock_time, our_time in seconds]
     plain_speed, our_speed = (len(scores) / np.median(times) for times in zip(*seconds, strict=True))

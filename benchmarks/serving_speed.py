@@ -72,9 +72,9 @@ def shuffled(conversations: Conversations) -> Conversations:
 
 
 def speed(score: Callable[[list[Any]], Any], some: list[Any]) -> float:
-    begin = time.perf_counter()
+    started = time.perf_counter()
     score(some)
-    return len(some) / (time.perf_counter() - begin)
+    return len(some) / (time.perf_counter() - started)
 
 
 def main() -> None:

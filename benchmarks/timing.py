@@ -36,13 +36,13 @@ class StepTimes(TrainerCallback):
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.step_begin = synchronized_time()
         if state.global_step == 0:
-            self.begin, self.forward_backward = self.step_begin, []
+            self.started, self.forward_backward = self.step_begin, []
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.forward_backward.append(synchronized_time() - self.step_begin)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.seconds = synchronized_time() - self.begin
+        self.seconds = synchronized_time() - self.started
 
 
 def step_times(trainer: Trainer) -> StepTimes:
@@ -81,4 +81,4 @@ def matmul_peak(rounds: int = 10) -> float:
         a @ b
         event.record()
     synchronized_time()
-    return 2 * size**3 / min(begin.elapsed_time(end) for begin, end in pairwise(events)) / 1e6
+    return 2 * size**3 / min(start.elapsed_time(end) for start, end in pairwise(events)) / 1e6

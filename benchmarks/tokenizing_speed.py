@@ -24,9 +24,9 @@ from reward_model.model.tokenization import load_tokenizer, tokenize_pairs
 
 def timed(prepare: Callable[[], Dataset]) -> tuple[float, Dataset]:
     """Return the seconds that `prepare` takes, and its result."""
-    begin = time.perf_counter()
+    started = time.perf_counter()
     prepared = prepare()
-    return time.perf_counter() - begin, prepared
+    return time.perf_counter() - started, prepared
 
 
 def main() -> None:

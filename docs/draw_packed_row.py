@@ -1,4 +1,4 @@
-"""Draw docs/packed_row.svg: a packed row of two pairs and who sees whom, read out of the real attention function.
+"""Draw docs/packed_row.svg: a packed row of two pairs, and which tokens attend to which.
 
 python -m docs.draw_packed_row
 """
@@ -27,7 +27,7 @@ def visible(row: dict) -> torch.Tensor:
 
 
 def draw_row(trees: list[list[tuple[str, int]]], title: str, colors: dict[str, str] = COLORS) -> str:
-    """A row of trees, each given as the names and tokens of its prefix and branches, and who sees whom in it."""
+    """Draw a row of trees, given as names and tokens of prefixes and branches, and which tokens attend to which."""
     row = pack([([0] * tree[0][1], [[0] * length for _, length in tree[1:]]) for tree in trees])
     sees, positions = visible(row), row["position_ids"][0].tolist()
     parts = [part for tree in trees for part in tree]

@@ -23,7 +23,7 @@ from helpers import (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what asks a vLLM server, for `make check` to leave out."""
+    """Mark the tests that need a vLLM server, which `make check` leaves out."""
     for item in items:
         if {"serve", "runs"} & set(item.fixturenames):
             item.add_marker("server")
@@ -31,7 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def make_tokenizer():
-    """A byte-level BPE tokenizer trained on the demo pairs, as (template, pad token) -> tokenizer."""
+    """Return a function that makes a byte-level BPE tokenizer, trained on the demo pairs."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -55,22 +55,20 @@ def make_tokenizer():
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory, make_tokenizer):
-    """A function that makes the folder of a tiny random causal LM: (model type, template, pad token) -> path."""
+    """Return a function that writes a tiny random causal LM and returns its directory."""
     import torch
     from transformers import AutoModelForCausalLM
 
     def make(
         model_type: str = "qwen2", template: str = CHATML, pad_token: str | None = "<|endoftext|>", **changes: object
     ) -> Path:
-        folder = tmp_path_factory.mktemp("models") / f"tiny {model_type}"  # a space: paths may have one
+        directory = tmp_path_factory.mktemp("models") / f"tiny {model_type}"  # paths may contain spaces
         torch.manual_seed(0)
-        # Weights large enough for scores to depend on every token.
-        config = tiny_config(
-            model_type, initializer_range=0.1, hidden_size=128, **changes
-        )  # heads of 32, vLLM's least on a CPU
-        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-        make_tokenizer(template, pad_token).save_pretrained(folder)
-        return folder
+        # Weights large enough for scores to depend on every token; heads of size 32, vLLM's minimum on a CPU.
+        config = tiny_config(model_type, initializer_range=0.1, hidden_size=128, **changes)
+        AutoModelForCausalLM.from_config(config).save_pretrained(directory)
+        make_tokenizer(template, pad_token).save_pretrained(directory)
+        return directory
 
     return make
 
@@ -82,19 +80,18 @@ def base_model(tiny_model) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_reward_model(base_model: Path, tmp_path_factory) -> Path:
-    """A reward model with a random head."""
+    """Write a reward model with a random head."""
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
-    folder = shutil.copytree(base_model, tmp_path_factory.mktemp("rm") / "a model")
-    config_ = AutoConfig.from_pretrained(base_model, num_labels=1)
-    model = AutoModelForSequenceClassification.from_config(config_)
-    model.save_pretrained(folder)
-    return folder
+    directory = shutil.copytree(base_model, tmp_path_factory.mktemp("rm") / "a model")
+    config = AutoConfig.from_pretrained(base_model, num_labels=1)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(directory)
+    return directory
 
 
 @pytest.fixture
 def no_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fail when weights are loaded; names and shapes may be read."""
+    """Fail if weights are loaded; their names and shapes may be read."""
     from transformers import AutoModelForSequenceClassification
 
     load = AutoModelForSequenceClassification.from_pretrained
@@ -102,7 +99,7 @@ def no_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object, device_map: str | None = None, **kwargs: object) -> object:
         if device_map == "meta":
             return load(*args, device_map=device_map, **kwargs)
-        raise AssertionError("a model was loaded before the mistake was found")
+        raise AssertionError("a model was loaded before the problem was found")
 
     monkeypatch.setattr(AutoModelForSequenceClassification, "from_pretrained", refuse)
 
@@ -114,16 +111,16 @@ def few_pairs(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    folder = tmp_path / "data"
-    folder.mkdir()
-    jsonl(folder / "train.jsonl", demo_pairs()[:24])
-    jsonl(folder / "eval.jsonl", HELD_OUT)
-    return folder
+    directory = tmp_path / "data"
+    directory.mkdir()
+    jsonl(directory / "train.jsonl", demo_pairs()[:24])
+    jsonl(directory / "eval.jsonl", HELD_OUT)
+    return directory
 
 
 @pytest.fixture(scope="session")
 def serve(tmp_path_factory) -> Iterator:
-    """A function that starts servers for several models at once and returns them when all answer."""
+    """Return a function that starts a server for each of several models and returns them when all are ready."""
     servers: list[Server] = []
 
     def start(*models: Path, flags: tuple[tuple[str, ...], ...] = ()) -> list[Server]:
@@ -144,24 +141,24 @@ def serve(tmp_path_factory) -> Iterator:
 
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory, tiny_model, serve) -> dict[str, SimpleNamespace]:
-    """Each variant trained by train.py, scored by the model in the trainer's hands, and served by infer_vllm.sh."""
+    """Train each variant with train.py, score it with the model of the trainer, and serve it with infer_vllm.sh."""
     import train as train_script
 
     runs = {}
-    folder = tmp_path_factory.mktemp("parity")
+    directory = tmp_path_factory.mktemp("parity")
     for name, model in VARIANTS.items():
-        output_dir = folder / name
+        output_dir = directory / name
         arguments = ARGUMENTS.split()
         if "LoRA" in name:
             arguments += "--use_peft --lora_r 8 --lora_alpha 16 --split_special_tokens True".split()
             arguments += ["--chat_template_kwargs", '{"enable_thinking": false}']
         trainer = train_script.main(
             ["--model_name_or_path", str(tiny_model(**model)), "--output_dir", str(output_dir), "--dataset_name"]
-            + [str(jsonl(folder / "pairs.jsonl", PAIRS)), *arguments]
+            + [str(jsonl(directory / "pairs.jsonl", PAIRS)), *arguments]
         )
-        assert trainer.data_collator.shared_prefix, "the run fell back to the padded path"
+        assert trainer.data_collator.shared_prefix, "the run fell back to padded batches"
         runs[name] = SimpleNamespace(model=output_dir, in_training=rewards_in_training(trainer))
-    # The last one reads what is longer than 128 tokens in pieces, and what it has read before not again.
+    # The last server prefills prompts of more than 128 tokens in chunks and caches prefixes.
     flags = ((), (), tuple(CHUNKED.split()))
     for run_, server in zip(runs.values(), serve(*(run.model for run in runs.values()), flags=flags), strict=True):
         run_.url, run_.log = server.url, server.log

@@ -1,4 +1,4 @@
-"""Helpers of the tests: sample data, running the scripts, tiny configs, and a real vLLM server."""
+"""Helpers of the tests: sample data, running scripts, tiny configs, and a real vLLM server."""
 
 import json
 import os
@@ -16,8 +16,8 @@ SHARED_DATA = ROOT.parent / "shared" / "data"
 os.environ["HF_HUB_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 CHATML = (ROOT / "data/demo/chatml.jinja").read_text()
-# Reasoning and tool calls before the content, as models render them: the id, arguments one by one and as JSON, and
-# whether a result is that of the last call. The loop over parts makes vLLM believe that content is a list.
+# Renders reasoning and tool calls before the content, as models do: the id, the arguments one by one and as JSON, and
+# whether a result belongs to the last call. Because of the loop over parts, vLLM passes content as a list.
 PARTS = """}}{% if message.reasoning_content %}<think>{{ message.reasoning_content }}</think>
 {% endif %}{% for call in message.tool_calls or [] %}<call {{ call.id }}>{{ call.function.name }}
 {% for name, value in call.function.arguments | items %}{{ name }}: {{ value | tojson }}
@@ -34,7 +34,7 @@ ENDS_WITH_EOS = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + eos
 
 
 def run(*command: str | Path, cwd: Path = ROOT, check: bool = True, **environment: str) -> subprocess.CompletedProcess:
-    """Run a command as a user would; its whole output is shown when it fails."""
+    """Run a command as a user would, and show its output if it fails."""
     env = {**os.environ, **environment}
     result = subprocess.run(list(map(str, command)), cwd=cwd, env=env, text=True, capture_output=True)
     if check and result.returncode:
@@ -51,10 +51,10 @@ def jsonl(path: Path, rows: list[dict]) -> Path:
     return path
 
 
-def lay_out(folder: Path, files: dict[str, Any]) -> None:
-    """Files by their path in `folder`: a list is rows of JSON lines, anything else their text or bytes."""
+def write_files(directory: Path, files: dict[str, Any]) -> None:
+    """Write files, given by their path in `directory`: a list as JSON lines, anything else as text or bytes."""
     for name, content in files.items():
-        path = folder / name
+        path = directory / name
         path.parent.mkdir(parents=True, exist_ok=True)
         if isinstance(content, list):
             jsonl(path, content)
@@ -62,8 +62,8 @@ def lay_out(folder: Path, files: dict[str, Any]) -> None:
             path.write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(file): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
+def contents(directory: Path) -> dict[str, bytes]:
+    return {str(file): file.read_bytes() for file in sorted(directory.rglob("*")) if file.is_file()}
 
 
 def demo_pairs() -> list[dict]:
@@ -74,7 +74,7 @@ TURNS = {"u": "user", "a": "assistant", "s": "system", "t": "tool"}
 
 
 def talk(*turns: str) -> list[dict]:
-    """Messages from "u: …", "a: …"."""
+    """Return the messages of turns such as "u: Hello?" and "a: Hi."."""
     return [{"role": TURNS[turn[0]], "content": turn[3:]} for turn in turns]
 
 
@@ -94,7 +94,7 @@ LINEAR = {
 
 
 def tiny_config(model_type: str, **changes: object):
-    """A config of two small layers of any model type."""
+    """Return a config of any model type with two small layers."""
     from transformers import AutoConfig
 
     sizes = {
@@ -112,11 +112,11 @@ def tiny_config(model_type: str, **changes: object):
     return AutoConfig.for_model(model_type, **{**sizes, **changes})
 
 
-HELD_OUT = demo_pairs()[30:47]  # 17: no multiple of any batch
+HELD_OUT = demo_pairs()[30:47]  # 17, which no batch size divides
 
 
 def margins(model: Path):
-    """Of HELD_OUT, with Transformers."""
+    """Return the margins of HELD_OUT, computed with Transformers."""
     import numpy as np
 
     from reward_model.scoring.local import load_reward_model, score
@@ -126,14 +126,14 @@ def margins(model: Path):
 
 
 def check_figures(output_dir: Path, prefix: str = "eval") -> None:
-    """The logged figures of the held-out pairs are those of the saved model, as evaluate.py takes them."""
+    """Check that the logged figures of the held-out pairs are those that evaluate.py computes for the saved model."""
     from reward_model.evaluation.metrics import log_loss, right
 
     logged = json.loads((output_dir / "eval_results.json").read_text())
-    truth = margins(output_dir)
-    assert logged[f"{prefix}_accuracy"] == pytest.approx(right(truth).mean(), abs=1e-9)
-    assert logged[f"{prefix}_margin"] == pytest.approx(truth.mean(), abs=1e-4)
-    assert logged[f"{prefix}_loss"] == pytest.approx(log_loss(truth), abs=1e-4)
+    expected = margins(output_dir)
+    assert logged[f"{prefix}_accuracy"] == pytest.approx(right(expected).mean(), abs=1e-9)
+    assert logged[f"{prefix}_margin"] == pytest.approx(expected.mean(), abs=1e-4)
+    assert logged[f"{prefix}_loss"] == pytest.approx(log_loss(expected), abs=1e-4)
 
 
 def free_port() -> int:
@@ -143,7 +143,7 @@ def free_port() -> int:
 
 
 def is_gone(group: int) -> bool:
-    """Whether no process of the group is left, within ten seconds: vLLM's own children end a little after it."""
+    """Return whether a process group ends within ten seconds. vLLM's child processes end a little later than vLLM."""
     for _ in range(100):
         try:
             os.killpg(group, 0)
@@ -160,7 +160,7 @@ class Server:
         port = port or free_port()
         self.url, self.log = f"http://127.0.0.1:{port}", log
         command = ["sh", str(ROOT / "infer_vllm.sh"), str(model), "--max-model-len", "1024", f"--port={port}", *flags]
-        # Behind a proxy that does not answer: neither the script nor the client may use it.
+        # An unreachable proxy: neither the script nor the client may use it.
         proxies = dict.fromkeys(("http_proxy", "HTTP_PROXY", "all_proxy"), "http://127.0.0.1:9") | {"no_proxy": ""}
         env = {**os.environ, **proxies, "VLLM_CPU_KVCACHE_SPACE": "1", **environment}
         with open(log, "w") as output:
@@ -187,7 +187,7 @@ VARIANTS = {
 
 
 def rewards_in_training(trainer) -> list[float]:
-    """Rewards of PAIRS, chosen and rejected alternating, as the training forward gives them."""
+    """Return the rewards of PAIRS from the forward pass of training, chosen and rejected in turns."""
     import torch
 
     from reward_model.model.tokenization import render, token_ids

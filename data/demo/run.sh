@@ -1,5 +1,5 @@
 #!/bin/sh
-# The demo, `make demo`: train on data/demo, serve with vLLM, score two answers. Argument: the base model.
+# Run the demo (`make demo`): train on data/demo, serve with vLLM, score two answers. Argument: the base model.
 set -eu
 cd "$(dirname "$0")/../.."
 base=$1
@@ -8,7 +8,7 @@ python=.venv/bin/python
 started=$(date +%s)
 rm -rf "$out" "$out-data"
 
-echo "== Preparing the pairs: checked, counted, none of them with a held-out prompt"
+echo "== Validating the pairs and excluding the held-out prompts"
 "$python" prepare_data.py data/demo/train.jsonl --exclude_prompts data/demo/eval.jsonl --output "$out-data/train.jsonl"
 "$python" prepare_data.py data/demo/eval.jsonl --output "$out-data/eval.jsonl"
 
@@ -37,14 +37,14 @@ server=$!
 trap 'kill "$server" 2>/dev/null || true; wait "$server" 2>/dev/null || true' EXIT
 trap 'exit 130' INT TERM
 
-echo "== Accuracy on the held-out pairs, while it starts"
+echo "== Computing the accuracy on the held-out pairs while the server starts"
 "$python" evaluate.py --model "$out" "$out-data/eval.jsonl" --output "$out/evaluation" | tee "$out/accuracy.txt"
 until "$python" -c "import requests; requests.get('http://127.0.0.1:$port/health', timeout=2)" 2>/dev/null; do
-  kill -0 "$server" 2>/dev/null || { tail -n 20 "$out/vllm.log"; echo "error: the server did not start"; exit 1; }
+  kill -0 "$server" 2>/dev/null || { tail -n 20 "$out/vllm.log"; echo "error: The server did not start; see $out/vllm.log."; exit 1; }
   sleep 1
 done
 
-echo "== Asking the server at port $port"
+echo "== Scoring two answers with the server on port $port"
 question="My neighbour's dog barks all night. What can I do?"
 good="Talk to your neighbour first, since they may not know. If it goes on, keep a log of the times and ask your council about noise rules."
 bad="Bananas are rich in potassium and taste best when the skin has a few brown spots."
@@ -58,7 +58,7 @@ Held-out accuracy before training   $before
 Held-out accuracy after training    $(awk '$1 == "all" {print $3}' "$out/accuracy.txt")
 "$question"
 $(cat "$out/scores.txt")
-The model lies in $out. Serve it:    sh infer_vllm.sh $out
+The model is in $out. Serve it:      sh infer_vllm.sh $out
 Your own pairs (format: README.md), 1 GPU:  $python train.py --model_name_or_path MODEL --dataset_name pairs.jsonl --output_dir save/mine
 All GPUs:                                   MODEL=… DATASET=pairs.jsonl OUTPUT_DIR=save/mine sh train.sh
 END

@@ -114,7 +114,7 @@ def detect_format(
     layout = [problem for problem in problems if problem[2].reason in LAYOUT_REASONS]
     if fatal or len(layout) > len(first) / 2:
         number, value, error = (fatal or layout)[0]
-        count = "" if fatal else f" ({len(layout)} of the first {len(first)} rows have such a problem.)"
+        count = "" if fatal else f" ({len(layout)} of the first {len(first)} rows have this problem.)"
         advice = "" if error.reason == "unused field" else f" {suggest_fields(value, source)}"
         raise InputError(f"{place_of(source, number)}: {error}{count}{advice}") from error
     return format_, chain(first, rows)

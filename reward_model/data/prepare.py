@@ -112,7 +112,7 @@ def prepare(
             bar = tqdm(order, desc="writing", total=len(taken), unit=" pairs", unit_scale=True)
             _write_pairs(made, lines, bar)
             if not len(taken):
-                raise InputError(f"No pairs left of {pairs.rows:,} rows. {findings.summary()}")
+                raise InputError(f"No valid pairs in {pairs.rows:,} rows. {findings.summary()}")
         for name, path in output_files(output).items():
             if name in made:
                 os.replace(made[name], path)

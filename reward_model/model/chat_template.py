@@ -141,7 +141,7 @@ def split_special_tokens(tokenizer: Any) -> None:
         known = [tokenizer.added_tokens_decoder[one] for one in ids if one in tokenizer.added_tokens_decoder]
         counts.append(sum(token.special for token in known))
     if counts[0] != counts[1]:
-        raise InputError("--split_special_tokens: this tokenizer finds special tokens even in split texts. Remove it.")
+        raise InputError("--split_special_tokens does not work with this tokenizer. Remove the argument.")
 
 
 def special_tokens(tokenizer: Any) -> list[str]:

@@ -125,8 +125,8 @@ def check_weights(directory: Path, config: dict[str, Any]) -> None:
         return
     if is_reward_model(config) and not any(name.endswith("score.weight") for name in names):
         raise InputError(
-            f"{directory} has no reward head (score.weight) in its weights, so its scores would be random. Copy the "
-            "weights that belong to it."
+            f"{directory} has no reward head (score.weight) in its weights, so its scores would be random. Copy all "
+            "weights of the reward model."
         )
 
 

@@ -92,7 +92,7 @@ def _packing_problem(
     calls = counts.attention_calls
     difference = _difference(last_states(model, probes, pad_token_id, packed=True), eager)
     if missed := max(0, config.num_hidden_layers - (counts.attention_calls - calls)):
-        counts.unsupported.add(f"{missed} of {config.num_hidden_layers} layers that take no packed row")
+        counts.unsupported.add(f"{missed} of {config.num_hidden_layers} layers that cannot process packed rows")
     if counts.unsupported:
         return f"{name} uses {', '.join(sorted(counts.unsupported))}"
     if counts.attention_dropout:

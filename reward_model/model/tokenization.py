@@ -108,7 +108,7 @@ def tokenize_pairs(
     if len(fits) == 0:
         raise InputError(
             f"All {len(lengths)} {name} pairs are longer than --max_length {max_length} tokens (by their longer side): "
-            f"shortest {lengths.min()}, median {int(np.median(lengths))}, longest {lengths.max()}."
+            f"shortest {lengths.min()}, median {np.median(lengths):.0f}, longest {lengths.max()}. Raise --max_length."
         )
     if len(fits) < len(lengths):
         PartialState().print(

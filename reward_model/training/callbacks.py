@@ -109,7 +109,7 @@ class TrainingMonitor(TrainerCallback):
             f"Step {step + 1}: the loss is {loss:g} and the gradient norm is {norm:g}. The pairs of this step are "
             f"{', '.join(places[:8])}{' …' if len(places) > 8 else ''}; {file} lists all of them. Usual causes: a "
             "learning rate that is too high, a huge margin, broken weights."
-            + (f" {last} was saved before." if last else "")
+            + (f" The newest complete checkpoint is {last}." if last else "")
         )
 
     @contextmanager

@@ -114,7 +114,7 @@ def check_tokens(tokenized: dict[str, Dataset], model: PreTrainedModel, verbose:
         near = np.flatnonzero(np.array(pairs["prefix_length"][:]) == np.array(pairs["length"][:]) - 1)
         equal = sum(row["chosen_ids"] == row["rejected_ids"] for row in pairs.select(near))
         if equal == len(pairs) > 0:
-            raise InputError(f"All {equal} {name} pairs have identical token ids on both sides.")
+            raise InputError(f"All {equal} {name} pairs have identical token ids on both sides. Check the template.")
         if equal and verbose:
             print(
                 f"{name}: {equal} of {len(pairs)} pairs have identical token ids on both sides; the loss ignores them."

@@ -101,4 +101,4 @@ def check_same_run(record: dict[str, Any], output_dir: Path, named: bool) -> lis
         for name, old in before["versions"].items()
         if record["versions"].get(name) != old
     ]
-    return [f"This run was started differently: {'; '.join(different)}."] if different else []
+    return [f"This run was started with different settings: {'; '.join(different)}."] if different else []

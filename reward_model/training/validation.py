@@ -188,7 +188,7 @@ def rank_differences(setup: Setup) -> list[str]:
     }
     rank_0 = gather_object([own])[0]
     return [
-        f"{name}: {own[name]} here, but {value} on rank 0. Use storage that all nodes share, or equal copies."
+        f"{name}: {own[name]} here, but {value} on rank 0. Use storage that all nodes share, or identical copies."
         for name, value in rank_0.items()
         if own[name] != value
     ]

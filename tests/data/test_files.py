@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from datasets import Dataset, DatasetDict, load_dataset
-from helpers import jsonl, lay_out, pair
+from helpers import jsonl, pair, write_files
 
 from reward_model import InputError
 from reward_model.data.dataset import load_pairs
@@ -63,7 +63,7 @@ def loaded(source: Path | str) -> list[dict]:
 
 @pytest.mark.parametrize("name", FILES)
 def test_file_gives_all_pairs(name: str, tmp_path: Path) -> None:
-    lay_out(tmp_path, {name: FILES[name]})
+    write_files(tmp_path, {name: FILES[name]})
     assert loaded(tmp_path / name) == TALKS
 
 
@@ -71,8 +71,8 @@ def test_directories_with_files_of_datasets_and_configs(tmp_path: Path) -> None:
     Dataset.from_list(TALKS).save_to_disk(tmp_path / "one")
     (tmp_path / "one/cache-1f.arrow").write_bytes(b"of map()")
     DatasetDict(train=Dataset.from_list(TALKS), test=Dataset.from_list(TALKS[:1])).save_to_disk(tmp_path / "two")
-    lay_out(tmp_path / "hub", {"README.md": "# x", "dataset_infos.json": '{"default": {"features": {}}}'})
-    lay_out(tmp_path / "hub", {"recipe.json": '{"lr": 1e-5, "targets": ["q_proj"]}', "row.json": text(TALKS[2])})
+    write_files(tmp_path / "hub", {"README.md": "# x", "dataset_infos.json": '{"default": {"features": {}}}'})
+    write_files(tmp_path / "hub", {"recipe.json": '{"lr": 1e-5, "targets": ["q_proj"]}', "row.json": text(TALKS[2])})
     Dataset.from_list(TALKS[:2]).to_parquet(tmp_path / "hub/data.parquet")
     assert [loaded(tmp_path / name) for name in ("one", "two", "hub")] == [TALKS] * 3
     test_pairs = load_pairs(str(tmp_path / "two"))[1]
@@ -173,7 +173,7 @@ BROKEN: dict[str, tuple[str | bytes, str]] = {
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_file_that_cannot_be_read_completely_is_an_error(name: str, tmp_path: Path) -> None:
     content, expected = BROKEN[name]
-    lay_out(tmp_path, {name: content})
+    write_files(tmp_path, {name: content})
     with pytest.raises(InputError) as in_training:
         load_pairs(str(tmp_path / name))
     with pytest.raises(InputError) as prepared:
@@ -183,7 +183,7 @@ def test_a_file_that_cannot_be_read_completely_is_an_error(name: str, tmp_path: 
 
 
 def test_margin_in_a_csv_file(tmp_path: Path) -> None:
-    lay_out(tmp_path, {"rows.csv": TABLE.assign(margin=[1.5, 2, -0.25]).to_csv(index=False)})
+    write_files(tmp_path, {"rows.csv": TABLE.assign(margin=[1.5, 2, -0.25]).to_csv(index=False)})
     assert load_pairs(str(tmp_path / "rows.csv"))[0]["margin"][:] == [1.5, 2.0, -0.25]
-    lay_out(tmp_path, {"json_answers.csv": 'prompt,chosen,rejected\n?,"{""a"": 1}","{""a"": 2}"\n'})
+    write_files(tmp_path, {"json_answers.csv": 'prompt,chosen,rejected\n?,"{""a"": 1}","{""a"": 2}"\n'})
     assert loaded(tmp_path / "json_answers.csv")[0]["chosen"][-1]["content"] == '{"a": 1}'

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import contents, demo_pairs, jsonl, lay_out
+from helpers import contents, demo_pairs, jsonl, write_files
 
 import prepare_data
 from reward_model import InputError
@@ -53,8 +53,8 @@ ODD: dict[str, tuple[dict[str, object], str, str]] = {
     "an unclosed quote": ({"d.csv": 'prompt,chosen,rejected\n"Why?,So.,No.\nHow?,So.,No.\n'}, "d.csv --output p.jsonl", "d.csv: cannot read line 2: unexpected end of data. Close all quotes"),
     "a template for each row": ({"d.jsonl": [PAIR | {"chat_template_kwargs": {"thinking": True}}]}, GO, "chat_template_kwargs may be part of the conversation and is not used"),
     "not JSON": ({"d.jsonl": "chosen: yes\n"}, GO, "d.jsonl:1: not valid JSON (Expecting value, column 1)."),
-    "only ties": ({"d.jsonl": [{"question": "?", "response_A": "a", "response_B": "b", "label": "A=B"}]}, GO, "No pairs left of 1 rows. tie: 1"),
-    "only equal answers": ({"d.jsonl": [PAIR | {"rejected": PAIR["chosen"]}] * 2}, GO, "No pairs left of 2 rows. identical answers: 2"),
+    "only ties": ({"d.jsonl": [{"question": "?", "response_A": "a", "response_B": "b", "label": "A=B"}]}, GO, "No valid pairs in 1 rows. tie: 1"),
+    "only equal answers": ({"d.jsonl": [PAIR | {"rejected": PAIR["chosen"]}] * 2}, GO, "No valid pairs in 2 rows. identical answers: 2"),
     # Outputs that are inputs.
     "output is the source": (D, "d.jsonl --output d.jsonl --overwrite", "would overwrite the input d.jsonl"),
     "an output file is the source": ({"d.rejected.jsonl": MORE}, "d.rejected.jsonl --output d.jsonl --overwrite", "would overwrite the input d.rejected.jsonl"),
@@ -97,7 +97,7 @@ ODD: dict[str, tuple[dict[str, object], str, str]] = {
     "chosen and candidates": (D, f"{GO} --chosen a --rejected b --candidates a b", "pass either --chosen and --rejected, or --candidates."),
     "a prompt alone": (D, f"{GO} --prompt prompt", "--prompt, --input and --label need --chosen and --rejected"),
     "an input alone": (D, f"{GO} --chosen chosen --rejected rejected --input prompt", "--input is appended to the prompt"),
-    "a field that is not there": (D, f"{GO} --prompt prompt --chosen good --rejected rejected", "d.jsonl:1: no 'good' (keys: prompt, chosen, rejected). (8 of the first 8 rows have such a problem.)"),
+    "a field that is not there": (D, f"{GO} --prompt prompt --chosen good --rejected rejected", "d.jsonl:1: no 'good' (keys: prompt, chosen, rejected). (8 of the first 8 rows have this problem.)"),
     "an unknown warning": (D, f"{GO} --drop odd", "argument --drop: invalid choice: 'odd'"),
 }  # fmt: skip
 
@@ -117,7 +117,7 @@ def exit_of(argv: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 @pytest.mark.parametrize("name", ODD)
 def test_odd_input(name: str, tmp_path: Path, monkeypatch, capsys) -> None:
     files, arguments, expected = ODD[name]
-    lay_out(tmp_path, files)
+    write_files(tmp_path, files)
     monkeypatch.chdir(tmp_path)
     before = contents(tmp_path)
     status, output = exit_of(shlex.split(arguments), monkeypatch, capsys)
@@ -155,7 +155,7 @@ def test_sides_that_become_equal_tokens_are_set_aside(make_tokenizer, tmp_path: 
     assert status == 0 and "equal tokens: 1 set aside, first d.jsonl:1: both sides have identical token ids." in output
     jsonl(Path("d.jsonl"), [thought] * 2)
     status, output = exit_of(f"{GO} --tokenizer t".split(), monkeypatch, capsys)
-    assert status == 1 and "No pairs left of 2 rows. equal tokens: 2" in output
+    assert status == 1 and "No valid pairs in 2 rows. equal tokens: 2" in output
 
 
 def test_help_has_every_argument_and_its_default(monkeypatch, capsys) -> None:

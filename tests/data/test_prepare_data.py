@@ -211,7 +211,7 @@ def test_a_source_without_pairs_is_an_error(tmp_path: Path) -> None:
         "empty.jsonl": r"empty\.jsonl: empty, no rows",
         "bad.parquet": r"bad\.parquet: not a Parquet file",
         "none.jsonl": "file not found",
-        "ties.jsonl": r"No pairs left of 1 rows\. tie: 1",
+        "ties.jsonl": r"No valid pairs in 1 rows\. tie: 1",
     }.items():
         with pytest.raises(InputError, match=message):
             prepared(tmp_path / source, tmp_path / "pairs.jsonl")

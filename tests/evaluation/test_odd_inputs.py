@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from helpers import PAIRS, contents, jsonl, lay_out
+from helpers import PAIRS, contents, jsonl, write_files
 
 import evaluate
 
@@ -74,7 +74,7 @@ def exit_of(argv: list[str], capsys) -> tuple[object, str]:
 @pytest.mark.parametrize("name", ODD)
 def test_odd_input(name: str, tiny_reward_model: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     files, arguments, expected = ODD[name]
-    lay_out(tmp_path, files)
+    write_files(tmp_path, files)
     (tmp_path / "M").symlink_to(tiny_reward_model)
     monkeypatch.chdir(tmp_path)
     before = contents(tmp_path)

@@ -1,4 +1,4 @@
-"""Tiny configs of every decoder with a reward head: those that take packed rows, those that are padded, and refused."""
+"""Tiny configs of all decoders that Transformers can classify with: packed, padded, and refused ones."""
 
 import torch
 from helpers import LINEAR, tiny_config
@@ -91,7 +91,7 @@ ARCHITECTURES = {
         },
     },
 }  # fmt: skip
-# Rotated by other factors beyond 16 tokens; a padded batch of Transformers mixes both.
+# The rotary factors change beyond 16 tokens. A padded batch of Transformers mixes both regimes.
 TWO_REGIMES = {
     "phi3 longrope": LONGROPE,
     "phimoe longrope": {
@@ -104,15 +104,15 @@ PADDED = {
     "gpt_oss": ({"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16}, "more than SDPA"),
     "jamba": (
         {"num_experts": 2, "attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False},
-        "1 of 2 layers that take no packed row",
+        "1 of 2 layers that cannot process packed rows",
     ),
     "zamba": (
         {"num_hidden_layers": 3, "layer_types": ["mamba", "hybrid", "hybrid"], "mamba_d_state": 8, "mamba_dt_rank": 8,
          "attention_hidden_size": 128, "attention_head_dim": 32}, "packed rows change the hidden states"),
     "bloom": ({"n_layer": 2, "n_head": 4, "hidden_dropout": 0.0, "attention_dropout": 0.0}, "more than SDPA"),
     "falcon alibi": ({"alibi": True, "hidden_dropout": 0.0, "attention_dropout": 0.0}, "more than SDPA"),
-    "minimax": ({"num_local_experts": 4}, "1 of 2 layers that take no packed row"),
-    "stablelm": ({}, "2 of 2 layers that take no packed row"),
+    "minimax": ({"num_local_experts": 4}, "1 of 2 layers that cannot process packed rows"),
+    "stablelm": ({}, "2 of 2 layers that cannot process packed rows"),
     "axk2": (GROUPED, "indexed_attention"),
     "mpt": ({"d_model": 64, "n_heads": 4, "n_layers": 2}, "more than SDPA"),
     "falcon": ({"hidden_dropout": 0.0, "attention_dropout": 0.0}, "more than SDPA"),
@@ -120,10 +120,10 @@ PADDED = {
     "gpt_neo": ({"num_layers": 2, "attention_types": [[["global", "local"], 1]], "num_heads": 4}, "more than SDPA"),
     "gptj": ({"n_layer": 2, "n_head": 4, "n_embd": 64, "rotary_dim": 8}, "more than SDPA"),
     "openai-gpt": ({"n_layer": 2, "n_head": 4, "n_embd": 64}, "more than SDPA"),
-    "nemotron": ({}, "2 of 2 layers that take no packed row"),
+    "nemotron": ({}, "2 of 2 layers that cannot process packed rows"),
     "doge": ({}, "attention_mask"),
 }  # fmt: skip
-# Encoders read their first token, encoder-decoders another text; CTRL and ModernBERT's decoder have other heads.
+# Encoders read the first token and encoder-decoders another text; CTRL and ModernBERT's decoder have other heads.
 REFUSED = {
     "bert": {}, "roberta": {}, "deberta": {}, "deberta-v2": {}, "modernbert": {}, "modernbert-decoder": {}, "t5": {},
     "bart": {}, "ctrl": {"n_embd": 64, "n_layer": 2, "n_head": 4, "dff": 96},
@@ -131,7 +131,7 @@ REFUSED = {
 
 
 def reward_model(name: str, changes: dict, attention: str | None = "eager") -> torch.nn.Module:
-    """Return a random reward model in an attention implementation, None for the one that Transformers chooses."""
+    """Return a random reward model. With `attention` None, Transformers chooses the attention implementation."""
     torch.manual_seed(0)
     config = tiny_config(name.split()[0], num_labels=1, initializer_range=0.2, **changes)
     return AutoModelForSequenceClassification.from_config(config, attn_implementation=attention)

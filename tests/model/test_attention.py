@@ -1,4 +1,4 @@
-"""Packed rows give the rewards, losses and gradients of the padded batch, or say that they cannot."""
+"""Packed rows give the rewards, losses and gradients of the padded batch; other models are padded, with a reason."""
 
 import random
 
@@ -24,7 +24,7 @@ def tokens(length: int) -> list[int]:
     return [GENERATOR.randrange(3, 640) for _ in range(length)]
 
 
-# One prefix and any number of branches: none shared, one branch, one-token branches, four branches.
+# A prefix and its branches: an empty prefix, one branch, branches of one token, four branches.
 GROUPS = [
     (tokens(5), [tokens(4), tokens(7)]),
     ([], [tokens(6), tokens(3)]),
@@ -34,21 +34,21 @@ GROUPS = [
 ]
 
 
-def test_common_prefix_always_leaves_a_token_to_each() -> None:
+def test_common_prefix_leaves_a_token_to_each_branch() -> None:
     assert common_prefix_length([[1, 2, 3], [1, 2, 4, 5]]) == 2
     assert common_prefix_length([[1, 2], [1, 2, 3]]) == 1  # one conversation is a prefix of the other
     assert common_prefix_length([[1, 2], [3, 2]]) == 0
     assert common_prefix_length([[1] * 7, [1] * 7, [1] * 6 + [2]]) == 6
 
 
-def test_branch_without_tokens_is_refused() -> None:
+def test_empty_branch_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one token"):
         pack([([1, 2], [[3], []])])
 
 
 @pytest.mark.parametrize("window", [None, 1, 4, 16])
-def test_index_arithmetic_against_a_plain_dense_mask(window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("reward_model.model.attention.MASKED_QUERIES", 3)  # several blocks even here
+def test_packed_attention_equals_a_dense_mask(window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reward_model.model.attention.MASKED_QUERIES", 3)  # so that there are several blocks
     row = pack(GROUPS)
     group, branch, position = [], [], []
     for number, (prefix, branches) in enumerate(GROUPS):
@@ -86,24 +86,24 @@ def padded_batch() -> dict:
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_architecture_gives_equal_rewards_and_gradients(name: str) -> None:
+def test_packed_rows_give_the_rewards_and_gradients_of_padded_rows(name: str) -> None:
     model = reward_model(name, ARCHITECTURES[name]).train()
-    # First as Transformers made it, in eager mode.
+    # The reference is Transformers' unchanged model with eager attention.
     rewards, gradients = rewards_and_gradients(model, padded_batch())
     install(model)
     assert choose_attention(model, pad_token_id=0) is None
     packed_rewards, packed_gradients = rewards_and_gradients(model, pack(GROUPS))
-    assert rewards.std() > 0.1, "rewards that hardly differ prove nothing"
+    assert rewards.std() > 0.1, "the rewards are too similar for a comparison"
     torch.testing.assert_close(packed_rewards, rewards, atol=1e-5, rtol=1e-5)
     assert (packed_gradients - gradients).norm() / gradients.norm() < 1e-4
-    # A padded batch still goes the padded way.
+    # The model still computes padded batches.
     torch.testing.assert_close(rewards_and_gradients(model, padded_batch())[0], rewards, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", PADDED)
-def test_architecture_falls_back_and_says_why(name: str) -> None:
+def test_other_architectures_are_padded_with_a_reason(name: str) -> None:
     changes, reason = PADDED[name]
-    # Falcon cannot change its attention later, and its sdpa differs; load_model loads it in eager.
+    # Falcon cannot switch its attention after loading, and its SDPA differs; load_model loads it with eager attention.
     model = reward_model(name, changes, "eager" if name == "falcon alibi" else None).eval()
     install(model)
     assert reason in choose_attention(model, pad_token_id=0)
@@ -112,15 +112,15 @@ def test_architecture_falls_back_and_says_why(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_architecture_without_the_one_head_is_refused(name: str) -> None:
+def test_architecture_without_a_linear_score_head_is_refused(name: str) -> None:
     with pytest.raises(InputError, match="no linear head `score`"):
         install(reward_model(name, REFUSED[name]))
 
 
-def test_hidden_states_that_differ_are_a_reason_to_pad() -> None:
+def test_model_is_padded_if_packing_changes_its_hidden_states() -> None:
     model = reward_model("llama", {}).eval()
     install(model)
-    # A layer that lets every token see its neighbour, as a convolution does.
+    # Every token of the layer sees its neighbor, as in a convolution.
     model.model.layers[0].mlp.register_forward_hook(lambda module, args, output: output + output.roll(1, dims=1))
     assert "change the hidden states of LlamaForSequenceClassification by" in choose_attention(model, pad_token_id=0)
 
@@ -147,9 +147,9 @@ QUICK = {"plain", "LoRA"}
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in RUNS])
-def test_twenty_steps_of_training_equal_the_padded_path(name: str, tiny_model, base_model, tmp_path) -> None:
+def test_training_on_packed_rows_equals_padded_training(name: str, tiny_model, base_model, tmp_path) -> None:
     model = tiny_model("qwen3_5_text", **LINEAR) if name.startswith("linear") else base_model
-    rows = demo_pairs()[:30]  # 26 for training: batches of 4, and a last one of 2
+    rows = demo_pairs()[:30]  # 26 for training: six batches of 4 and one of 2
     more = [argument for argument in RUNS[name] if argument != "margins"]
     if name == "margins":
         rows = [row | {"margin": 0.1 * number} for number, row in enumerate(rows)]
@@ -184,9 +184,12 @@ def test_collator_orders_rewards_like_trl() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("size", [64, 128])
 @pytest.mark.parametrize("window", [None, 16])
-def test_torchs_kernels_accept_our_call_on_cuda(dtype: torch.dtype, size: int, window: int | None) -> None:
-    """Fake CUDA tensors run the checks of varlen_attn and of FlashAttention, forward and backward. Autograd needs torch
-    built with CUDA, so the backward is called alone (tests/model/test_packing_check.py covers it on the CPU)."""
+def test_cuda_kernels_accept_the_arguments(dtype: torch.dtype, size: int, window: int | None) -> None:
+    """Run the argument checks of varlen_attn and FlashAttention, forward and backward, on fake CUDA tensors.
+
+    Autograd needs a torch built with CUDA, so the backward pass is called directly; tests/model/test_packing_check.py
+    covers autograd on the CPU.
+    """
     row = pack(GROUPS)
     lengths = row["max_length_q"], row["max_length_k"]
     tokens_, keys = row["input_ids"].shape[1], len(row["key_index"])
@@ -197,21 +200,21 @@ def test_torchs_kernels_accept_our_call_on_cuda(dtype: torch.dtype, size: int, w
         output = _varlen_attention(*states, *cuts, *lengths, scale=0.125, window=window)
         assert (output.shape, output.dtype, output.device.type) == (states[0].shape, dtype, "cuda")
         sides = -1 if window is None else window - 1, 0
-        asked = {"scale": 0.125, "window_size_left": sides[0], "window_size_right": sides[1]}
+        options = {"scale": 0.125, "window_size_left": sides[0], "window_size_right": sides[1]}
         kernels = torch.ops.aten
         _, lse, state, *_ = kernels._flash_attention_forward(
-            *states, *cuts, *lengths, 0.0, window is None, False, **asked
+            *states, *cuts, *lengths, 0.0, window is None, False, **options
         )
         saved = output, *states, output, lse, *cuts, *lengths
-        by_hand = kernels._flash_attention_backward(
-            *saved, 0.0, window is None, state, torch.empty(0, device="cuda"), **asked
+        by_aten = kernels._flash_attention_backward(
+            *saved, 0.0, window is None, state, torch.empty(0, device="cuda"), **options
         )
         by_torch = torch.ops.torch_attn._varlen_attn_backward(*saved, window is None, state, 0.125, list(sides))
-    for gradients in (by_hand, by_torch):
+    for gradients in (by_aten, by_torch):
         assert [(part.shape, part.dtype) for part in gradients] == [(shape, dtype) for shape in shapes]
 
 
-def test_saved_config_knows_nothing_of_packing(tmp_path) -> None:
+def test_packing_does_not_change_the_saved_config(tmp_path) -> None:
     model = reward_model("qwen2", {})
     install(model)
     model.save_pretrained(tmp_path)

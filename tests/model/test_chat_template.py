@@ -1,4 +1,4 @@
-"""A template that would not show all that was said, in the same way every day, stops training, scoring and serving."""
+"""A template that drops text or renders differently each day stops training, scoring and serving."""
 
 import json
 import shutil
@@ -15,14 +15,14 @@ from reward_model.model.checkpoint import light_tokenizer
 from reward_model.model.template_validation import check_rows, check_template
 from reward_model.model.tokenization import load_tokenizer
 
-EACH = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+PLAIN = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('No system role') }}{% endif %}" + CHATML
-# As Qwen3's: reasoning stays in the last answer only, set anew.
-STRIPS = EACH.replace("m.content", "m.content.split('</think>')[-1]")
+# Drops reasoning, as Qwen3's template does for all but the last answer.
+STRIPS = PLAIN.replace("m.content", "m.content.split('</think>')[-1]")
 DATED = "{% set day = strftime_now('%d %b %Y') %}<|im_start|>system\nToday is {{ day }}.<|im_end|>\n" + CHATML
-IGNORES_SYSTEM = EACH.replace("in messages", "in messages if m.role != 'system'")
+IGNORES_SYSTEM = PLAIN.replace("in messages", "in messages if m.role != 'system'")
 
-GOOD = {
+VALID = {
     "ChatML": CHATML,
     "with tools": WITH_TOOLS,
     "ends with eos": ENDS_WITH_EOS,
@@ -33,15 +33,15 @@ GOOD = {
     "{% endif %}{% endfor %}",
     "date pinned": pin_date(DATED, "2024-07-26"),
 }
-BAD = {
+INVALID = {
     "constant": "drops the text of a 'user' message",
     "{{ messages[-1].content }}": "drops the text of a 'user' message",
     "{% for m in messages[:-1] %}{{ m.content }}{% endfor %}": "drops the text of a 'assistant' message",
     CHATML + "<|im_start|>assistant\n": "ends with '.*assistant.*' instead of the answer",
     CHATML.replace("<|im_start|>", "<|") + "<|assistant\n": "instead of the answer",
-    EACH + "{{ range(100000) | random }}": "differently each time",
-    EACH.replace("m.content", "m.content[:200]"): "drops .* or a part of it: 'question0 question1",
-    EACH + "<|im_start|>user\nWell?<|im_end|>": "instead of the answer",
+    PLAIN + "{{ range(100000) | random }}": "differently each time",
+    PLAIN.replace("m.content", "m.content[:200]"): "drops .* or a part of it: 'question0 question1",
+    PLAIN + "<|im_start|>user\nWell?<|im_end|>": "instead of the answer",
     DATED: "prints today's date.*--template_date 2024-07-26",
     "{% for m in messages %}{{ m.content }}": r"syntax error in line 1: Unexpected end of template",
     "{{ messages[0].content + 1 }}": "cannot render a question .* TypeError",
@@ -49,19 +49,19 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("name", GOOD)
-def test_good_templates_pass(name: str, make_tokenizer) -> None:
-    assert check_template(make_tokenizer(GOOD[name])) == []
+@pytest.mark.parametrize("name", VALID)
+def test_valid_templates_are_accepted(name: str, make_tokenizer) -> None:
+    assert check_template(make_tokenizer(VALID[name])) == []
 
 
-@pytest.mark.parametrize("template", BAD, ids=range(len(BAD)))
-def test_bad_templates_are_refused(template: str, make_tokenizer) -> None:
-    with pytest.raises(InputError, match=BAD[template]):
+@pytest.mark.parametrize("template", INVALID, ids=range(len(INVALID)))
+def test_invalid_templates_are_refused(template: str, make_tokenizer) -> None:
+    with pytest.raises(InputError, match=INVALID[template]):
         check_template(make_tokenizer(template))
 
 
-def test_templates_of_known_models_pass(make_tokenizer) -> None:
-    """Those that trl ships, with their dates pinned; the three that are left take no text without an image's layout."""
+def test_templates_of_known_models_are_accepted(make_tokenizer) -> None:
+    """Check all templates that trl ships, with pinned dates. Three of them require the layout of images."""
     refused, tokenizer = set(), make_tokenizer()
     tokenizer.bos_token = "<|endoftext|>"
     for file in sorted((Path(trl.__file__).parent / "chat_templates").glob("*.jinja")):
@@ -73,7 +73,7 @@ def test_templates_of_known_models_pass(make_tokenizer) -> None:
     assert refused == {"idefics3", "llava_next", "smolvlm"}
 
 
-def test_template_that_ignores_system_messages_is_refused_for_rows_that_have_them(make_tokenizer) -> None:
+def test_template_without_system_messages_is_refused_only_if_rows_have_them(make_tokenizer) -> None:
     tokenizer = make_tokenizer(IGNORES_SYSTEM)
     assert check_template(tokenizer) == [
         "The chat template ignores system messages; a dataset that has them is rejected."
@@ -85,7 +85,7 @@ def test_template_that_ignores_system_messages_is_refused_for_rows_that_have_the
         check_rows([{side: system + pair[side] for side in pair} | {"place": "a.jsonl:3"}], tokenizer)
 
 
-# Answers of real data that end like a token, a role or a part of the template, and what templates do to white space.
+# Ends of answers that resemble a token, a role or a part of a template, and white space that templates may strip.
 ENDINGS = [
     "| box | known |", "_", "m", "end", "assistant", "<|im", "im_end|>", "user\n", "```python\nx = 1\n```", "|", ">",
     "</s>", "[INST]", "a_b_", "{{ messages }}", "{% endfor %}", "answer499", "&lt;b&gt;", '"quoted" \\n', "é\u00a0",
@@ -93,9 +93,9 @@ ENDINGS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", GOOD)
-def test_no_answer_makes_a_template_wrong(name: str, make_tokenizer) -> None:
-    tokenizer = make_tokenizer(GOOD[name])
+@pytest.mark.parametrize("name", VALID)
+def test_unusual_answers_cause_no_false_alarm(name: str, make_tokenizer) -> None:
+    tokenizer = make_tokenizer(VALID[name])
     pairs = [{"chosen": conversation("2 + 2?", end), "rejected": conversation(end, "Four.")} for end in ENDINGS]
     assert not [line for line in check_rows(pairs, tokenizer) if "special tokens" not in line]
 
@@ -104,22 +104,22 @@ CALL = {"role": "assistant", "tool_calls": [{"type": "function", "function": {"n
 THINKS = {"role": "assistant", "content": "Four.", "reasoning_content": "2 and 2."}
 TAGGED = {"role": "assistant", "content": "<think>2 and 2.</think>\n\nFour."}
 FIVE = {"role": "assistant", "content": "Five."}
-SHOWS_CALLS = EACH.replace("{{ m.content }}", "{{ m.content or '' }}{{ (m.tool_calls or '') | string }}")
-# Template, answer, tools -> what is left out.
-LEFT_OUT = {
-    "tool calls": (EACH, CALL, None, "tool calls"),
-    "tool calls that are shown": (SHOWS_CALLS, CALL, None, ""),
-    "tools": (SHOWS_CALLS, CALL, [{"type": "function", "function": {"name": "f"}}], "tools"),
-    "tools that are shown": (WITH_TOOLS, FIVE, [{"type": "function", "function": {"name": "f"}}], ""),
+RENDERS_CALLS = PLAIN.replace("{{ m.content }}", "{{ m.content or '' }}{{ (m.tool_calls or '') | string }}")
+# Template, answer, tools, dropped part.
+DROPPED = {
+    "tool calls": (PLAIN, CALL, None, "tool calls"),
+    "rendered tool calls": (RENDERS_CALLS, CALL, None, ""),
+    "tools": (RENDERS_CALLS, CALL, [{"type": "function", "function": {"name": "f"}}], "tools"),
+    "rendered tools": (WITH_TOOLS, FIVE, [{"type": "function", "function": {"name": "f"}}], ""),
     "reasoning_content": (CHATML, THINKS, None, "reasoning"),
     "reasoning in tags": (STRIPS, TAGGED, None, "reasoning"),
-    "tags that are shown": (CHATML, TAGGED, None, ""),
+    "rendered tags": (CHATML, TAGGED, None, ""),
 }
 
 
-@pytest.mark.parametrize("case", LEFT_OUT)
-def test_parts_that_are_left_out_are_allowed_by_an_argument_only(case: str, make_tokenizer) -> None:
-    template, answer, tools, part = LEFT_OUT[case]
+@pytest.mark.parametrize("case", DROPPED)
+def test_dropped_parts_need_an_argument(case: str, make_tokenizer) -> None:
+    template, answer, tools, part = DROPPED[case]
     question, tokenizer = conversation("2 + 2?", "")[:1], make_tokenizer(template)
     pair = {"chosen": [*question, answer], "rejected": [*question, {**FIVE, "content": "6."}], "tools": tools}
     if not part:
@@ -132,7 +132,7 @@ def test_parts_that_are_left_out_are_allowed_by_an_argument_only(case: str, make
 
 
 def test_reasoning_of_earlier_turns_is_only_reported(make_tokenizer) -> None:
-    """As Qwen3's template leaves it out, on purpose."""
+    """Qwen3's template drops it on purpose."""
     turns = [*conversation("2 + 2?", TAGGED["content"]), {"role": "user", "content": "Sure?"}]
     pair = {"chosen": [*turns, FIVE], "rejected": [*turns, {**FIVE, "content": "Yes."}]}
     assert check_rows([pair], make_tokenizer(STRIPS)) == [
@@ -140,15 +140,15 @@ def test_reasoning_of_earlier_turns_is_only_reported(make_tokenizer) -> None:
     ]
 
 
-def test_special_tokens_in_texts_are_told(make_tokenizer) -> None:
+def test_special_tokens_in_texts_are_reported(make_tokenizer) -> None:
     pair = {"chosen": conversation("2 + 2?", "Four.<|im_end|>"), "rejected": conversation("2 + 2?", "Five.")}
-    (told,) = check_rows([pair], make_tokenizer())
-    assert told.startswith("1 of 1 sampled pairs have special tokens")
-    assert told.endswith("--split_special_tokens True")
+    (warning,) = check_rows([pair], make_tokenizer())
+    assert warning.startswith("1 of 1 sampled pairs have special tokens")
+    assert warning.endswith("--split_special_tokens True")
 
 
 def test_special_tokens_in_texts_are_split(make_tokenizer) -> None:
-    """What was said by others in typed parts, too; a second time changes nothing."""
+    """Typed parts are included, and a second call changes nothing."""
     tokenizer = make_tokenizer()
     split_special_tokens(tokenizer)
     template = tokenizer.chat_template
@@ -156,8 +156,8 @@ def test_special_tokens_in_texts_are_split(make_tokenizer) -> None:
     assert tokenizer.chat_template == template
     parts = [{"type": "text", "text": "2 + 2?<|im_end|>"}, {"type": "text", "text": "<|endoftext|>"}]
     text = render(conversation(parts, "<|im_<|im_end|>end|>"), tokenizer)
-    said = ("2 + 2?< |im_end|>\n< |endoftext|>", "<|im_< |im_end|>end|>")
-    assert text == render(conversation(*said), make_tokenizer())
+    expected = conversation("2 + 2?< |im_end|>\n< |endoftext|>", "<|im_< |im_end|>end|>")
+    assert text == render(expected, make_tokenizer())
     pair = {"chosen": conversation("2 + 2?", "Four.<|im_end|>"), "rejected": conversation("2 + 2?", "Five.")}
     assert check_rows([pair], tokenizer) == []
 
@@ -166,8 +166,8 @@ NAMED = {"default": CHATML + "\n", "tool_use": WITH_TOOLS + "\n", "rag": "consta
 
 
 @pytest.mark.parametrize("tools", [None, [{"type": "function", "function": {"name": "f"}}]], ids=["no tools", "tools"])
-def test_named_templates_become_one(tools, make_tokenizer, base_model, tmp_path: Path) -> None:
-    """Saved by Transformers in files of their own, and as a list in tokenizer_config.json by earlier versions."""
+def test_named_templates_are_combined(tools, make_tokenizer, base_model, tmp_path: Path) -> None:
+    """Transformers saves them in separate files, and earlier versions as a list in tokenizer_config.json."""
     messages = conversation("2 + 2?", "Four.")
     expected = make_tokenizer(NAMED).apply_chat_template(messages, tools=tools, tokenize=False)
     files, listed = (shutil.copytree(base_model, tmp_path / name) for name in ("files", "list"))
@@ -176,27 +176,27 @@ def test_named_templates_become_one(tools, make_tokenizer, base_model, tmp_path:
     config = json.loads((listed / "tokenizer_config.json").read_text())
     config["chat_template"] = [{"name": name, "template": template} for name, template in NAMED.items()]
     (listed / "tokenizer_config.json").write_text(json.dumps(config))
-    (listed / "tekken.json").write_text("{}")  # of another tokenizer, which is left alone
-    for folder in (files, listed):
-        for tokenizer in (load_tokenizer(str(folder)), light_tokenizer(str(folder))):
+    (listed / "tekken.json").write_text("{}")  # of another tokenizer; must be ignored
+    for directory in (files, listed):
+        for tokenizer in (load_tokenizer(str(directory)), light_tokenizer(str(directory))):
             assert render(messages, tokenizer, tools) == expected
             assert check_template(tokenizer) == []
     with pytest.raises(InputError, match="has the chat templates rag and no default"):
         single_template({"rag": CHATML}, "a model")
 
 
-def test_arguments_are_written_into_the_template(make_tokenizer) -> None:
+def test_template_arguments_are_stored_in_the_template(make_tokenizer) -> None:
     thinking = "{% if thinking %}{{ thinking }}\n{% endif %}" + CHATML
     tokenizer = make_tokenizer(pin_arguments(thinking, '{"thinking": "It\'s \\"on\\""}'))
     assert render(conversation("a", "b"), tokenizer, thinking=False).startswith('It\'s "on"\n<|im_start|>user')
     for wrong in ('{"think": true}', "[1]", "no", '{"messages": []}'):
         with pytest.raises(InputError, match="--chat_template_kwargs"):
             pin_arguments(thinking, wrong)
-    with pytest.raises(InputError, match="no variable thinking to set"):  # set already
+    with pytest.raises(InputError, match="no variable thinking to set"):  # already set
         pin_arguments(str(tokenizer.chat_template), '{"thinking": true}')
 
 
-def test_check_before_serving_is_light() -> None:
-    """Neither torch nor trl is imported, which would take seconds at every start of a server."""
+def test_check_before_serving_imports_no_heavy_libraries() -> None:
+    """Importing torch or trl would delay every start of a server by seconds."""
     code = "import sys; from reward_model.model import checkpoint; from transformers import PreTrainedTokenizerFast; "
     run(sys.executable, "-c", code + "assert not {'torch', 'trl', 'datasets'} & sys.modules.keys()")

@@ -1,6 +1,6 @@
-"""Every architecture gives one score: in training, from infer_transformers.py, in reference scores and after merging.
+"""Training, infer_transformers.py, reference scores and merged models give the same score for every architecture.
 
-The reference is Transformers in eager attention, one conversation at a time.
+The reference is Transformers with eager attention, one conversation at a time.
 """
 
 import json
@@ -24,35 +24,36 @@ from reward_model.model.tokenization import load_tokenizer, render, token_ids
 from reward_model.training.collator import PairCollator
 
 ALL = {**ARCHITECTURES, **TWO_REGIMES, **{name: changes for name, (changes, _) in PADDED.items()}}
-# Answers of different lengths, so that a padded batch has padding and a packed row has prefixes of its own.
+# Answers of different lengths, so that a padded batch has padding and a packed row has several prefixes.
 CONVERSATIONS = [pair[side] for pair in demo_pairs()[:2] for side in ("chosen", "rejected")]
 CONVERSATIONS += [conversation("2 + 2?", "4."), conversation("2 + 2?", "It is five, I think.")]
 
 
-def eager_scores(folder: Path, conversations: list[list[dict]], tools: list, tokenizer) -> list[float]:
-    model = AutoModelForSequenceClassification.from_pretrained(folder, attn_implementation="eager").eval()
+def eager_scores(directory: Path, conversations: list[list[dict]], tools: list, tokenizer) -> list[float]:
+    model = AutoModelForSequenceClassification.from_pretrained(directory, attn_implementation="eager").eval()
     with torch.no_grad():
-        texts = [render(messages, tokenizer, its) for messages, its in zip(conversations, tools, strict=True)]
+        texts = [render(messages, tokenizer, used) for messages, used in zip(conversations, tools, strict=True)]
         return [model(torch.tensor([ids])).logits.item() for ids in token_ids(texts, tokenizer)]
 
 
-def check_reference_scores(folder: Path, tokenizer) -> None:
-    reference = json.loads((folder / FILE).read_text())["conversations"]
-    conversations, tools = ([one[key] for one in reference] for key in ("messages", "tools"))
-    expected = eager_scores(folder, conversations, tools, tokenizer)
-    assert [one["score"] for one in reference] == pytest.approx(expected, abs=1e-4)
+def check_reference_scores(directory: Path, tokenizer) -> None:
+    reference = json.loads((directory / FILE).read_text())["conversations"]
+    conversations, tools = ([entry[key] for entry in reference] for key in ("messages", "tools"))
+    expected = eager_scores(directory, conversations, tools, tokenizer)
+    assert [entry["score"] for entry in reference] == pytest.approx(expected, abs=1e-4)
 
 
-# One of each kind in `make check`: packed, soft-capped, two regimes, no dispatch, alibi, another head dimension.
+# `make check` runs one of each kind: packed, soft-capped, two rotary regimes, no attention interface, ALiBi, and
+# another head size.
 QUICK = {"qwen2", "gemma2 soft-capped", "phi3 longrope", "stablelm", "falcon alibi", "deepseek_v3"}
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in ALL])
-def test_every_path_gives_the_score_of_eager_transformers(name: str, make_tokenizer, tmp_path: Path) -> None:
+def test_every_path_gives_the_same_score(name: str, make_tokenizer, tmp_path: Path) -> None:
     base, trained, adapter, merged = (tmp_path / part for part in ("base", "trained", "adapter", "merged"))
     torch.manual_seed(0)
     config = tiny_config(name.split()[0], initializer_range=0.2, **ALL[name])
-    # Mistral 4 is only the text half of a multimodal model.
+    # Mistral 4 has no causal LM class: it is the text part of a multimodal model.
     auto_class = AutoModel if name == "mistral4" else AutoModelForCausalLM
     auto_class.from_config(config).save_pretrained(base)
     make_tokenizer().save_pretrained(base)
@@ -75,7 +76,7 @@ def test_every_path_gives_the_score_of_eager_transformers(name: str, make_tokeni
     write_reference_scores(model, tokenizer, trained)
 
     expected = eager_scores(trained, CONVERSATIONS, [None] * len(CONVERSATIONS), tokenizer)
-    assert max(expected) - min(expected) > 0.1, "scores that hardly differ prove nothing"
+    assert max(expected) - min(expected) > 0.1, "the scores are too similar for a comparison"
     assert rewards.tolist() == pytest.approx(expected, abs=1e-4)
     assert infer_transformers(str(trained), CONVERSATIONS) == pytest.approx(expected, abs=1e-4)
     check_reference_scores(trained, tokenizer)

@@ -1,4 +1,4 @@
-"""Weights that are not those that config.json describes stop training and scoring; those of every wrapper are named."""
+"""Weights that do not match config.json stop training and scoring, with the names of the weights."""
 
 import json
 import shutil
@@ -27,8 +27,8 @@ def with_one(key: str, *shape: int) -> Callable[[Tensors], Tensors]:
     return lambda tensors: {**tensors, key: torch.ones(shape)}
 
 
-# What was done to the weights, and the sentence that names it.
-WRONG = {
+# Change of the weights, expected message.
+MISMATCHED = {
     "torch.compile": (renamed("", "_orig_mod."), r"missing.* would be random; the weights have _orig_mod\."),
     "DDP": (renamed("", "module."), r"the weights have module\."),
     "FSDP": (renamed("layers.0.", "layers.0._fsdp_wrapped_module."), r"layers\.0\._fsdp_wrapped_module"),
@@ -44,8 +44,8 @@ WRONG = {
     "a bias": (with_one("model.layers.0.mlp.up_proj.bias", 96), r"up_proj\.bias, which config.json does not describe"),
     "another shape": (with_one("model.norm.weight", 64), r"model\.norm\.weight has the shape \[64\] in the weights"),
 }
-# Other heads and other parts of a larger model do no harm.
-RIGHT = {
+# Other heads and other parts of a larger model are ignored.
+ACCEPTED = {
     "as saved": lambda tensors: tensors,
     "a language model's head": with_one("lm_head.weight", 640, 128),
     "a value head": with_one("v_head.summary.weight", 1, 128),
@@ -55,48 +55,50 @@ RIGHT = {
 }
 
 
-def test_layers_that_predict_further_tokens_do_not_matter(base_model, tmp_path: Path) -> None:
-    """As in models of DeepSeek-V3's architecture with another number of layers, where Transformers reports them."""
-    folder = changed(base_model, tmp_path / "model", with_one("model.layers.2.mlp.up_proj.weight", 96, 128))
-    config = Path(folder, "config.json")
+def test_layers_for_multi_token_prediction_are_ignored(base_model, tmp_path: Path) -> None:
+    """Transformers reports them for models of DeepSeek-V3's architecture with another number of layers."""
+    directory = changed(base_model, tmp_path / "model", with_one("model.layers.2.mlp.up_proj.weight", 96, 128))
+    config = Path(directory, "config.json")
     config.write_text(json.dumps({**json.loads(config.read_text()), "num_nextn_predict_layers": 1}))
-    load_model(folder, new_head=True)
+    load_model(directory, new_head=True)
 
 
-def changed(folder: Path, target: Path, change: Callable[[Tensors], Tensors]) -> str:
-    shutil.copytree(folder, target)
-    tensors = change(load_file(folder / "model.safetensors"))
+def changed(directory: Path, target: Path, change: Callable[[Tensors], Tensors]) -> str:
+    shutil.copytree(directory, target)
+    tensors = change(load_file(directory / "model.safetensors"))
     save_file({key: value.clone() for key, value in tensors.items()}, target / "model.safetensors", {"format": "pt"})
     return str(target)
 
 
 @pytest.mark.parametrize("trained", [False, True], ids=["base", "reward model"])
-@pytest.mark.parametrize("kind", WRONG)
-def test_wrong_weights_are_refused(kind: str, trained: bool, base_model, tiny_reward_model, tmp_path: Path) -> None:
-    change, message = WRONG[kind]
-    folder = changed(tiny_reward_model if trained else base_model, tmp_path / "model", change)
-    for options in ({}, {"device_map": "meta"}):  # as they are loaded, and before, without reading them
+@pytest.mark.parametrize("kind", MISMATCHED)
+def test_weights_that_do_not_match_the_config_are_refused(
+    kind: str, trained: bool, base_model, tiny_reward_model, tmp_path: Path
+) -> None:
+    change, message = MISMATCHED[kind]
+    directory = changed(tiny_reward_model if trained else base_model, tmp_path / "model", change)
+    for options in ({}, {"device_map": "meta"}):  # with and without reading the weights
         with pytest.raises(InputError, match=message):
-            load_model(folder, new_head=not trained, **options)
+            load_model(directory, new_head=not trained, **options)
 
 
-@pytest.mark.parametrize("kind", RIGHT)
-def test_right_weights_are_loaded(kind: str, base_model, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ACCEPTED)
+def test_weights_with_additional_parts_are_loaded(kind: str, base_model, tmp_path: Path) -> None:
     expected = load_file(base_model / "model.safetensors")["model.layers.1.mlp.up_proj.weight"]
-    model = load_model(changed(base_model, tmp_path / "model", RIGHT[kind]), new_head=True)
+    model = load_model(changed(base_model, tmp_path / "model", ACCEPTED[kind]), new_head=True)
     torch.testing.assert_close(model.model.layers[1].mlp.up_proj.weight, expected)
 
 
 def test_reward_model_without_its_head_is_refused(tiny_reward_model, tmp_path: Path) -> None:
-    folder = changed(tiny_reward_model, tmp_path / "model", without("score"))
+    directory = changed(tiny_reward_model, tmp_path / "model", without("score"))
     with pytest.raises(InputError, match=r"score\.weight are missing"):
-        load_model(folder)
+        load_model(directory)
 
 
 @pytest.mark.parametrize("method", ["gptq", "awq", "fp8", "compressed-tensors", "bitsandbytes", "mxfp4"])
 def test_quantized_base_is_refused(method: str, base_model, tmp_path: Path) -> None:
-    folder = shutil.copytree(base_model, tmp_path / "model")
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": method}}))
+    directory = shutil.copytree(base_model, tmp_path / "model")
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": method}}))
     with pytest.raises(InputError, match=rf"is quantized \({method}\).* Start from the original model"):
-        load_model(str(folder), new_head=True, quantization_config=None)
+        load_model(str(directory), new_head=True, quantization_config=None)

@@ -1,4 +1,4 @@
-"""Correct packing is chosen and a leak is not, in fp32 and bf16; the head's product is fp32, dropout is off."""
+"""Correct packing is accepted and leaks are found, in fp32 and bf16; the head computes in fp32, and dropout is off."""
 
 import random
 
@@ -22,16 +22,17 @@ IDS = (PAIR["chosen_ids"], PAIR["rejected_ids"])
 
 
 def sees_chosen(row: dict, lengths: list[tuple[int, ...]]) -> None:
-    """The rejected branch sees the chosen one, or only its first `seen` tokens."""
+    """Let the rejected branch see the chosen one."""
     sees_more(row, lengths, seen=None)
 
 
 def sees_one_more(row: dict, lengths: list[tuple[int, ...]]) -> None:
-    """The rejected branch sees the first token of the chosen one."""
+    """Let the rejected branch see the first token of the chosen one."""
     sees_more(row, lengths, seen=1)
 
 
 def sees_more(row: dict, lengths: list[tuple[int, ...]], seen: int | None) -> None:
+    """Let the rejected branch see the first `seen` tokens of the chosen one, or all of them."""
     keys, cuts, start = [], [0], 0
     for prefix, chosen, rejected in lengths:
         first, second = start + prefix, start + prefix + chosen
@@ -44,26 +45,27 @@ def sees_more(row: dict, lengths: list[tuple[int, ...]], seen: int | None) -> No
     row["key_index"], row["cu_seq_lens_k"] = torch.cat(keys), torch.tensor(cuts, dtype=torch.int32)
 
 
-def positions_go_on(row: dict, lengths: list[tuple[int, ...]]) -> None:
+def positions_do_not_restart(row: dict, lengths: list[tuple[int, ...]]) -> None:
     row["position_ids"] = torch.cat([torch.arange(sum(each)) for each in lengths])[None]
 
 
 def window_ignored(row: dict, lengths: list[tuple[int, ...]]) -> None:
-    """Nothing of the row; the test takes the window away from attention."""
+    """Leave the row unchanged; the test removes the window from attention."""
 
 
 # Relative difference of the hidden states, over three pairs and tiny random models of 2 and 12 layers:
-#                     fp32               bf16 weights       bf16 autocast
-# right packing       0 to 6e-7          0 to 1.3e-2        0 to 7.8e-3
-# sees_chosen         0.06 to 1.4        0.06 to 1.4        0.06 to 1.4
-# positions_go_on     0.11 to 1.0        0.12 to 1.0        0.12 to 1.0      (rotary within a window: 1e-6, no leak)
-# window_ignored      1.1 to 1.6         1.1 to 1.6         1.1 to 1.6
-# window off by one   0.35 to 0.60       0.35 to 0.60       0.35 to 0.61
-# sees_one_more       7e-3 to 0.38       1.1e-2 to 0.39     9.6e-3 to 0.38   (on long pairs below the noise of bf16)
-# SmolLM2-135M, bf16 weights: right 0 to 3.4e-2 for 38 of 40 demo pairs, 4.3e-2 and 6e-2 for two, 2.6e-2 at most for
-# four of 373 to 814 tokens. Leaks, of 4 pairs: sees_chosen 0.23 to 0.34; positions_go_on 0.12 to 0.17; sees_one_more
-# 0.043 to 0.084; one key of the prefix missing 0.17 to 0.29; positions off by one 0.022 to 0.05 (not stopped).
-LEAKS = [sees_chosen, sees_one_more, positions_go_on, window_ignored]
+#                           fp32             bf16 weights     bf16 autocast
+# correct packing           0 to 6e-7        0 to 1.3e-2      0 to 7.8e-3
+# sees_chosen               0.06 to 1.4      0.06 to 1.4      0.06 to 1.4
+# positions_do_not_restart  0.11 to 1.0      0.12 to 1.0      0.12 to 1.0     (rotary within a window: 1e-6, no leak)
+# window_ignored            1.1 to 1.6       1.1 to 1.6       1.1 to 1.6
+# window off by one         0.35 to 0.60     0.35 to 0.60     0.35 to 0.61
+# sees_one_more             7e-3 to 0.38     1.1e-2 to 0.39   9.6e-3 to 0.38  (on long pairs below the noise of bf16)
+# SmolLM2-135M with bf16 weights, correct packing: 0 to 3.4e-2 for 38 of 40 demo pairs, 4.3e-2 and 6e-2 for two; at
+# most 2.6e-2 for four pairs of 373 to 814 tokens. Leaks, 4 pairs: sees_chosen 0.23 to 0.34; positions_do_not_restart
+# 0.12 to 0.17; sees_one_more 0.043 to 0.084; one key of the prefix missing 0.17 to 0.29; positions off by one 0.022 to
+# 0.05 (not detected).
+LEAKS = [sees_chosen, sees_one_more, positions_do_not_restart, window_ignored]
 
 
 def tiny_model(model_type: str, dtype: torch.dtype = torch.float32, **changes: object) -> torch.nn.Module:
@@ -74,7 +76,7 @@ def tiny_model(model_type: str, dtype: torch.dtype = torch.float32, **changes: o
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "autocast"])
 @pytest.mark.parametrize("leak", [None, *LEAKS])
-def test_leaks_are_a_reason_to_pad_and_nothing_else_is(leak, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_leaks_are_a_reason_to_pad(leak, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def leaking(groups: list) -> dict:
         row = pack(groups)
         if leak:
@@ -84,9 +86,9 @@ def test_leaks_are_a_reason_to_pad_and_nothing_else_is(leak, precision: str, mon
     monkeypatch.setattr(packing_check, "pack", leaking)
     windowed = leak is window_ignored
     if windowed:
-        right = attention.sequence_attention
+        correct = attention.sequence_attention
         monkeypatch.setattr(
-            attention, "sequence_attention", lambda *args, window, **kwargs: right(*args, window=None, **kwargs)
+            attention, "sequence_attention", lambda *args, window, **kwargs: correct(*args, window=None, **kwargs)
         )
     model = tiny_model("mistral" if windowed else "qwen2", sliding_window=8 if windowed else None)
     model.to(torch.bfloat16 if precision == "bf16" else torch.float32)
@@ -96,8 +98,8 @@ def test_leaks_are_a_reason_to_pad_and_nothing_else_is(leak, precision: str, mon
     assert (reason is None) if leak is None else ("packed rows change the hidden states" in reason)
 
 
-def test_noise_of_a_large_head_is_no_leak() -> None:
-    """With a trained head's norm the rewards of this pair differ by 12 % in bf16, the hidden states by 1.4 %."""
+def test_rounding_noise_of_a_large_head_is_not_a_leak() -> None:
+    """With the norm of a trained head, the rewards of this pair differ by 12 % in bf16, the hidden states by 1.4 %."""
     tokens = random.Random(1)
     prefix, chosen, rejected = ([tokens.randrange(3, 640) for _ in range(length)] for length in (100, 37, 200))
     model = tiny_model("qwen2", torch.bfloat16, num_hidden_layers=16)
@@ -107,7 +109,7 @@ def test_noise_of_a_large_head_is_no_leak() -> None:
 
 
 @pytest.mark.parametrize("shared_prefix", [True, False])
-def test_rewards_closer_than_bf16_can_tell_are_told_apart(shared_prefix: bool) -> None:
+def test_rewards_closer_than_bf16_resolution_differ(shared_prefix: bool) -> None:
     model = tiny_model("qwen2", torch.bfloat16)
     install(model)
     rows = PairCollator(pad_token_id=0, shared_prefix=shared_prefix)([PAIR])
@@ -121,7 +123,7 @@ def test_rewards_closer_than_bf16_can_tell_are_told_apart(shared_prefix: bool) -
     assert model.score.weight.grad.abs().sum() > 0 and model.model.embed_tokens.weight.grad.abs().sum() > 0
 
 
-def test_head_is_fp32_under_lora_too() -> None:
+def test_head_computes_in_fp32_with_lora() -> None:
     model = tiny_model("qwen2", torch.bfloat16)
     install(model)
     lora = LoraConfig(task_type="SEQ_CLS", target_modules="all-linear", r=4)
@@ -130,10 +132,10 @@ def test_head_is_fp32_under_lora_too() -> None:
     assert logits.dtype == torch.float32
     logits.sum().backward()
     trained = wrapped.base_model.model.score.modules_to_save["default"].weight
-    assert trained.grad.abs().sum() > 0, "the copy that PEFT trains is the one that computes"
+    assert trained.grad.abs().sum() > 0, "the reward does not depend on the copy of the head that PEFT trains"
 
 
-# How each mode computes: dtype of the weights, bf16 autocast, LoRA.
+# Dtype of the weights, bf16 autocast, and LoRA of each mode.
 MODES = {
     "full, one GPU": (torch.float32, True, False),
     "DDP": (torch.float32, True, False),
@@ -143,7 +145,7 @@ MODES = {
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_kernel_is_taken_in_every_mode_of_training(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_training_mode_uses_the_kernel(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     dtype, autocast, lora = MODES[mode]
     dtypes = []
 
@@ -165,8 +167,8 @@ def test_kernel_is_taken_in_every_mode_of_training(mode: str, monkeypatch: pytes
     assert len(dtypes) == 2 * 3 and set(dtypes) == {torch.bfloat16}
 
 
-def test_torchs_kernel_accepts_our_call() -> None:
-    """On fake tensors, which run varlen_attn's checks of arguments and shapes, forward and backward, without a GPU."""
+def test_kernel_accepts_the_arguments() -> None:
+    """Run the argument and shape checks of varlen_attn, forward and backward, on fake tensors without a GPU."""
     row = PairCollator(pad_token_id=0)([PAIR])
     sequences = [row[name] for name in ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")]
     tokens, keys = row["input_ids"].shape[1], len(row["key_index"])
@@ -181,7 +183,7 @@ def test_torchs_kernel_accepts_our_call() -> None:
     assert [gradient.shape for gradient in gradients] == [part.shape for part in states]
 
 
-def test_dropout_of_every_kind_is_off_unless_asked_for() -> None:
+def test_dropout_is_off_by_default() -> None:
     model = tiny_model("llama", attention_dropout=0.5).train()
     install(model)
     assert choose_attention(model, 0) is None
@@ -199,7 +201,7 @@ def test_dropout_of_every_kind_is_off_unless_asked_for() -> None:
 
 
 def without_state(layout: dict) -> None:
-    """Branches start from an empty state instead of that of their prefix."""
+    """Start the branches from an empty state instead of the state of their prefix."""
     layout["groups"][:] = -1
 
 
@@ -208,7 +210,7 @@ def state_of_another_prefix(layout: dict) -> None:
 
 
 def state_of_the_sibling(layout: dict) -> None:
-    """Each rejected branch runs after the chosen one, so that the state flows from one into the other."""
+    """Run each rejected branch after the chosen one, so that the state flows from one into the other."""
     branches, order = layout["branches"], layout["order"]
     prefixes, width = layout["prefixes"].numel(), branches.shape[1]
     joined = torch.full((len(branches), 2 * width), -1)
@@ -223,7 +225,7 @@ def state_of_the_sibling(layout: dict) -> None:
 
 @pytest.mark.parametrize("leak", [None, without_state, state_of_another_prefix, state_of_the_sibling])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_leaks_of_a_recurrent_state_are_a_reason_to_pad(leak, dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_leaks_of_the_recurrent_state_are_a_reason_to_pad(leak, dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     def leaking(*args: torch.Tensor) -> dict:
         layout = mixer_layout(*args)
         if leak:
@@ -238,7 +240,7 @@ def test_leaks_of_a_recurrent_state_are_a_reason_to_pad(leak, dtype, monkeypatch
 
 
 def test_layout_of_recurrent_layers() -> None:
-    """Two prefixes of different lengths, an empty one, and a single branch: every token has one place."""
+    """Every token of two prefixes of different lengths, an empty prefix, and a single branch has one position."""
     groups = [([1, 2, 3], [[4], [5, 6]]), ([], [[7, 8], [9]]), ([10], [[11, 12, 13], [14], [15]]), ([], [[16, 17]])]
     row = pack(groups)
     layout = mixer_layout(row["cu_seq_lens_q"], row["cu_seq_lens_k"], row["key_index"])

@@ -1,4 +1,4 @@
-"""What is cached is made anew when the code has changed; a pad token that no conversation has is really there."""
+"""Caches are rebuilt when the code changes, and no conversation contains the pad token."""
 
 from pathlib import Path
 
@@ -10,15 +10,17 @@ from reward_model.data import dataset
 from reward_model.model import tokenization
 
 
-def test_caches_go_by_the_code(few_pairs: Path, make_tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_caches_are_rebuilt_when_the_code_changes(
+    few_pairs: Path, make_tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tokenizer = make_tokenizer()
-    rows = Dataset.from_list(demo_pairs()[:6])  # as a hub gives them
+    rows = Dataset.from_list(demo_pairs()[:6])  # as loaded from the Hub
     found = []
-    for stamp in ("as it is", "as it is", "changed"):
+    for stamp in ("original", "original", "changed"):
         monkeypatch.setattr(dataset, "code_stamp", lambda stamp=stamp: stamp)
         monkeypatch.setattr(tokenization, "code_stamp", lambda stamp=stamp: stamp)
         pairs = dataset.load_pairs(str(few_pairs))[0]
-        tokenized = tokenization.tokenize_pairs(rows_of(pairs), tokenizer, None, None, "training")
+        tokenized = tokenization.tokenize_pairs(with_fixed_fingerprint(pairs), tokenizer, None, None, "training")
         found.append(
             [d.cache_files[0]["filename"] for d in (pairs, dataset._validated_dataset("hub", rows), tokenized)]
         )
@@ -26,8 +28,8 @@ def test_caches_go_by_the_code(few_pairs: Path, make_tokenizer, monkeypatch: pyt
     assert all(before != after for before, after in zip(found[1], found[2], strict=True))
 
 
-def rows_of(pairs: Dataset) -> Dataset:
-    """Always under the same fingerprint, so that only the code's stamp can change the tokens' cache."""
+def with_fixed_fingerprint(pairs: Dataset) -> Dataset:
+    """Set the same fingerprint each time, so that only the hash of the code can change the cache of the tokens."""
     pairs._fingerprint = "the same rows"
     return pairs
 
@@ -35,7 +37,7 @@ def rows_of(pairs: Dataset) -> Dataset:
 @pytest.mark.parametrize(
     ("text", "pad_token"), [("?", "<|endoftext|>"), ("<|endoftext|>", "<|pad|>"), ("<|endoftext|><|pad|>", "<|pad1|>")]
 )
-def test_pad_token_stands_in_no_conversation(text: str, pad_token: str, make_tokenizer, tmp_path: Path) -> None:
+def test_pad_token_is_in_no_conversation(text: str, pad_token: str, make_tokenizer, tmp_path: Path) -> None:
     tokenizer = make_tokenizer()
     if "<|pad|>" in text:
         tokenizer.add_special_tokens({"additional_special_tokens": ["<|pad|>"]})

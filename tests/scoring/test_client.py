@@ -26,21 +26,21 @@ from reward_model.scoring.reference_check import compare_scores, longrope_proble
 QUESTION = conversation("Hi?", "Hello.")
 # Replies with status 200 that are not a score, by the name of the model, and the message of the client.
 ODD = {
-    "no JSON": (b"<html>welcome</html>", "not one score but b'<html>"),
-    "no data": (b"{}", "not one score but b'{}'"),
-    "an empty list": (b'{"data": []}', "not one score"),
-    "two numbers": (b'{"data": [{"data": [1.0, 2.0]}]}', "not one score"),
-    "a string": (b'{"data": [{"data": ["1.5"]}]}', "not one score"),
-    "null": (b'{"data": [{"data": [null]}]}', "not one score"),
-    "true": (b'{"data": [{"data": [true]}]}', "returned the score True|not one score"),
+    "no JSON": (b"<html>welcome</html>", "must return one score, not b'<html>"),
+    "no data": (b"{}", "must return one score, not b'{}'"),
+    "an empty list": (b'{"data": []}', "must return one score"),
+    "two numbers": (b'{"data": [{"data": [1.0, 2.0]}]}', "must return one score"),
+    "a string": (b'{"data": [{"data": ["1.5"]}]}', "must return one score"),
+    "null": (b'{"data": [{"data": [null]}]}', "must return one score"),
+    "true": (b'{"data": [{"data": [true]}]}', "returned the score True|must return one score"),
     "nan": (b'{"data": [{"data": [NaN]}]}', "returned the score nan; check the weights"),
     "infinity": (b'{"data": [{"data": [-Infinity]}]}', "returned the score -inf"),
 }
 STATUS = {
-    "key": (401, "answered 401: no memory Set VLLM_API_KEY"),
-    "name": (404, "answered 404: no memory Check --model and --base_url"),
-    "too long": (400, "answered 400: no memory"),
-    "moved": (301, "answered 301"),
+    "key": (401, "returned 401: no memory Set VLLM_API_KEY"),
+    "name": (404, "returned 404: no memory Check --model and --base_url"),
+    "too long": (400, "returned 400: no memory"),
+    "moved": (301, "returned 301"),
 }
 
 
@@ -162,7 +162,7 @@ def test_odd_answers_of_a_server(server) -> None:
         with pytest.raises(client.ServerError, match=words):
             client.score(QUESTION, server.url, what, timeout=1)
         assert len(server.received) == 1, f"{what} is retried"
-    with pytest.raises(client.ServerError, match=r"/pooling answered 503: no memory"):
+    with pytest.raises(client.ServerError, match=r"/pooling returned 503: no memory"):
         client.score(QUESTION, server.url, "broken", retries=1)
     shown = run(sys.executable, "client.py", "--base_url", server.url, "--model", "nan", "Hi?", "Hello.", check=False)
     assert shown.returncode == 1 and shown.stderr.startswith("error: ") and shown.stderr.count("\n") == 1

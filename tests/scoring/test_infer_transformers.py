@@ -82,15 +82,15 @@ def test_bad_rows_are_written_with_an_error_and_the_others_are_scored(models, tm
 def test_arguments_as_text_are_objects_and_what_a_template_raises_is_the_error_of_a_row(
     tiny_reward_model: Path, make_tokenizer, tmp_path: Path
 ) -> None:
-    """A template that iterates over arguments raises a TypeError where they are no object."""
+    """A template that iterates over arguments raises a TypeError if they are not an object."""
     folder = shutil.copytree(tiny_reward_model, tmp_path / "model")
     make_tokenizer(WITH_TOOLS).save_pretrained(folder)
 
     def row(arguments: object) -> dict:
         call = {"type": "function", "function": {"name": "weather", "arguments": arguments}}
-        asked, answer = conversation("Rain?", "No.")
+        question, answer = conversation("Rain?", "No.")
         result = {"role": "tool", "content": "Dry."}
-        return {"messages": [asked, {"role": "assistant", "content": "", "tool_calls": [call]}, result, answer]}
+        return {"messages": [question, {"role": "assistant", "content": "", "tool_calls": [call]}, result, answer]}
 
     rows = [row({"town": "Zürich"}), row('{"town": "Zürich"}'), row("town: Zürich"), row("[1]"), row({}), row("")]
     with pytest.raises(SystemExit, match="1"):
@@ -127,7 +127,7 @@ def test_no_file_of_the_user_is_lost(models, tmp_path: Path) -> None:
 
 
 def test_drift_from_the_reference_scores_is_reported(models, tmp_path: Path, capsys) -> None:
-    """In bfloat16 scores may differ from the reference scores by as much as rounding explains."""
+    """In bfloat16, scores may differ from the reference scores by the rounding noise."""
     folder = shutil.copytree(models[0], tmp_path / "model")
     evaluate.reference(evaluate.parse_arguments(["reference", str(folder)]))
     source = jsonl(tmp_path / "in.jsonl", [{"messages": conversation("Hi?", "Hello.")}])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import requests
 import torch
-from helpers import PAIRS, VARIANTS, Server, conversation, jsonl, lay_out, run
+from helpers import PAIRS, VARIANTS, Server, conversation, jsonl, run, write_files
 
 import client
 from reward_model.model.checkpoint import check_reward_model
@@ -39,14 +39,14 @@ def test_tools_are_rendered_the_same_everywhere(runs) -> None:
     assert abs(here - one.in_training[0]) > 1e-2, "the template has not shown the tools"
 
 
-ASKED, RESULT = {"role": "user", "content": "Rain?"}, {"role": "tool", "content": "No."}
+QUESTION, RESULT = {"role": "user", "content": "Rain?"}, {"role": "tool", "content": "No."}
 ARGUMENTS = {"town": "Zürich", "days": [1, 2.5, None], "at": {"z": 1, "a": True}}
 THOUGHT = {"role": "assistant", "content": "No."}
 
 
 def calling(call: dict, **function: object) -> list[dict]:
     call = {"type": "function", "function": {"name": "weather", **function}} | call
-    return [ASKED, {"role": "assistant", "content": "", "tool_calls": [call]}, RESULT, THOUGHT]
+    return [QUESTION, {"role": "assistant", "content": "", "tool_calls": [call]}, RESULT, THOUGHT]
 
 
 # What Transformers is given, and how else the same conversation may be written for the server.
@@ -55,8 +55,8 @@ WRITTEN = {
     "id": [calling({"id": "a"}, arguments=ARGUMENTS), calling({"id": "a"}, arguments=json.dumps(ARGUMENTS))],
     "no arguments": [calling({}, arguments={}), calling({}, arguments=""), calling({})],
     "reasoning": [
-        [ASKED, THOUGHT | {"reasoning_content": "It is dry."}],
-        [ASKED, THOUGHT | {"reasoning": "It is dry."}],
+        [QUESTION, THOUGHT | {"reasoning_content": "It is dry."}],
+        [QUESTION, THOUGHT | {"reasoning": "It is dry."}],
     ],
 }
 
@@ -174,9 +174,9 @@ def test_qwen3_5_is_trained_packed_and_served(tiny_model, tmp_path: Path) -> Non
     more = "--max_steps 3 --per_device_train_batch_size 4 --save_strategy no --report_to none"
     trainer = train_script.main([*map(str, paths), *more.split()])
     assert trainer.data_collator.shared_prefix
-    lay_out(tmp_path / "stand-in", TORCHVISION)
+    write_files(tmp_path / "stub", TORCHVISION)
     flags = ("--dtype", "bfloat16")
-    server = Server(output_dir, tmp_path / "server.log", flags=flags, PYTHONPATH=str(tmp_path / "stand-in"))
+    server = Server(output_dir, tmp_path / "server.log", flags=flags, PYTHONPATH=str(tmp_path / "stub"))
     try:
         server.wait()  # the reference scores agree
         assert "scores match the reference scores" in server.log.read_text()

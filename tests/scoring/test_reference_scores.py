@@ -232,7 +232,7 @@ def executable(path: Path, text: str) -> None:
 
 @pytest.mark.parametrize(("flags", "expected"), [((), "F32=ieee"), (("--dtype", "bfloat16"), "F32=unset")])
 def test_fp32_on_a_gpu_is_not_rounded_to_tf32(flags, expected: str, tiny_reward_model: Path, tmp_path: Path) -> None:
-    """With stand-ins for nvidia-smi, which finds a GPU, and for vLLM, which prints its environment."""
+    """Replace nvidia-smi by a script that finds a GPU, and vLLM by one that prints its environment."""
     for name in ("infer_vllm.sh", "client.py", "reward_model"):
         (tmp_path / name).symlink_to(ROOT / name)
     executable(tmp_path / "bin/nvidia-smi", "exit 0")

@@ -74,11 +74,11 @@ def test_trainable_weights_are_fp32_under_lora(base_model: Path, data: Path, tmp
 
 
 def test_lora_dropout_is_on_and_the_dropout_of_the_model_is_off(tiny_model, data: Path, tmp_path: Path) -> None:
-    folder = tiny_model()
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.5}))
+    directory = tiny_model()
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.5}))
     more = "--use_peft --lora_r 4 --lora_dropout 0.25 --max_steps 1 --eval_strategy no"
-    trainer = train_script.main(arguments(folder, data, tmp_path / "out", more))
+    trainer = train_script.main(arguments(directory, data, tmp_path / "out", more))
     rates = {name: module.p for name, module in trainer.model.named_modules() if isinstance(module, torch.nn.Dropout)}
     assert rates and all(rate == (0.25 if "lora_dropout" in name else 0) for name, rate in rates.items())
     attention = trainer.model.base_model.model.model.layers[0].self_attn

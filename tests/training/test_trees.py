@@ -59,15 +59,22 @@ RUNS = {
 }
 
 
-def logged(name: str, base_model: Path, folder: Path, shared_prefix: bool) -> dict[str, list[float]]:
+def logged(name: str, base_model: Path, directory: Path, shared_prefix: bool) -> dict[str, list[float]]:
     """Return the losses, gradient norms and saved positions of all steps."""
     answers, more = RUNS[name]
     rows = pairs_of_prompts(answers)
     if "margins" not in name:
         for row in rows:
             del row["margin"]
-    pairs = jsonl(folder / "pairs.jsonl", rows)
-    paths = ["--model_name_or_path", base_model, "--dataset_name", pairs, "--output_dir", folder / str(shared_prefix)]
+    pairs = jsonl(directory / "pairs.jsonl", rows)
+    paths = [
+        "--model_name_or_path",
+        base_model,
+        "--dataset_name",
+        pairs,
+        "--output_dir",
+        directory / str(shared_prefix),
+    ]
     if not shared_prefix:
         more = more.split(" --max_tokens")[0]
     arguments = [*map(str, paths), *STEPS.split(), *more.split(), "--shared_prefix", str(shared_prefix)]
