@@ -100,7 +100,7 @@ def test_commands_of_all_pages(base_model, runs, tmp_path) -> None:
             shown = run(*([sys.executable] if language == "python" else ["sh"]), "-c", code, cwd=checkout)
             assert "Traceback" not in shown.stderr
             ran.append(code)
-    assert len(ran) == 31, ran
+    assert len(ran) == 33, ran
     assert all(any(code.startswith(prefix) for code in left_out) for prefix in NOT_RUN_HERE), "one is in no page"
     assert (checkout / "save/zh-merged/model.safetensors").exists()
 
