@@ -1,4 +1,4 @@
-"""Draw docs/flow.svg: how source files become scores and a report. Blue: what you run. White: the files between.
+"""Draw docs/flow.svg: how source files become scores and a report. Blue boxes are scripts, white boxes are files.
 
 python -m docs.draw_flow
 """
@@ -8,7 +8,7 @@ from pathlib import Path
 from docs.svg import COLORS, page, rectangle, text
 
 WIDTH, HEIGHT, GAP, TOP = 148, 76, 22, 8  # of a box, and between two of them
-LOWER = 132  # top of the second line, which runs back
+LOWER = 132  # top of the second line, which is read from right to left
 SCRIPTS = "#dfe9f4"
 
 
@@ -17,7 +17,7 @@ def left(column: int) -> float:
 
 
 def box(column: int, y: float, height: float, script: bool, *lines: str) -> str:
-    """A box with its words; the first line is its name."""
+    """Return a box with lines of text; the first line is its name."""
     edge = ' stroke="#4c78a8" rx="6"' if script else ' stroke="#999"'
     shapes = [rectangle(left(column), y, WIDTH, height, SCRIPTS if script else "white", edge)]
     shapes += [
@@ -40,7 +40,7 @@ def arrow(points: list[tuple[float, float]]) -> str:
 
 
 def strip(x: float, y: float) -> str:
-    """A packed row of three pairs in small."""
+    """Return a small packed row of three pairs."""
     shapes = []
     for lengths in ((18, 12, 9), (10, 12, 16), (15, 8, 12)):
         for name, length in zip(COLORS, lengths, strict=True):
@@ -54,17 +54,17 @@ def draw() -> str:
     shapes = [
         '<defs><marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" markerHeight="8" orient="auto">'
         '<path d="M0,0 L8,4 L0,8 z" fill="#555"/></marker></defs>',
-        box(0, TOP, HEIGHT, False, "source files", ".jsonl, .json, .csv,", ".parquet, or a hub id"),
+        box(0, TOP, HEIGHT, False, "source files", ".jsonl, .json, .csv,", ".parquet, or a Hub id"),
         box(
-            1, TOP, HEIGHT, True, "prepare_data.py", "recognises the format,", "checks each row,", "compares the pairs"
+            1, TOP, HEIGHT, True, "prepare_data.py", "recognizes the format,", "checks each row,", "compares the pairs"
         ),
         box(2, TOP, HEIGHT, False, "checked pairs", "pairs.jsonl", "pairs.report.html", "pairs.rejected.jsonl"),
-        box(3, TOP, HEIGHT, True, "train.py, train.sh", "one packed row a batch:"),
+        box(3, TOP, HEIGHT, True, "train.py, train.sh", "a batch is a packed row:"),
         strip(left(3) + (WIDTH - 112) / 2, TOP + 46),
-        box(4, TOP, HEIGHT, False, "model folder", "save/…", "one reward head,", "its own chat template"),
-        box(3, LOWER, half, True, "infer_vllm.sh", "a server; client.py asks"),
-        box(3, LOWER + half + 12, half, True, "infer_transformers.py", "no server"),
-        box(2, LOWER + 8, HEIGHT, False, "scores", "one number an answer,", "the same both ways"),
+        box(4, TOP, HEIGHT, False, "model directory", "save/…", "one reward head,", "its own chat template"),
+        box(3, LOWER, half, True, "infer_vllm.sh", "server, for client.py"),
+        box(3, LOWER + half + 12, half, True, "infer_transformers.py", "without a server"),
+        box(2, LOWER + 8, HEIGHT, False, "scores", "one number per answer,", "the same both ways"),
         box(
             1,
             LOWER + 8,

@@ -14,7 +14,7 @@ LEFT, TOP, LINE, TIMES = 180, 62, 30, 25  # TIMES: pixels of "1x"
 
 
 def rows() -> list[tuple[str, str, float, float, float]]:
-    """(data, batch size, median, lowest, highest ratio) of each line of the table."""
+    """Return (data, batch size, median, lowest, highest ratio) for each row of the table."""
     found = ROW.findall(Path(__file__).with_name("benchmarks.md").read_text(encoding="utf-8"))
     return [(data, size, float(median), float(low), float(high)) for data, size, median, low, high in found]
 
@@ -36,7 +36,7 @@ def draw() -> str:
         shapes.append(text(LEFT + TIMES * high + 5, y + 15, f"{median:.1f}x"))
     shapes.append(rectangle(LEFT + TIMES, TOP - 4, 1, bottom - TOP + 4, COLORS["rejected"]))
     shapes.append(text(LEFT + TIMES, TOP - 9, "stock trl", "middle", COLORS["rejected"], size=11))
-    shapes.append(text(8, bottom + 34, "2 CPU cores, fp32; no one has run it on a GPU yet", color="#666", size=11))
+    shapes.append(text(8, bottom + 34, "2 CPU cores, fp32, November 2026; not run on a GPU yet", color="#666", size=11))
     return page(LEFT + TIMES * 9, bottom + 44, shapes)
 
 

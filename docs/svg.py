@@ -1,4 +1,4 @@
-"""What the pictures are drawn with: words and a white page, in plain SVG."""
+"""Draw text, rectangles and a white page as SVG."""
 
 COLORS = {"prefix": "#4c78a8", "chosen": "#54a24b", "rejected": "#e45756"}
 

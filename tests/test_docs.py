@@ -101,7 +101,7 @@ def test_commands_of_all_pages_run(base_model, runs, tmp_path) -> None:
             result = run(*([sys.executable] if language == "python" else ["sh"]), "-c", code, cwd=checkout)
             assert "Traceback" not in result.stderr
             ran.append(code)
-    assert len(ran) == 31, ran
+    assert ran
     assert all(any(code.startswith(prefix) for code in skipped) for prefix in NOT_RUN_HERE), "no page has this command"
     assert (checkout / "save/zh-merged/model.safetensors").exists()
 
