@@ -5,8 +5,7 @@
     python client.py rank --input rows.jsonl --output ranked.jsonl --pairs_out pairs.jsonl      # best of n answers
     python client.py check --model_dir save/demo      # compare the served scores with the model's reference scores
     from client import RewardClient, get_score_api, score
-    get_score_api("What is 2 + 2?", "4.")      # a float, higher is better
-    score([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}])
+    get_score_api("What is 2 + 2?", "4.")      # a float, higher is better; score(messages) takes a conversation
     RewardClient(["http://a:5001", "http://b:5001"]).score_many(conversations)
 
 A score is a raw logit: compare it only with scores of other answers to the same prompt. This file needs only `requests`
@@ -22,6 +21,7 @@ import re
 import sys
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -34,7 +34,6 @@ import requests
 BASE_URL = "http://127.0.0.1:5001"
 MODEL = "base_reward"
 ADDRESS = re.compile(r"https?://(\[[\da-f:]+\]|[^/:\s]+)(:\d{1,5})?(/\S*)?")
-VERIFY = os.environ.get("REQUESTS_CA_BUNDLE", True)
 LOCAL = re.compile(r"https?://(localhost|127\.|\[::1\])")
 NO_CONNECTION, TIMED_OUT = 0, -1  # used like statuses of HTTP
 REJECTED = {400, 413, 422, 429, TIMED_OUT}  # they concern one conversation, not the key, the model or the address
@@ -146,12 +145,12 @@ class RewardClient:
     def _request(self, server: str, path: str, body: Any) -> tuple[int, bytes]:
         """Return the status and the content of a reply; without a reply, NO_CONNECTION or TIMED_OUT and the reason."""
         deadline, content = time.monotonic() + self.timeout, b""
-        limits = (min(self.timeout, 10), self.timeout)  # to connect and for each packet; the loop limits the reply
+        limits, verify = (min(self.timeout, 10), self.timeout), os.environ.get("REQUESTS_CA_BUNDLE", True)
         request = self.request.copy()  # Session.post would take three times as long, on the CPU
         request.url = server + path
         request.prepare_body(json.dumps(body).encode(), None)
         try:
-            with self.adapter.send(request, True, limits, VERIFY, proxies=self.servers[server]) as reply:
+            with self.adapter.send(request, True, limits, verify, proxies=self.servers[server]) as reply:
                 for chunk in reply.iter_content(256):
                     content += chunk
                     if time.monotonic() >= deadline:
@@ -174,7 +173,7 @@ class RewardClient:
 
 
 def read_score(url: str, reply: bytes) -> float:
-    """Return the score in the reply of the server at `url`; raise ServerError or ConversationError without one."""
+    """Return the score in a reply; raise ServerError or ConversationError without one."""
     try:
         (value,) = json.loads(reply)["data"][0]["data"]
         is_finite = math.isfinite(value) and not isinstance(value, bool)
@@ -275,9 +274,7 @@ if __name__ == "__main__":
     try:
         main(sys.argv[1:])
     except (ServerError, ValueError, OSError, ImportError) as error:
-        if os.environ.get("REWARD_MODEL_DEBUG"):
-            raise
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {error}" if "REWARD_MODEL_DEBUG" not in os.environ else traceback.format_exc())
     except KeyboardInterrupt:
         print("\nStopped. Scored rows are kept; run the same command to resume.", file=sys.stderr, flush=True)
         os._exit(130)  # without waiting for requests in flight

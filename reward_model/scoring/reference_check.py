@@ -40,7 +40,7 @@ def check_reference_scores(model_dir: str | Path, client: Any, dtype: str | None
         # Without use_activation, so that the server's own setting is checked.
         scores = client.score_group([one["messages"]], one["tools"], encoding_format="float")
         if isinstance(scores, str):
-            if "answered 400" not in scores:
+            if "returned 400" not in scores:
                 raise InputError(scores)
             rejected += 1
             continue
