@@ -62,7 +62,7 @@ def test_bad_rows_are_written_with_an_error_and_the_others_are_scored(models, tm
         "tokens exceeds the model's context of 2048",
         "",
         "",
-        "the assistant's, after",
+        "'assistant' after 'assistant'",
         "",
     ]
     for row, words in zip(written, errors, strict=True):

@@ -149,7 +149,7 @@ def test_client_ranks_answers_and_shows_the_servers_words(runs, tmp_path) -> Non
 # vLLM's Qwen3.5 imports the vision half of the family, and that torchvision, whose wheels do not match the CPU torch.
 # No text model calls it, so empty modules are enough.
 TORCHVISION = {
-    "torchvision/__init__.py": "",
+    "torchvision/__init__.py": "__version__ = '0.28.0'",
     "torchvision/io/__init__.py": "def __getattr__(name): return None",
     "torchvision/transforms/__init__.py": (
         "import enum\nInterpolationMode = enum.Enum('InterpolationMode', 'NEAREST NEAREST_EXACT BILINEAR BICUBIC BOX "
