@@ -11,7 +11,7 @@ STAMP  := $(VENV)/installed-$(notdir $(REQUIREMENTS))
 DEMO_MODEL := models/SmolLM2-135M-Instruct
 MODEL  ?= $(DEMO_MODEL)
 
-.PHONY: help setup model demo check check-gpu test lint types bench freeze notebook
+.PHONY: help setup model demo check check-gpu families test lint types bench freeze notebook
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -65,6 +65,9 @@ check-gpu:  ## run the checks that need a CUDA GPU (kernel, bf16, speed), under 
 	$(if $(wildcard $(PY)),$(PY),$(PYTHON)) -m benchmarks.check_gpu $(ARGS)
 
 # Update torch and vllm by hand, since their versions differ between the two files (CONTRIBUTING.md).
+families: setup model  ## train and serve a tiny model of every family; results in save/families.jsonl
+	HF_HUB_OFFLINE=1 $(PY) -m benchmarks.families
+
 freeze:  ## write the package versions of .venv into both requirement files
 	$(PY) -m pip freeze | sed -n 's/^\([^=@ ]*\)==\([^+]*\)$$/s|^\1==.*|\1==\2|/p' | \
 	  sed -i -f /dev/stdin requirements.txt requirements-cpu.txt

@@ -1,4 +1,4 @@
-"""Evaluate a reward model on labelled pairs and public benchmarks: accuracy with intervals, calibration, biases.
+"""Evaluate a reward model on labeled pairs and public benchmarks: accuracy with intervals, calibration, biases.
 
     python evaluate.py --model save/demo data/demo/eval.jsonl --output save/demo-evaluation
     python evaluate.py --url http://127.0.0.1:5001 rewardbench.parquet rm_bench.json        # a server of infer_vllm.sh
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def accuracy(args: argparse.Namespace) -> None:
-    """Evaluate a model or a server on labelled pairs (the default command)."""
+    """Evaluate a model or a server on labeled pairs (the default command)."""
     from reward_model.evaluation import report
     from reward_model.evaluation.items import ScoredItems, load_items
 

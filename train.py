@@ -36,6 +36,7 @@ from reward_model.model.loading import load_model
 from reward_model.model.lora import check_adapter, merge_adapter
 from reward_model.model.modeling import install, rope_switch
 from reward_model.model.reference_scores import write_reference_scores
+from reward_model.training.argument_checks import report_error
 from reward_model.training.arguments import (
     DataArguments,
     ModelArguments,
@@ -214,7 +215,8 @@ def save(
             print("Trained on quantized weights, merged into the original ones: scores differ slightly from training.")
     write_model_card(output_dir, record, metrics, eval_metrics, trainer.hub_model_id)
     if trainer.args.push_to_hub:
-        upload_model(output_dir, trainer.hub_model_id, trainer.args)
+        with report_error(trainer.args, "push_to_hub"):
+            upload_model(output_dir, trainer.hub_model_id, trainer.args)
     print(f"Reward model: {output_dir}   Serve it: sh infer_vllm.sh {quote(str(output_dir))}")
 
 

@@ -14,7 +14,6 @@
 # Without a GPU one process runs on the CPU (NPROC_PER_NODE=2: two), in fp32, to debug the distributed path.
 set -eu
 
-calling_dir=$PWD
 here=$(cd "$(dirname "$0")" && pwd)
 python=python3
 [ -x "$here/.venv/bin/python" ] && python=$here/.venv/bin/python
@@ -29,13 +28,14 @@ export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-900}"
 # Steps differ in length, so fixed segments would fragment the memory.
 export PYTORCH_ALLOC_CONF="${PYTORCH_ALLOC_CONF:-${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}}"
 
-cd "$calling_dir"
 set -- ${MODEL:+--model_name_or_path "$MODEL"} ${DATASET:+--dataset_name "$DATASET"} \
   ${OUTPUT_DIR:+--output_dir "$OUTPUT_DIR"} "$@"
 : "${MODEL:=Qwen/Qwen2.5-7B-Instruct}"
+# The names in CONFIG. train.py reports a file that cannot be read.
+given=$([ -z "${CONFIG:-}" ] || "$python" -c 'import json, sys, yaml
+print(*(json.load if sys.argv[1].endswith(".json") else yaml.safe_load)(open(sys.argv[1])))' "$CONFIG" 2>/dev/null || true)
 while read -r name value; do
-  # A name in CONFIG is at the start of a line in YAML, indented and in quotes in JSON.
-  grep -q "^ *\"\{0,1\}$name\"\{0,1\} *:" "${CONFIG:-/dev/null}" || set -- "--$name" "$value" "$@"
+  case " $given " in *" $name "*) ;; *) set -- "--$name" "$value" "$@" ;; esac
 done <<DEFAULTS
 model_name_or_path $MODEL
 dataset_name Skywork/Skywork-Reward-Preference-80K-v0.2

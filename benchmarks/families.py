@@ -1,6 +1,6 @@
 """Train, pack and serve a tiny model of every decoder family: the table of families in docs/training.md.
 
-    make families                                              # all, about an hour on 2 cores
+    make families                                              # all; one server start each
     .venv/bin/python -m benchmarks.families qwen3_5_text llama --output save/families.jsonl
 
 Each family trains for two steps with train.py, is served by infer_vllm.sh and compared with the reference scores that

@@ -147,17 +147,17 @@ def test_a_recipe_trains(name: str, tiny_model, tiny_reward_model, tmp_path: Pat
 
 
 def test_train_sh_keeps_the_values_of_a_recipe(tmp_path: Path) -> None:
-    """CONFIG overrides its defaults; MODEL and arguments override CONFIG. A stand-in for Python prints them."""
+    """CONFIG overrides its defaults; MODEL and arguments override CONFIG. A script in place of Python prints them."""
     checkout = tmp_path / "a checkout"
     (checkout / ".venv" / "bin").mkdir(parents=True)
     shutil.copy(ROOT / "train.sh", checkout)
     python = checkout / ".venv" / "bin" / "python"
-    python.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    python.write_text(f'#!/bin/sh\n[ "$1" != -c ] || exec "{sys.executable}" "$@"\nprintf "%s\\n" "$@"\n')
     python.chmod(0o755)
     config = checkout / "my config.json"
     for recipe in (ROOT / "recipes" / "helpsteer3-70b.yaml", config):
         given = yaml.safe_load((ROOT / "recipes" / "helpsteer3-70b.yaml").read_text(encoding="utf-8"))
-        config.write_text(json.dumps(given, indent=2))
+        config.write_text(json.dumps(given))  # on one line
         command = ["sh", checkout / "train.sh", "--seed", "3"]
         words = run(*command, CONFIG=str(recipe), MODEL="models/my model").stdout.splitlines()
         script = words.index(str(checkout / "train.py"))
@@ -174,7 +174,7 @@ def header_of(name: str) -> str:
     return "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
 
 
-def test_messages_exist_where_they_are_said_to_come_from() -> None:
+def test_quoted_messages_exist() -> None:
     page = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
     seen = [re.findall(r"`([^`]+)`", line.split(" | ")[1]) for line in page.splitlines() if re.match(r"\| \d", line)]
     assert len(seen) == 20

@@ -57,7 +57,7 @@ def load_pairs(name: str, train_split: str = "train", test_split: str = "test") 
 
 
 def load_subsets(files: list[str]) -> dict[str, Dataset]:
-    """Return the pairs of each subset (or source) of labelled files, by the name file_subset."""
+    """Return the pairs of each subset (or source) of labeled files, by the name file_subset."""
     datasets = {}
     for file in files:
         pairs, test_pairs = load_pairs(file)

@@ -1,1 +1,1 @@
-"""Evaluate reward models on labelled pairs and public benchmarks."""
+"""Evaluate reward models on labeled pairs and public benchmarks."""

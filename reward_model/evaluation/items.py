@@ -1,4 +1,4 @@
-"""Load labelled answers to prompts from files, and keep them with their scores.
+"""Load labeled answers to prompts from files, and keep them with their scores.
 
 An item is a prompt with better and worse answers: one of each in a pair, several in some public benchmarks.
 """
@@ -92,7 +92,7 @@ def load_items(sources: Iterable[str], protocol: str = "auto", skipped: list[str
             if not errors:
                 items += _row_items(converted, stem, label, protocol)
     if not items:
-        raise InputError(f"{', '.join(rows_of)}: no labelled pairs.")
+        raise InputError(f"{', '.join(rows_of)}: no labeled pairs.")
     return items
 
 

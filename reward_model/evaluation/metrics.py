@@ -1,4 +1,4 @@
-"""Metrics of scores of labelled pairs: accuracy with intervals, calibration, length bias.
+"""Metrics of scores of labeled pairs: accuracy with intervals, calibration, length bias.
 
 A margin is the score of the chosen answer minus that of the rejected one, in arrays of shape (pairs,). Pairs of one
 prompt are not independent, so intervals come from resampling prompts.

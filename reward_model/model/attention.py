@@ -60,22 +60,9 @@ def _attention(
 ) -> tuple[torch.Tensor, None]:
     """Attend over a packed row, or over a padded batch if `cu_seq_lens_q` is None. Has Transformers' signature.
 
-    Args:
-        module: The attention layer.
-        query: `(1, heads, tokens, size)` of a packed row; `key` and `value` may have fewer heads.
-        key: `(1, heads, tokens, size)`.
-        value: `(1, heads, tokens, size)`.
-        attention_mask: Mask of a padded batch.
-        scaling: Factor of the products of queries and keys.
-        dropout: Dropout rate, which packed rows do not support.
-        sliding_window: Number of keys that a query sees at most, including its own.
-        cu_seq_lens_q: Boundaries of the queries of each sequence, as `pack` returns them.
-        cu_seq_lens_k: Boundaries of the keys of each sequence.
-        max_length_q: Longest sequence of queries.
-        max_length_k: Longest sequence of keys.
-        key_index: Position in the row of each key.
-        path_counts: State of the model; records further arguments that may change the result.
-        **kwargs: Further arguments of Transformers' attention functions.
+    Queries are `(1, heads, tokens, size)`; keys and values may have fewer heads. `sliding_window` is the number of keys
+    that a query sees at most, including its own. The arguments from `cu_seq_lens_q` to `key_index` are what `pack`
+    returns, and `path_counts` records further arguments that may change the result.
 
     Returns:
         The output, `(1, tokens, heads, size)`, and None.

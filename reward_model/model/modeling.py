@@ -62,11 +62,6 @@ def install(model: PreTrainedModel, disable_dropout: bool = True) -> None:
                 module.forward = MethodType(_rotary, module)
 
 
-def path_counts(model: nn.Module) -> PathCounts:
-    """Return the state of a model that has been through `install`, which a wrapper (DeepSpeed, PEFT) may contain."""
-    return installed_model(model).path_counts
-
-
 def installed_model(model: nn.Module) -> PreTrainedModel:
     """Return the model that has been through `install` inside a wrapper."""
     return next(module for module in model.modules() if hasattr(module, "path_counts"))

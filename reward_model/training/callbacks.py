@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from reward_model import InputError
+from reward_model.model.modeling import installed_model
 from reward_model.model.packing_check import choose_attention
 from reward_model.training.checkpointing import newest_complete
 from reward_model.training.collator import SIDES, PairCollator
@@ -62,8 +63,7 @@ class TrainingMonitor(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
         """Restore the first log of a resumed run, and start to remember the batches of each step."""
         self.first_log = next((log for log in state.log_history if "loss" in log), {})
-        body = next(module for module in model.modules() if hasattr(module, "path_counts"))
-        body.register_forward_pre_hook(self._remember_batch, with_kwargs=True)
+        installed_model(model).register_forward_pre_hook(self._remember_batch, with_kwargs=True)
 
     def _remember_batch(self, model: nn.Module, args: tuple, batch: dict[str, Any]) -> None:
         if model.training:

@@ -127,7 +127,8 @@ def report_disk_full(output_dir: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        if "No space left" not in str(error) and shutil.disk_usage(output_dir).free > 2**20:
+        existing = next(path for path in (output_dir, *output_dir.absolute().parents) if path.exists())
+        if "No space left" not in str(error) and shutil.disk_usage(existing).free > 2**20:
             raise
         last = newest_complete(output_dir)
         incomplete = [path for path in output_dir.glob("checkpoint-*") if not (path / COMPLETE).exists()]

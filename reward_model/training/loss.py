@@ -47,8 +47,6 @@ LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor, float], Tensor]] = {
     "margin": margin_bradley_terry,
     "scaled": scaled_bradley_terry,
 }
-# The margin of pairs that have none: it must not change the loss.
-NEUTRAL_MARGIN = {"bradley_terry": 0.0, "margin": 0.0, "scaled": 1.0}
 
 
 def centering(chosen: Tensor, rejected: Tensor, coefficient: float | None) -> Tensor:
@@ -67,8 +65,11 @@ def pair_losses(
     label_smoothing: float = 0.0,
     center_coefficient: float | None = None,
 ) -> Tensor:
-    """Return the training loss of each pair, `(pairs,)`, centering included. Its mean is the loss of a batch."""
+    """Return the training loss of each pair, `(pairs,)`, centering included. Its mean is the loss of a batch.
+
+    Pairs without a margin have the loss `bradley_terry`.
+    """
     if margin is None:
-        margin = torch.full_like(chosen, NEUTRAL_MARGIN[loss_type])
+        loss_type, margin = "bradley_terry", torch.zeros_like(chosen)
     losses = LOSSES[loss_type](chosen, rejected, margin, label_smoothing)
     return losses + centering(chosen, rejected, center_coefficient)

@@ -9,6 +9,8 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from reward_model.model.modeling import installed_model
+
 # TFLOP/s, dense, in bf16 and fp16: NVIDIA's data sheets. The first name that the device's name contains counts.
 PEAK = {"GB200": 2500, "B200": 2250, "H200": 989, "H100 NVL": 835, "H100 PCIe": 756, "H100": 989, "A100": 312}
 
@@ -56,7 +58,7 @@ class Throughput:
 
     def __init__(self, model: nn.Module, accelerator: Accelerator, half: bool) -> None:
         self.accelerator = accelerator
-        self.path_counts = next(module for module in model.modules() if hasattr(module, "path_counts")).path_counts
+        self.path_counts = installed_model(model).path_counts
         peak = peak_flops(torch.cuda.get_device_name()) if torch.cuda.is_available() and half else None
         flops = flops_per_position(model) if peak else None
         self.share_of_peak = flops / peak / accelerator.num_processes if flops and peak else None

@@ -67,7 +67,8 @@ def check_setup(data_args: DataArguments, training_args: TrainingArguments, mode
         check_base_model(model_args.model_name_or_path)
         check_hub(model_args.model_name_or_path, "model")
         with collect(problems):
-            setup.tokenizer = load_training_tokenizer(setup, training_args, model_args)
+            setup.tokenizer, warnings = load_training_tokenizer(training_args, model_args)
+            setup.warnings += warnings
         setup.skeleton = load_skeleton(training_args, model_args)
         if not problems:  # a number out of range would be reported twice
             check_libraries(setup.skeleton, training_args)
@@ -117,8 +118,8 @@ def check_output_dir(training_args: TrainingArguments, overwrite: bool, verbose:
 
 
 def load_training_tokenizer(
-    setup: Setup, training_args: TrainingArguments, model_args: ModelArguments
-) -> PreTrainedTokenizerBase:
+    training_args: TrainingArguments, model_args: ModelArguments
+) -> tuple[PreTrainedTokenizerBase, list[str]]:
     """Return the tokenizer with the chat template of the run, which has been checked."""
     tokenizer = load_tokenizer(
         model_args.model_name_or_path,
@@ -130,12 +131,12 @@ def load_training_tokenizer(
         tokenizer.chat_template = pin_date(tokenizer.chat_template, training_args.template_date)
     if training_args.chat_template_kwargs:
         tokenizer.chat_template = pin_arguments(tokenizer.chat_template, training_args.chat_template_kwargs)
-    setup.warnings += check_template(tokenizer)
+    warnings = check_template(tokenizer)
     if training_args.split_special_tokens:
         split_special_tokens(tokenizer)
     if (eos := training_args.eos_token) and eos not in tokenizer.get_vocab():
         raise InputError(f"--eos_token {eos} is not in the vocabulary of {model_args.model_name_or_path}.")
-    return tokenizer
+    return tokenizer, warnings
 
 
 def load_options(training_args: TrainingArguments, model_args: ModelArguments) -> dict[str, Any]:

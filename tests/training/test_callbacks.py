@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 import train as train_script
 from reward_model import InputError
 from reward_model.training.callbacks import TrainingMonitor
+from reward_model.training.checkpointing import report_disk_full
 from reward_model.training.throughput import Throughput, peak_flops
 
 QUICK = "--eval_size 0 --logging_steps 1 --learning_rate 1e-3 --report_to none --max_steps 2 --save_strategy no"
@@ -109,6 +110,12 @@ def test_resuming_with_other_arguments_or_data_is_refused(base_model: Path, few_
     jsonl(few_pairs, demo_pairs()[:23])
     with pytest.raises(InputError, match=r"started with different arguments: data was .*some pairs\.jsonl"):
         start(base_model, few_pairs, tmp_path / "a", f"{resumed} True")
+
+
+def test_an_error_before_the_output_directory_exists_keeps_its_cause(tmp_path: Path) -> None:
+    """A dry run has no output directory when memory runs out."""
+    with pytest.raises(RuntimeError, match="out of memory"), report_disk_full(tmp_path / "not written"):
+        raise RuntimeError("out of memory")
 
 
 @pytest.mark.parametrize("more", ["", "--use_peft --lora_r 4"])
