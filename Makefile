@@ -47,7 +47,7 @@ types: setup  ## run mypy
 	$(PY) -m mypy
 
 # One thread: the models are tiny, and more threads only wait for each other on a busy machine.
-check: lint types  ## run ruff, mypy and all quick tests; takes under two minutes
+check: lint types  ## run ruff, mypy and all quick tests; takes two to three minutes
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 8 -m "not server and not slow"
 
 test: check  ## run ruff, mypy and all tests; needs no network after setup
@@ -61,13 +61,13 @@ bench: setup model  ## compare speed and memory with stock trl, about two hours;
 	sh benchmarks/run.sh
 
 # Does not depend on `setup`, since a bare GPU machine may have no network. ARGS=--dry_run tries the script on a CPU.
-check-gpu:  ## run the checks that need a CUDA GPU (kernel, bf16, speed), under 8 minutes; uses python3 without .venv
+check-gpu:  ## run the checks that need a CUDA GPU (kernel, bf16, speed), estimated at 8 minutes; uses python3 without .venv
 	$(if $(wildcard $(PY)),$(PY),$(PYTHON)) -m benchmarks.check_gpu $(ARGS)
 
-# Update torch and vllm by hand, since their versions differ between the two files (CONTRIBUTING.md).
 families: setup model  ## train and serve a tiny model of every family; results in save/families.jsonl
 	HF_HUB_OFFLINE=1 $(PY) -m benchmarks.families
 
+# Update torch and vllm by hand, since their versions differ between the two files (CONTRIBUTING.md).
 freeze:  ## write the package versions of .venv into both requirement files
 	$(PY) -m pip freeze | sed -n 's/^\([^=@ ]*\)==\([^+]*\)$$/s|^\1==.*|\1==\2|/p' | \
 	  sed -i -f /dev/stdin requirements.txt requirements-cpu.txt

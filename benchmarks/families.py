@@ -1,4 +1,4 @@
-"""Train, pack and serve a tiny model of every decoder family: the table of families in docs/training.md.
+"""Train, pack and serve a tiny model of every decoder family, and print a table.
 
     make families                                              # all; one server start each
     .venv/bin/python -m benchmarks.families qwen3_5_text llama --output save/families.jsonl
