@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import logging
 from trl import RewardConfig, RewardTrainer
@@ -32,8 +33,9 @@ from benchmarks.timing import StepTimes, matmul_peak, peak_memory_mb, step_times
 from benchmarks.workload import ROOT, build_model, load_workload
 from reward_model.model.modeling import install
 from reward_model.model.packing_check import choose_attention
-from reward_model.training.arguments import bf16_is_fast
+from reward_model.training.arguments import TrainingArguments, bf16_is_fast
 from reward_model.training.collator import PairCollator
+from reward_model.training.trainer import ExactRewardTrainer
 
 SIDES = ("stock", "packed_pairs", "packed")
 PHASES = ("step", "forward_backward", "first_forward_backward")
@@ -49,7 +51,8 @@ def build_trainers(args: argparse.Namespace, directory: str, sides: tuple[str, .
     rows = {"stock": messages, "packed_pairs": tokenized.remove_columns("prompt"), "packed": tokenized}
     trainers = {}
     for side in sides:
-        config = RewardConfig(
+        stock = side == "stock"
+        config = (RewardConfig if stock else TrainingArguments)(
             output_dir=f"{directory}/{side}",
             per_device_train_batch_size=args.batch_size,
             max_steps=args.pairs // args.batch_size,
@@ -58,25 +61,27 @@ def build_trainers(args: argparse.Namespace, directory: str, sides: tuple[str, .
             bf16=bf16_is_fast(),
             gradient_checkpointing=args.gradient_checkpointing,
             train_sampling_strategy="sequential",
-            remove_unused_columns=side == "stock",
+            remove_unused_columns=stock,
             logging_steps=1,
+            eval_strategy="no",
             save_strategy="no",
+            report_to="none",
             disable_tqdm=True,
             dataloader_pin_memory=False,
         )
         side_model = copy.deepcopy(model)
-        if side == "stock":
+        if stock:
             side_model.set_attn_implementation(args.stock_attention)
         else:
             install(side_model)
             if reason := choose_attention(side_model, tokenizer.pad_token_id):
                 sys.exit(f"error: {args.model} does not support packed rows: {reason}")
-        trainers[side] = RewardTrainer(
+        trainers[side] = (RewardTrainer if stock else ExactRewardTrainer)(
             model=side_model,
             args=config,
             train_dataset=rows[side],
             processing_class=copy.deepcopy(tokenizer),
-            data_collator=None if side == "stock" else PairCollator(pad_token_id=tokenizer.pad_token_id),
+            data_collator=None if stock else PairCollator(pad_token_id=tokenizer.pad_token_id),
             callbacks=[StepTimes],
         )
     return trainers
@@ -87,8 +92,8 @@ def gradients(trainer: RewardTrainer, batch: dict) -> torch.Tensor:
     trainer.model.train()
     trainer.model.zero_grad()
     with torch.autocast(trainer.args.device.type, torch.bfloat16, trainer.args.bf16):
-        loss = trainer.compute_loss(trainer.model, dict(batch))
-    loss.backward()
+        chosen, rejected = trainer.model(**batch, use_cache=False).logits.squeeze(-1).chunk(2)
+    (-F.logsigmoid(chosen - rejected).mean()).backward()
     return torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None])
 
 

@@ -13,13 +13,21 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from contextlib import suppress
+from pathlib import Path
 
+import psutil
 import torch
 from torch.distributed import run
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.utils.cpp_extension import get_default_build_root
 
 from reward_model.training.checkpointing import STOPPED
+
+# Seconds that compiling an extension of DeepSpeed takes at most.
+BUILD_SECONDS = 120
 
 
 def usable_gpus() -> int:
@@ -38,7 +46,34 @@ def usable_gpus() -> int:
     return 0
 
 
+def remove_stale_build_locks() -> None:
+    """Delete the locks that killed runs have left in torch's build directory; DeepSpeed would wait for them forever.
+
+    A lock that no process on this node holds may belong to another node, so it is kept for BUILD_SECONDS.
+    """
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
+    for lock in root.rglob("lock"):
+        with suppress(FileNotFoundError):  # released in the meantime
+            while not is_open(lock) and (age := time.time() - lock.stat().st_mtime) < BUILD_SECONDS:
+                print(f"Waiting up to {BUILD_SECONDS - age:.0f} s for {lock}, left by a killed run or held by another.")
+                time.sleep(10)
+            if not is_open(lock):
+                lock.unlink()
+
+
+def is_open(file: Path) -> bool:
+    """Return whether a process of this user on this node has a file open."""
+    for process in psutil.process_iter():
+        try:
+            if any(open_file.path == str(file) for open_file in process.open_files()):
+                return True
+        except psutil.Error:  # of another user, or ended
+            continue
+    return False
+
+
 if __name__ == "__main__":
+    remove_stale_build_locks()
     os.environ.setdefault("PET_NPROC_PER_NODE", str(usable_gpus() or 1))  # the default of torchrun's --nproc_per_node
     signal.signal(signal.SIGINT, signal.default_int_handler)
     logging.disable(logging.ERROR)  # of this process only; the ranks log themselves

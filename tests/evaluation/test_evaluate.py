@@ -147,7 +147,7 @@ def test_infer_transformers_rejects_other_models(runs, base_model, tmp_path: Pat
     )
     for folder, message in {
         runs["LoRA, merged"].model / "adapter": "merge_lora.py",
-        base_model: "it is not a trained reward model",
+        base_model: "has no reward head",
         two: "2 labels",
     }.items():
         failed = run(sys.executable, "infer_transformers.py", folder, "Hi?", "Hello.", check=False)

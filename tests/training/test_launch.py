@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ from torch.distributed.launcher.api import LaunchConfig
 
 from reward_model.training.arguments import parse_arguments
 from reward_model.training.dry_run import dry_run_line
-from reward_model.training.launch import usable_gpus
+from reward_model.training.launch import BUILD_SECONDS, remove_stale_build_locks, usable_gpus
 
 LISTED = "GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-0)\n  MIG 1g.10gb Device 0: (UUID: MIG-0)\nGPU 1: NVIDIA H100"
 NO_DRIVER = "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver."
@@ -61,6 +62,18 @@ def test_gpus_that_torch_cannot_use_stop_the_run(nvidia_smi, tmp_path: Path) -> 
     result = run("sh", ROOT / "train.sh", OUTPUT_DIR=str(tmp_path / "out"), check=False)
     assert result.returncode == 1 and "Traceback" not in result.stderr
     assert f"nvidia-smi lists 2 GPU(s), but torch {torch.__version__} can use none of them" in result.stderr
+
+
+def test_build_locks_of_killed_runs_are_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    held, left = (tmp_path / name / "lock" for name in ("held", "left"))
+    for lock in (held, left):
+        lock.parent.mkdir()
+        lock.touch()
+        os.utime(lock, (0, time.time() - BUILD_SECONDS - 1))
+    with held.open():
+        remove_stale_build_locks()
+    assert held.exists() and not left.exists()
 
 
 def python_call(tmp_path: Path, **environment: str) -> tuple[list[str], dict[str, str]]:
