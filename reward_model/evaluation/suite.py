@@ -12,7 +12,9 @@ AVERAGE = "average"
 def suite_scores(results: dict[str, Result], seed: int = 0) -> dict[str, dict[str, float]]:
     """Return the official figure of each complete benchmark, and their average, with 95 % intervals over prompts."""
     complete = {name: results[name] for name in COLUMNS if name in results and results[name].terms}
-    samples = {name: resampled_means(result.terms, seed) for name, result in complete.items()}
+    samples = {
+        name: resampled_means(result.terms, seed + number) for number, (name, result) in enumerate(complete.items())
+    }
     values = {name: result.figures["overall"] for name, result in complete.items()}
     if complete:
         samples[AVERAGE] = np.mean(list(samples.values()), axis=0)

@@ -136,7 +136,7 @@ def other_files() -> dict[str, list[dict]]:
     one = [{"prompt": f"{s}?", "chosen": f"a {x}", "rejected": "b 0.5", "subset": s} for s, x in right]
     right = [("Factuality", 1), ("Precise IF", 0), ("Math", 1), ("Safety", 1), ("Focus", 0)]
     two = [{"prompt": f"{s}?", "chosen": [f"a {x}"], "rejected": ["b .2", "c .1"], "subset": s} for s, x in right]
-    # The spread of the right answers is 0, the gap 1: closeness is tanh(inf) = 1, so Ties is 0.3 + 0.3 + 0.2 + 0.2 + 0.01.
+    # The spread of the right answers is 0 and the gap 1: closeness is tanh(inf) = 1, and Ties is 1.01.
     ties = [("tied:1", ["a 1", "b 1"]), ("ref:1", ["a 1"])]
     two += [{"prompt": f"{i}?", "chosen": c, "rejected": ["c 0"], "subset": "Ties", "id": i} for i, c in ties]
     styles = {"chosen": ["1", "2", "3"], "rejected": ["0", "1.5", "2.5"]}  # of nine comparisons six are right
