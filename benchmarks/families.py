@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "model")]  # the tiny configs of the tests
 
 from architectures import ARCHITECTURES, PADDED  # noqa: E402
-from helpers import tiny_config  # noqa: E402
+from helpers import TORCHVISION, tiny_config, write_files  # noqa: E402
 
 TOKENIZER = "models/SmolLM2-135M-Instruct"
 ARGUMENTS = (
@@ -42,7 +43,13 @@ def served_config(name: str, changes: dict[str, Any]) -> Any:
     """Return a tiny config with the smallest heads that vLLM's CPU kernels accept."""
     heads = {"head_dim": 32, "linear_key_head_dim": 128, "linear_value_head_dim": 128, "mamba_headdim": 32}
     sizes = {"hidden_size": 128, "vocab_size": 49152, "initializer_range": 0.1, "pad_token_id": 2}
-    return tiny_config(name.split()[0], **sizes | changes | {key: heads[key] for key in heads.keys() & changes.keys()})
+
+    def enlarge(text: dict[str, Any]) -> dict[str, Any]:
+        return text | sizes | {key: heads[key] for key in heads.keys() & text.keys()}
+
+    if "text_config" in changes:  # a model with a vision tower
+        changes = changes | {"text_config": enlarge(changes["text_config"])}
+    return tiny_config(name.split()[0], **(changes if "text_config" in changes else enlarge(changes)))
 
 
 def train(config: Any, directory: Path) -> dict[str, Any]:
@@ -62,7 +69,10 @@ def train(config: Any, directory: Path) -> dict[str, Any]:
 
 
 def serve(directory: Path, log: Path) -> dict[str, Any]:
-    """Serve a trained model, and return the largest difference from its reference scores, or the error."""
+    """Serve a trained model, and return the largest difference from its reference scores, or the error.
+
+    Where torchvision is missing, as in requirements-cpu.txt, empty modules take its place.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -70,6 +80,9 @@ def serve(directory: Path, log: Path) -> dict[str, Any]:
     dtype = ["--dtype", "bfloat16"] if "linear_attention" in layers else []  # of vLLM's CPU kernel
     command = ["sh", "infer_vllm.sh", str(directory), "--max-model-len", "1024", "--port", str(port), *dtype]
     env = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"}
+    if not find_spec("torchvision"):
+        write_files(log.parent / "stub", TORCHVISION)
+        env["PYTHONPATH"] = str(log.parent / "stub")
     with open(log, "w") as output:
         process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output, env=env, start_new_session=True)
     try:

@@ -10,7 +10,8 @@ repository; for lists, `packed_pairs` is `packed` without trees. On a GPU with b
 
 `--data` is a file of pairs, or `dialogues` (generated, about 150 tokens shared and 50 more on each side), or `lists`
 (generated, all pairs of `--answers` responses to each prompt, as long as UltraFeedback's). `--model` is a model
-directory, or `random` or `tiny` for a random Llama with 25 M or 3 M parameters without the embeddings.
+directory, or a model with random weights: `random` or `tiny`, a Llama with 25 M or 3 M parameters without the
+embeddings, or `qwen3_5`, whose layers of linear attention run on both sides with the kernels that are installed.
 """
 
 import argparse

@@ -2,11 +2,12 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import AutoModelForSequenceClassification, LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from benchmarks.generated import dialogues, lists
 from reward_model.data.dataset import load_pairs
@@ -15,11 +16,20 @@ from reward_model.model.tokenization import load_tokenizer, set_unused_pad_token
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO_MODEL = str(ROOT / "models/SmolLM2-135M-Instruct")
-# Sizes of Llamas with random weights: 25 M and 3 M parameters without the embeddings.
-RANDOM_MODELS = {
-    "random": {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8},
-    "tiny": {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4, "num_attention_heads": 4},
-}
+# Models with random weights: Llamas with 25 M and 3 M parameters without the embeddings, and a Qwen3.5 as large as the
+# first, with the proportions of Qwen3.5-0.8B: three layers of linear attention to one of full attention.
+SIZES = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8}
+RANDOM_MODELS: dict[str, dict[str, Any]] = {
+    "random": {"model_type": "llama", **SIZES},
+    "tiny": {
+        "model_type": "llama", "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+    },
+    "qwen3_5": {
+        "model_type": "qwen3_5_text", **SIZES, "num_key_value_heads": 2, "head_dim": 64, "linear_num_key_heads": 8,
+        "linear_num_value_heads": 8,
+    },
+}  # fmt: skip
 
 
 def load_model_tokenizer(model: str) -> PreTrainedTokenizerBase:
@@ -62,7 +72,8 @@ def build_model(name: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedMode
     """Return a model with the same random weights at every call, or the model in a directory."""
     torch.manual_seed(0)
     if sizes := RANDOM_MODELS.get(name):
-        config = LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=8192, num_labels=1, **sizes)
+        more = {"vocab_size": len(tokenizer), "max_position_embeddings": 8192, "num_labels": 1}
+        config = AutoConfig.for_model(**sizes, **more)
         model = AutoModelForSequenceClassification.from_config(config)
     else:
         model = AutoModelForSequenceClassification.from_pretrained(name, num_labels=1, dtype=torch.float32)

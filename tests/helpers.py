@@ -112,6 +112,21 @@ def tiny_config(model_type: str, **changes: object):
     return AutoConfig.for_model(model_type, **{**sizes, **changes})
 
 
+# vLLM's Qwen3.5 imports the vision half of the family, and that torchvision, whose wheels do not match the CPU torch.
+# No text model calls it, so empty modules are enough.
+TORCHVISION = {
+    "torchvision/__init__.py": "__version__ = '0.28.0'",
+    "torchvision/io/__init__.py": "def __getattr__(name): return None",
+    "torchvision/transforms/__init__.py": (
+        "import enum\nInterpolationMode = enum.Enum('InterpolationMode', 'NEAREST NEAREST_EXACT BILINEAR BICUBIC BOX "
+        "HAMMING LANCZOS')"
+    ),
+    "torchvision/transforms/functional.py": "def __getattr__(name): return None",
+    "torchvision/transforms/v2/__init__.py": "",
+    "torchvision/transforms/v2/functional.py": "def __getattr__(name): return None",
+}
+
+
 HELD_OUT = demo_pairs()[30:47]  # 17, which no batch size divides
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import requests
 import torch
-from helpers import PAIRS, VARIANTS, Server, conversation, jsonl, run, write_files
+from helpers import PAIRS, TORCHVISION, VARIANTS, Server, conversation, jsonl, run, write_files
 
 import client
 from reward_model.model.checkpoint import check_reward_model
@@ -144,21 +144,6 @@ def test_client_ranks_answers_and_shows_the_servers_words(runs, tmp_path) -> Non
         client.score(conversation("a", "b"), base_url=url, model="no_such_model")
     with pytest.raises(client.ServerError, match="400.*1024"):
         client.score(conversation("a", "b" * 9000), base_url=url)
-
-
-# vLLM's Qwen3.5 imports the vision half of the family, and that torchvision, whose wheels do not match the CPU torch.
-# No text model calls it, so empty modules are enough.
-TORCHVISION = {
-    "torchvision/__init__.py": "__version__ = '0.28.0'",
-    "torchvision/io/__init__.py": "def __getattr__(name): return None",
-    "torchvision/transforms/__init__.py": (
-        "import enum\nInterpolationMode = enum.Enum('InterpolationMode', 'NEAREST NEAREST_EXACT BILINEAR BICUBIC BOX "
-        "HAMMING LANCZOS')"
-    ),
-    "torchvision/transforms/functional.py": "def __getattr__(name): return None",
-    "torchvision/transforms/v2/__init__.py": "",
-    "torchvision/transforms/v2/functional.py": "def __getattr__(name): return None",
-}
 
 
 @pytest.mark.server
