@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from helpers import jsonl, write_files
 
@@ -75,9 +76,10 @@ RMB = {
 }
 
 
-def ppe_files() -> dict[str, list[dict]]:
-    correctness = {f"PPE-{name}-Best-of-K/data/train-0-of-1.jsonl": rows for name, rows in CORRECTNESS.items()}
-    return {"PPE-Human-Preference-V1/data/test-0-of-1.jsonl": VOTES} | correctness
+def ppe_files() -> dict[str, bytes]:
+    sets = {f"PPE-{name}-Best-of-K/data/train-0-of-1.parquet": rows for name, rows in CORRECTNESS.items()}
+    sets["PPE-Human-Preference-V1/data/test-0-of-1.parquet"] = VOTES
+    return {name: pd.DataFrame(rows).to_parquet() for name, rows in sets.items()}
 
 
 def rmb_files() -> dict[str, str]:
@@ -149,7 +151,9 @@ def other_files() -> dict[str, list[dict]]:
     return {"rewardbench.jsonl": one, "rewardbench_2.jsonl": two, "rm_bench.jsonl": rm, "judge.jsonl": judge}
 
 
-def test_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_suite(
+    tiny_reward_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     monkeypatch.setattr(evaluate, "local_scores", lambda args, items: scores_of(items))
     write_files(tmp_path / "data", {**ppe_files(), **rmb_files(), **other_files()})
     evaluate.main(["--suite", str(tmp_path / "data"), "--model", "save/demo", "--output", str(tmp_path / "out")])
@@ -166,7 +170,8 @@ def test_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert suite["average"]["high"] - suite["average"]["low"] < suite["judgebench"]["high"] - suite["judgebench"]["low"]
     assert "Public benchmarks" in (tmp_path / "out/report.html").read_text()
     (tmp_path / "data/RMB_dataset/BoN_set/Harmlessness/multi.json").unlink()
-    evaluate.main(["--suite", str(tmp_path / "data"), "--model", "save/demo"])
+    monkeypatch.undo()
+    evaluate.main(["--suite", str(tmp_path / "data"), "--model", str(tiny_reward_model)])
     shown = capsys.readouterr().out
     assert "| – |" in shown and "RMB is not complete. Parts found: helpfulness, pairs" in shown
 
