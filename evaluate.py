@@ -2,7 +2,7 @@
 
     python evaluate.py --model save/demo data/demo/eval.jsonl --output save/demo-evaluation
     python evaluate.py --url http://127.0.0.1:5001 rewardbench.parquet rm_bench.json        # a server of infer_vllm.sh
-    python evaluate.py --model save/demo --suite benchmarks/public      # every public benchmark, as one row of a table
+    python evaluate.py --model save/demo --suite save/suite             # every public benchmark, as one row of a table
     python evaluate.py compare save/evaluation-a save/evaluation-b         # --output directories, on the same pairs
     python evaluate.py parity save/demo --url http://127.0.0.1:5001 data/demo/eval.jsonl    # same scores as the server?
 

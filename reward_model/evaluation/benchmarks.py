@@ -124,8 +124,7 @@ def ppe_preference(scored: ScoredItems) -> Result:
 def ppe_correctness(scored: ScoredItems) -> Result:
     """Return the accuracy on the sampled pairs of each set and their mean, and points of the curve of best of K.
 
-    The curve is the mean over the sets: how often the answer with the highest score of K is correct. PPE draws the K
-    answers; here it is the expected value.
+    The curve is the mean over the sets: how often the answer with the highest score of K is expected to be correct.
     """
     parts: dict[str, Terms] = {}
     curves = []
