@@ -82,7 +82,7 @@ ODD: dict[str, tuple[dict[str, object], str, str]] = {
     "eval_size below 0": (D, f"{GO} --eval_size -1", "--eval_size -1: pass a share of the pairs below 1"),
     "eval_size of all": (D, f"{GO} --eval_size 8", "--eval_size 8 is more than half of 8 pairs"),
     # Arguments that would have no effect.
-    "control tokens without a tokenizer": (D, f"{GO} --drop 'control tokens'", "needs the tokenizer that has these tokens"),
+    "control tokens without a tokenizer": (D, f"{GO} --drop 'control tokens'", "needs a tokenizer that defines these tokens"),
     "tokens without a tokenizer": (D, f"{GO} --max_length 9", "--max_length counts tokens: pass --tokenizer"),
     "a directory without a tokenizer": (D | {"t/x": "x"}, f"{GO} --tokenizer t", "t: the tokenizer cannot be loaded"),
     "no tokenizer of this name": (D, f"{GO} --tokenizer ./t", "./t: not a local directory, and the Hub has no model"),
