@@ -3,13 +3,13 @@
     python client.py "question" "answer" ["another answer" ...]      # the score of each answer, best first
     python client.py --input rows.jsonl --output scores.jsonl --base_url http://a:5001 --base_url http://b:5001
     python client.py rank --input rows.jsonl --output ranked.jsonl --pairs_out pairs.jsonl      # best of n answers
-    python client.py check --model_dir save/demo      # compare the served scores with the model's reference scores
+    python client.py check --model_dir save/demo      # check the server against the model's reference scores
     from client import RewardClient, get_score_api, score
     get_score_api("What is 2 + 2?", "4.")      # a float, higher is better; score(messages) takes a conversation
     RewardClient(["http://a:5001", "http://b:5001"]).score_many(conversations)
 
-A score is a raw logit: compare it only with scores of other answers to the same prompt. This file needs only `requests`
-and can be copied into another project; --input and `check` also need the package reward_model.
+A score is a raw logit: compare it only with the scores of other answers to the same prompt. This file depends only on
+`requests`, so you can copy it into another project; --input and `check` also need the reward_model package.
 """
 
 import argparse
@@ -35,8 +35,8 @@ BASE_URL = "http://127.0.0.1:5001"
 MODEL = "base_reward"
 ADDRESS = re.compile(r"https?://(\[[\da-f:]+\]|[^/:\s]+)(:\d{1,5})?(/\S*)?")
 LOCAL = re.compile(r"https?://(localhost|127\.|\[::1\])")
-NO_CONNECTION, TIMED_OUT = 0, -1  # used like statuses of HTTP
-REJECTED = {400, 413, 422, 429, TIMED_OUT}  # they concern one conversation, not the key, the model or the address
+NO_CONNECTION, TIMED_OUT = 0, -1  # used like HTTP status codes
+REJECTED = {400, 413, 422, 429, TIMED_OUT}  # problems with one conversation, not with the key, model or address
 HINTS = {401: " Set VLLM_API_KEY.", 404: " Check --model and --base_url.", 0: " Start one: sh infer_vllm.sh MODEL_DIR"}
 DROPPED = "thinking thought tool_plan tool_responses reasoning_details recipient channel documents images audio".split()
 ASSISTANT_ONLY = ["tool_calls", "reasoning", "reasoning_content"]  # vLLM 0.32 drops these keys for other roles
@@ -44,7 +44,7 @@ Messages = list[dict[str, Any]]
 
 
 class ServerError(RuntimeError):
-    """No server answers, or none that serves this model."""
+    """No server responds, or none of them serves this model."""
 
 
 class ConversationError(ServerError):
@@ -55,7 +55,7 @@ class ConversationError(ServerError):
 class RewardClient:
     """Score conversations on one or more servers of the same model. Thread-safe."""
 
-    base_urls: str | list[str] = BASE_URL  # a server that fails is left out until it answers again
+    base_urls: str | list[str] = BASE_URL  # a server that fails is skipped until it responds again
     model: str = MODEL
     timeout: float = 60.0  # seconds for a complete reply
     retries: int = 4  # after connection errors, 429 and 5xx: immediately, then after about 1, 2 and 4 seconds
@@ -69,39 +69,39 @@ class RewardClient:
             raise ServerError("VLLM_API_KEY contains a line break or another character that HTTP does not allow.")
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
         self.request = requests.Request("POST", BASE_URL, headers).prepare()
-        self.servers: dict[str, dict[str, str]] = {}  # the proxies of each
-        self.down: dict[str, float] = {}  # servers that failed, and when to try them again
+        self.servers: dict[str, dict[str, str]] = {}  # proxies by address
+        self.down: dict[str, float] = {}  # when to retry each server that failed
         for url in [self.base_urls] if isinstance(self.base_urls, str) else self.base_urls:
             if not ADDRESS.fullmatch(url):
                 raise ServerError(f"--base_url {url} is not an address such as {BASE_URL}, with http:// or https://.")
-            # A proxy from the environment cannot reach this machine.
+            # Proxies from the environment cannot reach a server on this machine.
             self.servers[url.rstrip("/")] = {} if LOCAL.match(url) else requests.utils.get_environ_proxies(url)
         self.lock, self.adapter = threading.Lock(), requests.adapters.HTTPAdapter(len(self.servers), self.concurrency)
 
     def score(self, messages: Messages, tools: Any = None, **options: Any) -> float:
-        """Return the score of a conversation; `tools` are the tools that the assistant had."""
+        """Return the score of a conversation; `tools` are the assistant's tools."""
         body = self.body(messages, tools) | (options or {"use_activation": False})
         return read_score(*self.post("/pooling", body, str(messages[:-1])))
 
     def score_many(self, conversations: Iterable[Messages], tools: Iterable[Any] | None = None) -> list[float]:
-        """Return the score of each conversation; `tools` has the tools of each, or None."""
+        """Return the score of each conversation; `tools` lists each one's tools, or None."""
         conversations = list(conversations)
         return list(self.map(self.score, conversations, tools or [None] * len(conversations)))
 
     def score_group(self, conversations: list[Messages], tools: Any = None, **options: Any) -> list[float] | str:
         """Return the scores of answers to one prompt, or the reason why one of them cannot be scored."""
-        try:  # one after another, so that the prompt is in the server's prefix cache
+        try:  # one after another, so that the server has the prompt in its prefix cache
             return [self.score(messages, tools, **options) for messages in conversations]
         except ConversationError as error:
             return str(error)
 
     def reward(self, prompts: list[Any], completions: list[Any], **columns: Any) -> list[float | None]:
-        """Return rewards for `reward_funcs` of trl's trainers; None, which trl ignores, for a rejected conversation."""
+        """Return rewards, for trl's `reward_funcs`; a rejected conversation gets None, which trl ignores."""
         groups = ([conversation(*both)] for both in zip(prompts, completions, strict=True))
         return [None if isinstance(scores, str) else scores[0] for scores in self.map(self.score_group, groups)]
 
     def map(self, function: Callable, *iterables: Iterable[Any]) -> Iterator[Any]:
-        """Like `map`, but call the function from `concurrency` threads. Only a few items are read ahead."""
+        """Behave like `map`, but call the function in `concurrency` threads and read only a few items ahead."""
         pool, pending = ThreadPoolExecutor(self.concurrency), deque[Future]()
         try:
             for items in zip(*iterables, strict=True):
@@ -120,7 +120,7 @@ class RewardClient:
         return body | ({"chat_template_kwargs": {"tools": tools}} if tools else {})
 
     def post(self, path: str, body: dict[str, Any], prompt: str = "") -> tuple[str, bytes]:
-        """Return the URL and the content of a reply with status 200 from any of the servers."""
+        """Send a request to any of the servers, with retries; return the URL and content of a reply with status 200."""
         for attempt in range(self.retries + 1):
             if attempt > 1:
                 time.sleep(min(2 ** (attempt - 2), 30))
@@ -134,19 +134,19 @@ class RewardClient:
             if 0 < status < 500 and status != 429:
                 self.down.pop(server, None)
                 break
-            with self.lock:  # also while logging: another thread must not report its error before this warning
+            with self.lock:  # held while logging, so that no other thread reports its error before this warning
                 if server not in self.down and attempt < self.retries:
-                    logging.getLogger("client").warning("%s; trying again.", problem)
+                    logging.getLogger("client").warning("%s; retrying.", problem)
                 self.down[server] = time.monotonic() + 1
             if status == TIMED_OUT and len(self.down) == len(self.servers):  # a retry would time out again
                 break
         raise (ConversationError if status in REJECTED or status >= 500 else ServerError)(problem)
 
     def _request(self, server: str, path: str, body: Any) -> tuple[int, bytes]:
-        """Return the status and the content of a reply; without a reply, NO_CONNECTION or TIMED_OUT and the reason."""
+        """Return the status and content of a reply; if there is none, NO_CONNECTION or TIMED_OUT and the reason."""
         deadline, content = time.monotonic() + self.timeout, b""
         limits, verify = (min(self.timeout, 10), self.timeout), os.environ.get("REQUESTS_CA_BUNDLE", True)
-        request = self.request.copy()  # Session.post would take three times as long, on the CPU
+        request = self.request.copy()  # Session.post would take three times as much CPU time
         request.url = server + path
         request.prepare_body(json.dumps(body).encode(), None)
         try:
@@ -160,20 +160,20 @@ class RewardClient:
             if time.monotonic() >= deadline:
                 return TIMED_OUT, f"{server} did not answer within {self.timeout:g} s; raise --timeout".encode()
             cause = str(error).rsplit(": ")[-1].strip("')\"")
-            return NO_CONNECTION, f"No server answers at {server}: {cause}.".encode()
+            return NO_CONNECTION, f"Cannot reach a server at {server}: {cause}.".encode()
 
     def _choose(self, prompt: str) -> str:
-        """Return a server; the same one for equal prompts, because its prefix cache has the prompt."""
+        """Return a server; always the same one for a prompt, because the prompt is in its prefix cache."""
         for url in self.servers if len(self.down) < len(self.servers) else []:
             if self.down.get(url, math.inf) <= time.monotonic():
-                self.down[url] = time.monotonic() + self.timeout  # one request at a time tries a failed server
+                self.down[url] = time.monotonic() + self.timeout  # only one request at a time retries it
                 return url
         up = [url for url in self.servers if url not in self.down] or self.servers
         return max(up, key=lambda url: hash((prompt, url)))
 
 
 def read_score(url: str, reply: bytes) -> float:
-    """Return the score in a reply; raise ServerError or ConversationError without one."""
+    """Return the score in a reply; raise ServerError or ConversationError if it has none."""
     try:
         (value,) = json.loads(reply)["data"][0]["data"]
         is_finite = math.isfinite(value) and not isinstance(value, bool)
@@ -193,8 +193,8 @@ def error_message(reply: bytes) -> str:
 
 
 def to_wire(message: dict[str, Any]) -> dict[str, Any]:
-    """Return a message as vLLM accepts it; raise ConversationError if vLLM would silently drop a part of it."""
-    # Templates compare the id of a tool result with those of the calls: where neither has one, both are sent empty.
+    """Return a message in vLLM's format; raise ConversationError if vLLM would silently drop part of it."""
+    # Templates compare the id of a tool result with the ids of the calls; if neither has an id, send both empty.
     empty = {"content": "", "tool_call_id": ""} if message.get("role") == "tool" else {"content": ""}
     sent = empty | {key: value for key, value in message.items() if value is not None}
     for key in DROPPED if sent.get("role") == "assistant" else DROPPED + ASSISTANT_ONLY:
@@ -208,7 +208,7 @@ def to_wire(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def call_to_wire(call: Any) -> dict[str, Any]:
-    """Return a tool call with an id and with its arguments as JSON text, which vLLM parses before it renders them."""
+    """Return a tool call with an id and with its arguments as JSON text, which vLLM parses before rendering."""
     try:
         arguments = call["function"].get("arguments") or {}
         text = json.dumps(dict(json.loads(arguments) if isinstance(arguments, str) else arguments))
@@ -219,7 +219,7 @@ def call_to_wire(call: Any) -> dict[str, Any]:
 
 
 def conversation(query: str | Messages, response: str | Messages, system: str | None = None) -> Messages:
-    """Return the messages of an answer to a prompt; add a system message only if the training data had one."""
+    """Return the messages of a prompt and its answer. Pass `system` only if the training data had a system message."""
     before = [] if system is None else [{"role": "system", "content": system}]
     prompt = query if isinstance(query, list) else [{"role": "user", "content": query}]
     return before + prompt + (response if isinstance(response, list) else [{"role": "assistant", "content": response}])
@@ -241,17 +241,17 @@ def get_score_api(query: str, response: str, system: str | None = None, **option
 
 
 def main(argv: list[str]) -> None:
-    """Run the command line."""
+    """Run the command-line interface."""
     command = argv.pop(0) if argv[:1] in (["rank"], ["check"]) else ""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="*", metavar="question answer")
     parser.add_argument("--system", help="system message; pass it only if the training data had one")
     parser.add_argument("--input", help="rows to score: .jsonl, .jsonl.gz, .json, .csv or .parquet")
-    parser.add_argument("--output", help="the rows with their scores, .jsonl; resumed if it exists")
-    parser.add_argument("--pairs_out", help="rank: training pairs of the best and the worst answer, .jsonl")
+    parser.add_argument("--output", help=".jsonl file for the rows and their scores; resumed if it exists")
+    parser.add_argument("--pairs_out", help="rank: .jsonl file for training pairs of the best and the worst answer")
     parser.add_argument("--model_dir", required=command == "check", help="check: directory of the model")
-    parser.add_argument("--dtype", help="check: dtype of the server; default: that of the weights")
-    parser.add_argument("--base_url", action="append", help=f"repeat it for several servers; default: {BASE_URL}")
+    parser.add_argument("--dtype", help="check: dtype of the server; default: the dtype of the weights")
+    parser.add_argument("--base_url", action="append", help=f"repeat to use several servers; default: {BASE_URL}")
     parser.add_argument("--model", default=MODEL, help="served model name, default: %(default)s")
     parser.add_argument("--timeout", type=float, default=60.0, help="seconds to wait for a reply, default: %(default)g")
     parser.add_argument("--retries", type=int, default=4, help="retries after a server fails, default: %(default)s")

@@ -6,10 +6,10 @@
     from infer_transformers import infer_transformers
     infer_transformers("save/demo", [[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]])
 
-A row of the input is a conversation ({"messages": [...]}), a prompt with its answers ({"prompt": ..., "responses":
-[...]}), or a preference pair in any layout that train.py reads, each with "tools" if the assistant had any. The output
-has the same rows in the same order, with "score", "scores" (one for each answer), "chosen_score" and "rejected_score",
-or "error". Rows are written batch by batch, and an existing output is resumed.
+Each row of the input is a conversation ({"messages": [...]}), a prompt with its answers ({"prompt": ..., "responses":
+[...]}), or a preference pair in any layout that train.py reads. Any row can also contain the assistant's "tools". The
+output contains the same rows in the same order, with "score", "scores" (one for each answer), "chosen_score" and
+"rejected_score", or "error". Rows are written batch by batch, so an interrupted run can be resumed.
 """
 
 import argparse
@@ -30,13 +30,13 @@ from reward_model.scoring.reference_check import DRIFT
 def infer_transformers(
     model: str, conversations: list[Messages], tools: list[dict[str, Any]] | None = None, dtype: str | None = None
 ) -> list[float]:
-    """Return the raw scores of conversations.
+    """Return the raw score of each conversation.
 
     Args:
         model: Directory of a reward model.
-        conversations: Adjacent answers to one prompt share the computation of the prompt.
-        tools: The tools that the assistant had in all conversations.
-        dtype: Default: float32 on a CPU, otherwise the dtype of the weights.
+        conversations: Conversations to score. If answers to one prompt are adjacent, the prompt is computed only once.
+        tools: Tools available to the assistant, shared by all conversations.
+        dtype: Defaults to float32 on a CPU, otherwise to the dtype of the weights.
     """
     from reward_model.scoring.local import load_reward_model, score
 
@@ -47,13 +47,13 @@ def infer_transformers(
 
 
 def score_input(args: argparse.Namespace) -> int:
-    """Score the rows of a file, and return the number of rows with an error."""
+    """Score the rows in a file, and return the number of rows with an error."""
     from reward_model.model.reference_scores import drift, rounding_noise
     from reward_model.scoring.local import batch_budget, load_reward_model, score_rows
 
     output = open_partial_output(args.input, args.output)
     model, tokenizer = load_reward_model(args.model, args.dtype)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # from here on, a stop is reported
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # from here on, Ctrl-C prints how to resume
     exact = str(model.dtype) == "torch.float32"
     noise = rounding_noise(Path(args.model))
     if not exact and (found := drift(model, tokenizer, Path(args.model))) > DRIFT * noise:
@@ -63,16 +63,16 @@ def score_input(args: argparse.Namespace) -> int:
 
 
 def main(argv: list[str]) -> None:
-    """Run the command line."""
+    """Run the command-line interface."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="directory of a reward model, such as the --output_dir of train.py")
     parser.add_argument("question", nargs="?")
     parser.add_argument("answers", nargs="*", metavar="answer")
     parser.add_argument("--input", type=Path, help="rows to score: .jsonl, .jsonl.gz, .json, .csv or .parquet")
-    parser.add_argument("--output", type=Path, help="the rows with their scores, .jsonl; resumed if it exists")
+    parser.add_argument("--output", type=Path, help=".jsonl file for the rows and their scores; resumed if it exists")
     dtypes = ["float32", "bfloat16", "float16"]
-    parser.add_argument("--dtype", choices=dtypes, help="default: float32 on a CPU, otherwise that of the weights")
-    parser.add_argument("--tokens_per_batch", type=int, help="default: depends on the free GPU memory; 4096 on a CPU")
+    parser.add_argument("--dtype", choices=dtypes, help="default: float32 on a CPU, otherwise the dtype of the weights")
+    parser.add_argument("--tokens_per_batch", type=int, help="default: based on the free GPU memory; 4096 on a CPU")
     args = parser.parse_args(argv)
     if args.input and args.output and not args.question:
         sys.exit(1 if score_input(args) else 0)

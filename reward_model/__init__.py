@@ -1,18 +1,18 @@
-"""Errors shared by all modules. Nothing heavy is imported here: infer_vllm.sh runs a check before every start."""
+"""Errors shared by all modules. Imports nothing heavy, because infer_vllm.sh runs a check before every start."""
 
 import os
 import traceback
 
 
 class InputError(ValueError):
-    """A user's mistake. The message names the problem, the place and the fix; scripts print it without a traceback."""
+    """An error in the user's input. Its message gives the problem, the location and the fix, and is printed alone."""
 
 
 class RowError(InputError):
-    """A problem of one row. The caller adds the place of the row.
+    """A problem with one row. The caller adds the location of the row.
 
     Args:
-        reason: Short name under which such rows are counted.
+        reason: Short name under which such problems are counted.
         message: Description of the problem.
     """
 
@@ -20,11 +20,11 @@ class RowError(InputError):
         super().__init__(message)
         self.reason = reason
 
-    def __reduce__(self) -> tuple:  # by default, unpickling would pass the message alone
+    def __reduce__(self) -> tuple:  # by default, unpickling would pass only the message
         return RowError, (self.reason, str(self))
 
 
 def print_traceback() -> None:
-    """Print the traceback of the current exception if the environment has REWARD_MODEL_DEBUG=1."""
+    """Print the traceback of the current exception if REWARD_MODEL_DEBUG=1 is set."""
     if os.environ.get("REWARD_MODEL_DEBUG") == "1":
         traceback.print_exc()

@@ -1,4 +1,4 @@
-"""Render reports from Jinja templates: text for the terminal, and HTML pages with plots as SVG."""
+"""Render reports from Jinja templates: text for the terminal, and HTML pages with SVG plots."""
 
 import json
 from io import StringIO
@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 
 matplotlib.rcParams.update(
     {
-        "svg.fonttype": "none",  # keep text as text: the fonts of the browser have Chinese characters
-        "svg.hashsalt": "reward model",  # the same report gives the same file
+        "svg.fonttype": "none",  # keep text as text: the browser's fonts include Chinese characters
+        "svg.hashsalt": "reward model",  # make the file reproducible
         "font.size": 9,
         "axes.spines.top": False,
         "axes.spines.right": False,
@@ -25,12 +25,12 @@ BLUE, ORANGE, GRAY = "#2563a8", "#d9722b", "#8a8f98"
 
 
 def render(template: str, **values: Any) -> str:
-    """Return the text of a template; `template` is its path in this package."""
+    """Render a template, given by its path in this package."""
     return TEMPLATES.get_template(template).render(values)
 
 
 def plot(title: str, xlabel: str = "", ylabel: str = "") -> tuple[Figure, Axes]:
-    """Return a figure with one set of axes; a page shows three of its size in a row."""
+    """Return a figure with one set of axes, sized so that three fit side by side on a page."""
     figure = Figure(figsize=(4.4, 2.9), layout="constrained")
     axes = figure.add_subplot(title=title, xlabel=xlabel, ylabel=ylabel)
     return figure, axes
@@ -45,7 +45,7 @@ def svg(figure: Figure) -> str:
 
 
 def conversation(messages: list[dict]) -> str:
-    """Return messages as plain text, each after its role."""
+    """Return messages as plain text, each preceded by its role."""
     texts = []
     for message in messages:
         rest = {key: value for key, value in message.items() if key not in ("role", "content")}  # calls, reasoning

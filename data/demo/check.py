@@ -1,4 +1,4 @@
-"""Check that the demo data is balanced; print each problem and exit with 1 if there is one.
+"""Check that the demo data is balanced; print each problem, and exit with status 1 if there are any.
 
 python -m data.demo.check
 """
@@ -17,7 +17,7 @@ MIN_PAIRS = {"train": 256, "eval": 64, "zh": 64}
 
 
 def problems() -> list[str]:
-    """Return the problems of the demo data, one sentence each."""
+    """Return the problems with the demo data, one sentence each."""
     found, prompts = [], {}
     for name, file in FILES.items():
         lines = file.read_text(encoding="utf-8").splitlines()

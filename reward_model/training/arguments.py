@@ -1,4 +1,4 @@
-"""Arguments of train.py: trl's dataclasses with more arguments, and defaults for reward models and the hardware."""
+"""Arguments of train.py: trl's dataclasses with additional arguments, and defaults that suit reward models."""
 
 import json
 import os
@@ -19,25 +19,26 @@ from reward_model import InputError
 from reward_model.model.checkpoint import stored_parameters
 from reward_model.training.loss import LOSSES
 
-# Full fine-tuning by model size: SmolLM2-135M learned well at 3e-5 and 5e-5, published models of 7B and more used 2e-6
-# to 1e-5. LoRA needs about ten times the rate (Schulman et al. 2025, "LoRA Without Regret").
+# Full fine-tuning by model size: SmolLM2-135M learned well at 3e-5 and 5e-5; published models with 7B or more used 2e-6
+# to 1e-5. LoRA needs about ten times that rate (Schulman et al. 2025, "LoRA Without Regret").
 LEARNING_RATE = {"LoRA": 1e-4, "small": 3e-5, "large": 1e-5}
 SMALL = 1_000_000_000  # parameters
 
 
 @dataclass
 class DataArguments(ScriptArguments):
-    """trl's ScriptArguments, and the arguments of this repository."""
+    """trl's ScriptArguments, plus the data arguments of this repository."""
 
     eval_size: float = HfArg(
         default=0.02,
-        help="Size of the held-out split where the data has no test split: a fraction below 1, a number of "
-        "pairs, or 0. The split is by prompt, so no prompt is in both parts.",
+        help="Size of the held-out split if the data has no test split: a fraction below 1, a number of "
+        "pairs, or 0. The split is by prompt, so no prompt is in both splits.",
     )
     shared_prefix: bool = HfArg(
         default=True,
-        help="Compute the prefix that chosen and rejected share once, without padding: the same loss and "
-        "gradients, several times faster. False pads like trl; consider --train_sampling_strategy group_by_length.",
+        help="Compute the prefix shared by chosen and rejected only once, without padding: the same loss and "
+        "gradients, several times faster. False pads as trl does; then --train_sampling_strategy group_by_length "
+        "reduces the padding.",
     )
     benchmark_files: list[str] = HfArg(
         default_factory=list,
@@ -47,40 +48,40 @@ class DataArguments(ScriptArguments):
     overwrite_output_dir: bool = HfArg(default=False, help="Train even if output_dir contains a model or checkpoints.")
     dry_run: bool = HfArg(
         default=False,
-        help="Run two steps of the longest pairs, report the memory and the time of the complete run, and save "
-        "nothing.",
+        help="Run two steps on the longest pairs, report their memory use and an estimate of the total run time, and "
+        "save nothing.",
     )
     allow_stripped_reasoning: bool = HfArg(
-        default=False, help="Train even if the chat template drops reasoning, tools or tool calls of the answers."
+        default=False, help="Train even if the chat template drops tools, or tool calls or reasoning in the answers."
     )
 
 
 @dataclass
 class TrainingArguments(RewardConfig):
-    """trl's RewardConfig: bf16 where it is fast, curves in TensorBoard, distributed training on CPU as well."""
+    """trl's RewardConfig, with bf16 where it is fast, TensorBoard logs, and distributed training on CPUs as well."""
 
     num_train_epochs: float = HfArg(
         default=1.0, help="Number of epochs, which may be a fraction. Reward models overfit early."
     )
     learning_rate: float = HfArg(
         default=LEARNING_RATE["large"],
-        help="Defaults to 1e-4 for LoRA, 3e-5 for full fine-tuning of a local model below 1 B parameters, and "
+        help="Defaults to 1e-4 for LoRA, 3e-5 for full fine-tuning of a local model below 1B parameters, and "
         "1e-5 otherwise.",
     )
     eval_strategy: str = HfArg(
         default="steps", help="When to evaluate the held-out pairs.", metadata={"choices": ["no", "steps", "epoch"]}
     )
     eval_steps: float | None = HfArg(
-        default=0.2, help="Steps between two evaluations; below 1, a fraction of all steps."
+        default=0.2, help="Steps between evaluations; a value below 1 is a fraction of all steps."
     )
     report_to: None | str | list[str] = HfArg(
         default="tensorboard", help="Where to log curves: tensorboard, wandb, … or none."
     )
-    bf16: bool | None = HfArg(default=None, help="bf16 autocast; on by default where a GPU supports it.")
+    bf16: bool | None = HfArg(default=None, help="bf16 autocast; on by default if the GPU supports it.")
     loss_type: str = HfArg(
         default="margin",
-        help="bradley_terry: -log sigmoid(chosen - rejected). margin: the same of the difference minus the "
-        "pair's margin, 0 where the data has none. scaled: bradley_terry times the margin.",
+        help="bradley_terry: -log sigmoid(chosen - rejected). margin: -log sigmoid(chosen - rejected - margin), "
+        "with margin 0 if the data has none. scaled: bradley_terry multiplied by the margin.",
         metadata={"choices": list(LOSSES)},
     )
     template_date: str | None = HfArg(
@@ -90,26 +91,26 @@ class TrainingArguments(RewardConfig):
     )
     chat_template_kwargs: str | None = HfArg(
         default=None,
-        help="Values for variables of the chat template, such as '{\"enable_thinking\": false}'. They are "
-        "written into the template, so that training, scoring and serving render the same text.",
+        help="Values for chat template variables, such as '{\"enable_thinking\": false}'. They are written "
+        "into the template, so that training, scoring and serving render the same text.",
     )
     split_special_tokens: bool = HfArg(
         default=False,
-        help="Treat special tokens in texts (<|im_end|>) as ordinary text: the saved chat template inserts a "
-        "space into them, in training, scoring and serving.",
+        help="Treat special tokens in texts (such as <|im_end|>) as ordinary text: the saved chat template "
+        "inserts a space into them, in training, scoring and serving.",
     )
     group_by_prompt: bool | None = HfArg(
         default=None,
-        help="Keep the pairs of a prompt together in a batch, so that each of its answers is computed once. On "
-        "by default where prompts have several pairs.",
+        help="Keep the pairs of a prompt together in a batch, so that each of its answers is computed only once. "
+        "On by default if prompts have several pairs.",
     )
     balance_ranks: bool = HfArg(
-        default=True, help="Distribute the pairs of a step so that all devices and micro-steps have similar loads."
+        default=True, help="Distribute the pairs in a step so that all devices and micro-steps have similar loads."
     )
     max_tokens_per_micro_batch: int | None = HfArg(
         default=None,
-        help="Split a micro-batch with more token positions into several passes, with the same gradients, so "
-        "that long pairs do not run out of memory.",
+        help="Split a micro-batch with more token positions than this into several passes, with the same "
+        "gradients, so that long pairs do not run out of memory.",
     )
 
     def __post_init__(self) -> None:
@@ -120,11 +121,11 @@ class TrainingArguments(RewardConfig):
                     "--deepspeed needs a launcher, even for a single GPU. Start with sh train.sh or torchrun."
                 )
         if self.fsdp:
-            raise InputError("--fsdp is not supported: packed rows and saving are untested under it. Use sh train.sh.")
+            raise InputError("--fsdp is not supported: packed rows and saving are untested with it. Use sh train.sh.")
         if self.bf16 is None and not self.fp16:
             self.bf16 = bf16_is_fast()
         if self.bf16 and not (torch.accelerator.is_available() or self.use_cpu):
-            raise InputError("--bf16 needs a GPU; a CPU trains in float32. Remove the argument.")
+            raise InputError("--bf16 needs a GPU; a CPU uses float32. Remove the argument.")
         self.dataloader_pin_memory &= torch.accelerator.is_available()
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
             # Without this, accelerate sees a single process under torchrun, and DeepSpeed's batch size check fails.
@@ -132,13 +133,13 @@ class TrainingArguments(RewardConfig):
             if self.deepspeed is not None:
                 import deepspeed  # takes seconds
 
-                # This op is compiled at the first start, which fails in a path with a space; gloo replaces it.
+                # This op is compiled on first use, which fails if the path contains a space; gloo replaces it.
                 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
             PartialState(cpu=self.deepspeed is None, backend="gloo")
             self.accelerator_config = {"use_configured_state": True}
         super().__post_init__()
         if self.n_gpu > 1:
-            print(f"Training on one of {self.n_gpu} GPUs. sh train.sh with the same arguments uses all of them.")
+            print(f"Training on one of {self.n_gpu} GPUs. To use all of them: sh train.sh with the same arguments.")
             # Private: Trainer would use nn.DataParallel, which trl rejects, and offers no other way to prevent it.
             # test_one_of_several_gpus_is_used fails if this no longer works.
             self._n_gpu = 1
@@ -146,16 +147,16 @@ class TrainingArguments(RewardConfig):
 
 @dataclass
 class ModelArguments(ModelConfig):
-    """trl's ModelConfig: LoRA trains and saves the reward head, and the dtype follows the hardware."""
+    """trl's ModelConfig, with a LoRA that trains and saves the reward head, and a dtype that suits the hardware."""
 
     dtype: str | None = HfArg(
         default=None,
-        help="Dtype of the loaded weights. Defaults to bfloat16 where bf16 is on and the trained weights are "
-        "kept in fp32 by DeepSpeed or are few (LoRA), and to float32 otherwise.",
+        help="Dtype of the loaded weights. Defaults to bfloat16 if bf16 is on and the run uses LoRA or "
+        "DeepSpeed, which keep the trained weights in fp32, and to float32 otherwise.",
         metadata={"choices": ["auto", "bfloat16", "float16", "float32"]},
     )
     lora_task_type: str = HfArg(default="SEQ_CLS", help="LoRA task type. SEQ_CLS trains the reward head `score`.")
-    lora_dropout: float = HfArg(default=0.0, help="Dropout of LoRA inputs.")
+    lora_dropout: float = HfArg(default=0.0, help="Dropout on the inputs of LoRA.")
 
     def __post_init__(self) -> None:
         if self.use_peft and self.lora_target_modules is None:
@@ -164,15 +165,15 @@ class ModelArguments(ModelConfig):
 
 
 def bf16_is_fast() -> bool:
-    """Return whether bf16 is faster than fp32: on a 2-core AVX2 machine it ran at 1/130 of the speed."""
+    """Return whether bf16 is faster than fp32. On a 2-core AVX2 CPU, it was 130 times slower."""
     return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def parse_arguments(argv: list[str], default_file: Path) -> tuple[DataArguments, TrainingArguments, ModelArguments]:
     """Parse a command line, which may start with a JSON or YAML file; later arguments override the file.
 
-    Without arguments, `default_file` is read. Its paths are relative to its directory, which becomes the working
-    directory, so that a debugger can start anywhere. All other paths are relative to the working directory.
+    If there are no arguments, read `default_file` and make its directory the working directory, so that a debugger can
+    start anywhere. Paths are relative to the working directory.
     """
     if not argv:
         os.chdir(default_file.parent)
@@ -203,7 +204,7 @@ def parse_arguments(argv: list[str], default_file: Path) -> tuple[DataArguments,
 
 
 def schedule_line(args: TrainingArguments, model_args: ModelArguments) -> str:
-    """Return one line on the schedule of the run, since the defaults depend on the mode."""
+    """Return a line that describes the schedule of the run, because its defaults depend on the mode."""
     mode = "LoRA" if model_args.use_peft else "Full fine-tuning"
     length = f"{args.max_steps} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epoch(s)"
     pairs = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
@@ -212,11 +213,11 @@ def schedule_line(args: TrainingArguments, model_args: ModelArguments) -> str:
     evaluated = {"no": "at the end", "steps": every, "epoch": "after each epoch"}[
         IntervalStrategy(args.eval_strategy).value
     ]
-    return f"{mode}: learning rate {args.learning_rate:g}, {length} of {pairs} pairs a step, evaluation {evaluated}"
+    return f"{mode}: learning rate {args.learning_rate:g}, {length}, {pairs} pairs per step, evaluation {evaluated}"
 
 
 def read_mapping(path: Path, argument: str = "") -> dict[str, Any]:
-    """Return the mapping in a JSON or YAML file, which `argument` names in errors."""
+    """Return the mapping in a JSON or YAML file; errors mention `argument`, the option that the file belongs to."""
     name, is_yaml = f"{argument} {path}".strip(), path.suffix in (".yaml", ".yml")
     try:
         text = path.read_text(encoding="utf-8")
@@ -231,7 +232,7 @@ def read_mapping(path: Path, argument: str = "") -> dict[str, Any]:
 
 
 def file_to_argv(path: Path) -> list[str]:
-    """Return the command line that is equivalent to a JSON or YAML file, so that one parser checks both."""
+    """Convert a JSON or YAML file to the equivalent command line, so that one parser checks both."""
     argv = []
     for name, value in read_mapping(path).items():
         if value is not None:

@@ -1,4 +1,4 @@
-"""Callbacks of a run: choose how attention runs before the first step, and stop or warn when training goes wrong."""
+"""Trainer callbacks: choose how attention runs before the first step, and stop or warn when training goes wrong."""
 
 import json
 import re
@@ -22,13 +22,13 @@ MAX_DRIFT = 30.0  # of the mean reward since the first log
 
 
 class AttentionChooser(TrainerCallback):
-    """Decide before the first step whether the model trains on packed or on padded rows.
+    """Decide before the first step whether the model trains on packed or padded rows.
 
-    If the model cannot take packed rows, the collator pads from the first batch on, and one line gives the reason.
+    If the model cannot take packed rows, the collator pads every batch, and a printed line gives the reason.
 
     Args:
         collator: The collator of the run.
-        pairs: The longest examples of the run.
+        pairs: The longest training examples.
     """
 
     def __init__(self, collator: PairCollator, pairs: list[dict[str, Any]]) -> None:
@@ -36,7 +36,7 @@ class AttentionChooser(TrainerCallback):
         self.pairs = [(list(pair[SIDES[0]]), list(pair[SIDES[1]])) for pair in pairs]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
-        """Choose packed or padded rows, and print the reason for padded ones."""
+        """Choose packed or padded rows, and print the reason for padding."""
         half, collator = args.bf16 or args.fp16, self.collator
         with torch.autocast(args.device.type, torch.float16 if args.fp16 else torch.bfloat16, half):
             reason = choose_attention(
@@ -48,20 +48,20 @@ class AttentionChooser(TrainerCallback):
 
 
 class TrainingMonitor(TrainerCallback):
-    """Stop at weights that are not finite, warn of drifting rewards, and explain an out-of-memory error.
+    """Stop if weights are not finite, warn about drifting rewards, and explain out-of-memory errors.
 
     Args:
-        tokenizer: Decodes a bad batch for its report.
+        tokenizer: Decodes a bad batch for the report.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
-        self.batches: list[dict[str, Any]] = []  # of the current step
+        self.batches: list[dict[str, Any]] = []  # those of the current step
         self.first_log: dict[str, Any] = {}
         self.has_warned = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
-        """Restore the first log of a resumed run, and start to remember the batches of each step."""
+        """Restore the first log of a resumed run, and start recording the batches of each step."""
         self.first_log = next((log for log in state.log_history if "loss" in log), {})
         installed_model(model).register_forward_pre_hook(self._remember_batch, with_kwargs=True)
 
@@ -70,12 +70,12 @@ class TrainingMonitor(TrainerCallback):
             self.batches.append(batch)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Forget the batches of the step."""
+        """Discard the batches of the step."""
         self.batches.clear()
 
     def on_train_end(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
         """Raise InputError if a weight is not finite. Runs on all ranks."""
-        # ZeRO-3 leaves the parameters empty; ds_tensor holds this rank's part of each.
+        # ZeRO-3 leaves the parameters empty; ds_tensor holds this rank's shard of each.
         parts = [getattr(parameter, "ds_tensor", parameter) for parameter in model.parameters()]
         if not all(gather_object([bool(part.isfinite().all()) for part in parts])):
             raise InputError(f"The weights are not finite after step {state.global_step}, so they are not saved.")
@@ -85,13 +85,13 @@ class TrainingMonitor(TrainerCallback):
         if "loss" not in logs or not state.is_world_process_zero:
             return
         self.first_log = self.first_log or logs
-        # Drift is measured from the first log: untrained scores are far from 0 where the final norm is large.
+        # Measure drift from the first log, because untrained scores are far from 0 if the final norm is large.
         first, mean = (float(log.get("mean_reward", 0)) for log in (self.first_log, logs))
         if abs(mean - first) > MAX_DRIFT and not self.has_warned:
             self.has_warned = True
             print(
                 f"Warning: The mean reward has drifted from {first:.0f} to {mean:.0f}, and bf16 resolves large rewards "
-                "poorly. --center_rewards_coefficient 0.01 keeps rewards near 0."
+                "poorly. To keep rewards near 0, pass --center_rewards_coefficient 0.01"
             )
 
     def stop_at_bad_batch(self, loss: float, norm: float, args: Any, step: int) -> None:
@@ -114,18 +114,18 @@ class TrainingMonitor(TrainerCallback):
 
     @contextmanager
     def explain_out_of_memory(self) -> Iterator[None]:
-        """Turn an out-of-memory error into an InputError with the batch and the arguments to change."""
+        """Turn an out-of-memory error into an InputError that describes the batch and suggests arguments to change."""
         try:
             yield
-        except RuntimeError as error:  # torch.OutOfMemoryError on a GPU; a CPU raises the plain class
+        except RuntimeError as error:  # torch.OutOfMemoryError on a GPU, but the plain class on a CPU
             if not re.search("out of memory|can't allocate memory", str(error)):
                 raise
             batch = self.batches[-1] if self.batches else {}
             tokens, places = batch["input_ids"].numel() if batch else 0, list(batch.get("places", []))
             raise InputError(
-                f"Out of memory at a batch of {tokens:,} token positions, {len(places)} pairs (the first is "
+                f"Out of memory in a batch of {tokens:,} token positions, {len(places)} pairs (the first is "
                 f"{(places or ['unknown'])[0]}): {str(error).splitlines()[0][:160]} Set --max_tokens_per_micro_batch "
                 f"{max(tokens // 2, 1)}, a smaller --per_device_train_batch_size with more "
                 "--gradient_accumulation_steps, --gradient_checkpointing True, a smaller --max_length, or --use_peft. "
-                "--dry_run True tries the longest pairs."
+                "To try the longest pairs, pass --dry_run True"
             ) from error

@@ -1,6 +1,6 @@
 """Write checkpoints atomically, find the newest complete one, and shut down gracefully.
 
-A checkpoint is complete when it has complete.json, which is written last.
+A checkpoint is complete if it contains complete.json, which is written last.
 """
 
 import json
@@ -23,26 +23,26 @@ from transformers.trainer_utils import rotate_checkpoints
 from reward_model import InputError
 from reward_model.model.reference_scores import write_reference_scores
 
-COMPLETE = "complete.json"  # the size in bytes of every other file of the checkpoint
-STOPPED = 75  # exit status of a run that saved and stopped (EX_TEMPFAIL: run the same command again)
+COMPLETE = "complete.json"  # contains the size in bytes of every other file in the checkpoint
+STOPPED = 75  # exit status of a run that saved a checkpoint and stopped (EX_TEMPFAIL: run the same command again)
 
 
 class CheckpointWriter(TrainerCallback):
-    """Complete each checkpoint that Trainer has written; then delete older ones.
+    """Complete each checkpoint that Trainer writes, then delete older ones.
 
-    Trainer deletes older checkpoints before the new one is complete, so `save_total_limit` is taken from its arguments.
+    Trainer would delete older checkpoints before the new one is complete, so `save_total_limit` is kept from it.
     """
 
     def __init__(self, save_total_limit: int | None) -> None:
         self.save_total_limit = save_total_limit
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Mark an existing checkpoint of this step as incomplete, because it may be about to be overwritten."""
+        """Mark an existing checkpoint for this step as incomplete, because it may be about to be overwritten."""
         if args.should_save:
             Path(args.output_dir, f"checkpoint-{state.global_step}", COMPLETE).unlink(missing_ok=True)
 
     def on_save(self, args: Any, state: Any, control: Any, model: Any, processing_class: Any, **kwargs: Any) -> None:
-        """Add the reference scores, mark the checkpoint as complete, and delete older ones. Runs on all ranks."""
+        """Add reference scores, mark the checkpoint as complete, and delete older checkpoints. Runs on all ranks."""
         checkpoint = Path(args.output_dir, f"checkpoint-{state.global_step}")
         write_reference_scores(model, processing_class, checkpoint)
         PartialState().wait_for_everyone()
@@ -75,7 +75,7 @@ def checkpoint_problem(checkpoint: Path) -> str | None:
 
 
 def newest_complete(output_dir: Path, verbose: bool = False) -> Path | None:
-    """Return the complete checkpoint with the most steps; `verbose` prints those that are skipped."""
+    """Return the newest complete checkpoint; with `verbose`, print the incomplete ones that are skipped."""
     checkpoints = [path for path in output_dir.glob("checkpoint-*") if path.name.split("-")[1].isdigit()]
     for checkpoint in sorted(checkpoints, key=lambda path: int(path.name.split("-")[1]), reverse=True):
         problem = checkpoint_problem(checkpoint)
@@ -89,7 +89,7 @@ def newest_complete(output_dir: Path, verbose: bool = False) -> Path | None:
 def find_checkpoint(resume: str | bool | None, output_dir: Path, verbose: bool) -> str | None:
     """Return the checkpoint that --resume_from_checkpoint selects.
 
-    `auto` selects the newest complete one if there is one, True requires one, and anything else is a path.
+    `auto` selects the newest complete checkpoint, if there is one; True requires one; anything else is a path.
     """
     word = str(resume or False).lower()
     if word == "false":
@@ -110,7 +110,7 @@ def find_checkpoint(resume: str | bool | None, output_dir: Path, verbose: bool) 
 
 
 def exit_with_message(message: str, status: int) -> NoReturn:
-    """End the program with one line. A rank passes it to torchrun, which prints the first rank's only."""
+    """Exit with a one-line message. A rank passes it to torchrun, which prints only that of the first rank to fail."""
     if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
         Path(file).write_text(json.dumps({"message": message, "timestamp": int(time.time())}), encoding="utf-8")
     else:
@@ -120,9 +120,9 @@ def exit_with_message(message: str, status: int) -> NoReturn:
 
 @contextmanager
 def report_disk_full(output_dir: Path) -> Iterator[None]:
-    """Turn the errors of a full disk into an InputError, and delete the checkpoint that was being written.
+    """Turn disk-full errors into an InputError, and delete the checkpoint that was being written.
 
-    Every library has its own exception for a full disk.
+    Every library raises its own exception when the disk is full.
     """
     try:
         yield
@@ -139,9 +139,9 @@ def report_disk_full(output_dir: Path) -> Iterator[None]:
 
 
 class GracefulShutdown(TrainerCallback):
-    """After SIGTERM or SIGINT to any rank, save on every rank at the end of the step and stop training.
+    """Save on every rank at the end of the step, and stop training, after any rank receives SIGTERM or SIGINT.
 
-    Transformers' just-in-time checkpoint lets each rank decide for itself, and so at different steps.
+    With Transformers' just-in-time checkpointing, each rank decides for itself, so ranks could stop at different steps.
     """
 
     def __init__(self) -> None:
@@ -156,7 +156,7 @@ class GracefulShutdown(TrainerCallback):
         self._signalled = 1
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Save and stop if any rank has received a signal and steps are left. Runs on all ranks."""
+        """Save and stop if any rank has received a signal and steps remain. Runs on all ranks."""
         signalled = torch.tensor(self._signalled, device=args.device)
         if torch.distributed.is_initialized():
             torch.distributed.all_reduce(signalled, torch.distributed.ReduceOp.MAX)
@@ -164,6 +164,6 @@ class GracefulShutdown(TrainerCallback):
             self.stopped = control.should_training_stop = control.should_save = True
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Restore the earlier signal handlers."""
+        """Restore the previous signal handlers."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""Collate pairs into one packed row, or into the padded rows of trl."""
+"""Collate pairs into one packed row, or into padded rows as trl does."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,16 +14,16 @@ SIDES = ("chosen_ids", "rejected_ids")
 
 @dataclass
 class PairCollator(DataCollatorForPreference):
-    """Collate pairs so that the rewards of the batch are `[chosen…, rejected…]`.
+    """Collate pairs so that the rewards of the batch are in the order `[chosen…, rejected…]`.
 
-    Examples have `chosen_ids`, `rejected_ids`, and optionally `margin`, `place` and `prompt` (a key: pairs of one
-    prompt share a tree). The batch has the inputs of the model, `real_tokens` (of both sides), `padded_positions` (of
-    the padded batch) and, with `max_tokens`, its `examples`, for `split`.
+    Examples contain `chosen_ids` and `rejected_ids`, and optionally `margin`, `place` and `prompt` (a key: pairs with
+    the same prompt share a tree). The batch contains the inputs of the model, `real_tokens` (on both sides),
+    `padded_positions` (in the padded batch) and, if `max_tokens` is set, its `examples`, for `split`.
 
     Args:
         shared_prefix: Return one packed row; otherwise padded rows.
-        max_tokens: Token positions of a pass, for `split`.
-        rope_switch: `reward_model.model.modeling.rope_switch` of the model.
+        max_tokens: Maximum number of token positions in a pass, for `split`.
+        rope_switch: The value of `reward_model.model.modeling.rope_switch` for the model.
     """
 
     shared_prefix: bool = True
@@ -31,7 +31,7 @@ class PairCollator(DataCollatorForPreference):
     rope_switch: int | None = None
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        """Return the batch of some examples."""
+        """Collate examples into a batch."""
         lengths = [len(example[side]) for example in examples for side in SIDES]
         if not self.shared_prefix:
             batch = super().torch_call(examples)
@@ -42,13 +42,13 @@ class PairCollator(DataCollatorForPreference):
             if "margin" in examples[0]:
                 batch["margin"] = torch.tensor([example["margin"] for example in examples], dtype=torch.float)
         if self.max_tokens:
-            batch["examples"] = np.array(examples, dtype=object)  # accelerate does not move its contents to the device
+            batch["examples"] = np.array(examples, dtype=object)  # an array that accelerate does not move to the device
         if "place" in examples[0]:
             batch["places"] = np.array([example["place"] for example in examples], dtype=object)
         return batch | {"real_tokens": sum(lengths), "padded_positions": len(lengths) * max(lengths)}
 
     def split(self, examples: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-        """Split a batch into parts of at most `max_tokens` positions; each has at least one pair."""
+        """Split examples into parts of at most `max_tokens` positions; each part has at least one pair."""
         parts: list[list[dict[str, Any]]] = [[]]
         for example in examples:
             if parts[-1] and self._positions([*parts[-1], example]) > (self.max_tokens or 0):
@@ -63,10 +63,10 @@ class PairCollator(DataCollatorForPreference):
 
 
 def trees(examples: list[dict[str, Any]], switch: int | None = None) -> tuple[list[Group], list[int]]:
-    """Return the trees of some pairs, and the numbers of the branches that are `[chosen…, rejected…]`.
+    """Arrange pairs in trees; return the trees and the branch numbers of `[chosen…, rejected…]`.
 
-    Pairs of one prompt share a tree that has each distinct answer once, unless separate trees are smaller because the
-    sides of each pair share more than all answers do. Branches are numbered across all trees.
+    Pairs with the same prompt share a tree that contains each distinct answer once, unless separate trees are smaller
+    because the sides of each pair share more than all answers do. Branches are numbered across all trees.
     """
     prompts: dict[Any, list[int]] = {}
     for number, example in enumerate(examples):
@@ -86,7 +86,7 @@ def trees(examples: list[dict[str, Any]], switch: int | None = None) -> tuple[li
 
 
 def _tree(pairs: list[dict[str, Any]], switch: int | None) -> tuple[Group, list[list[int]]]:
-    """Return the tree of all answers of some pairs, and the branch numbers of their chosen and rejected sides."""
+    """Return the tree of all answers in `pairs`, and the branch numbers of their chosen and rejected sides."""
     distinct: dict[tuple[int, ...], int] = {}
     sides = [[distinct.setdefault(tuple(pair[side]), len(distinct)) for pair in pairs] for side in SIDES]
     return tree(list(distinct), switch), sides

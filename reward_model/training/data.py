@@ -15,17 +15,17 @@ from reward_model.data.readers import data_files
 from reward_model.model.tokenization import set_unused_pad_token, stored_ids, tokenize_pairs
 from reward_model.training.arguments import DataArguments, TrainingArguments
 
-SAMPLE_SIZE = 48  # pairs of each file that are rendered before training
+SAMPLE_SIZE = 48  # pairs of each dataset that are rendered as a check before training
 
 
 def read_pairs(data_args: DataArguments, verbose: bool) -> tuple[Dataset, Dataset | None]:
-    """Return the training pairs and the test pairs, or None where the data has no test split.
+    """Return the training pairs, and the test pairs or None if the data has no test split.
 
-    `pairs.eval.jsonl` next to `pairs.jsonl` is the test split that prepare_data.py writes.
+    If `pairs.jsonl` has a `pairs.eval.jsonl` next to it, that is the test split written by prepare_data.py.
     """
     name = str(data_args.dataset_name)
     if ".rejected." in Path(name).name:
-        raise InputError(f"{name} has the rows that prepare_data.py rejected. Pass the file without .rejected.")
+        raise InputError(f"{name} contains rows that prepare_data.py rejected. Pass the file without .rejected.")
     if data_files(name) and (data_args.dataset_train_split, data_args.dataset_test_split) != ("train", "test"):
         raise InputError(f"--dataset_train_split and --dataset_test_split need a Hub dataset; {name} is a local path.")
     train_pairs, test_pairs = load_pairs(name, data_args.dataset_train_split, data_args.dataset_test_split)
@@ -39,16 +39,16 @@ def read_pairs(data_args: DataArguments, verbose: bool) -> tuple[Dataset, Datase
         repeated = count_repeated(train_pairs, test_pairs)
         if repeated > len(test_pairs) / 2:
             raise InputError(
-                f"{name}: {repeated} of {len(test_pairs)} test pairs are training pairs too, so their accuracy is "
+                f"{name}: {repeated} of {len(test_pairs)} test pairs are also training pairs, so their accuracy is "
                 "meaningless. Remove them: .venv/bin/python prepare_data.py --exclude_prompts"
             )
         if repeated and verbose:
-            print(f"{repeated} of {len(test_pairs)} test pairs are training pairs too.")
+            print(f"{repeated} of {len(test_pairs)} test pairs are also training pairs.")
     return train_pairs, test_pairs
 
 
 def count_repeated(train_pairs: Dataset, test_pairs: Dataset) -> int:
-    """Return the number of test pairs that are training pairs too, reading the training pairs in chunks."""
+    """Return the number of test pairs that are also training pairs, reading the training pairs in chunks."""
     tests: Counter[tuple[str, str]] = Counter(zip(test_pairs["chosen"][:], test_pairs["rejected"][:], strict=True))
     seen: set[tuple[str, str]] = set()
     for batch in train_pairs.select_columns(["chosen", "rejected"]).iter(1000):
@@ -57,7 +57,7 @@ def count_repeated(train_pairs: Dataset, test_pairs: Dataset) -> int:
 
 
 def sample_pairs(pairs: Dataset) -> list[dict[str, Any]]:
-    """Return evenly spread pairs, with conversations and tools as objects, and their place."""
+    """Return evenly spaced pairs, with conversations and tools as objects, and the location of each."""
     rows = pairs.select(np.linspace(0, len(pairs) - 1, min(len(pairs), SAMPLE_SIZE), dtype=int)).to_list()
     return [
         {name: json.loads(row[name] or "null") for name in ("chosen", "rejected", "tools")} | {"place": row["place"]}
@@ -73,10 +73,10 @@ def tokenize_all(
     data_args: DataArguments,
     args: TrainingArguments,
 ) -> tuple[Dataset, dict[str, Dataset]]:
-    """Return the tokenized training pairs and the evaluation sets by name, and give `tokenizer` an unused pad token.
+    """Tokenize the training pairs and the evaluation sets (by name), and set an unused pad token in `tokenizer`.
 
-    Training and held-out pairs longer than --max_length are dropped. Without test pairs, --eval_size of the training
-    pairs are held out.
+    Training and held-out pairs longer than --max_length are dropped. If there are no test pairs, training pairs are
+    held out according to --eval_size.
     """
     with args.main_process_first(desc="tokens"):
         limits = args.max_length, args.dataset_num_proc
@@ -96,16 +96,16 @@ def check_tokens(tokenized: dict[str, Dataset], model: PreTrainedModel, verbose:
     """Raise InputError for pairs that the model cannot process or distinguish.
 
     Args:
-        tokenized: Datasets of `tokenize_pairs` by name.
+        tokenized: Datasets from `tokenize_pairs`, by name.
         model: The model, or its skeleton on the meta device.
-        verbose: Print how many pairs have two equal sides.
+        verbose: Print how many pairs have two identical sides.
     """
     config = model.config.get_text_config()
     limit, vocabulary = getattr(config, "max_position_embeddings", None), config.vocab_size
     for name, pairs in tokenized.items():
         if limit and (longest := max(pairs["length"][:], default=0)) > limit:
             fix = f"Pass --max_length {limit}." if name in ("training", "held_out") else "Remove it from the file."
-            raise InputError(f"The longest of the {name} pairs has {longest} tokens; the model takes {limit}. {fix}")
+            raise InputError(f"The longest {name} pair has {longest} tokens; the model takes at most {limit}. {fix}")
         if (largest := max((ids.max(initial=0) for ids in stored_ids(pairs)), default=0)) >= vocabulary:
             raise InputError(
                 f"The tokenizer produced token id {largest}, but the vocabulary of the model has {vocabulary} tokens. "

@@ -1,4 +1,4 @@
-"""--dry_run: run two steps of the longest pairs, and report memory and the time of the complete run."""
+"""--dry_run: run two steps on the longest pairs, and report their memory use and an estimate of the total run time."""
 
 import math
 import resource
@@ -11,7 +11,7 @@ from transformers import Trainer
 
 from reward_model.training.arguments import TrainingArguments
 
-# Two steps, of which the first also allocates the optimizer's states. Nothing is saved, evaluated or reported.
+# Two steps, because the first also allocates the optimizer states. Nothing is saved, evaluated or reported.
 DRY_RUN_ARGUMENTS: dict[str, Any] = {
     "max_steps": 2,
     "logging_steps": 1,
@@ -24,7 +24,7 @@ DRY_RUN_ARGUMENTS: dict[str, Any] = {
 
 
 def select_longest(args: TrainingArguments, dataset: Dataset) -> tuple[Dataset, float]:
-    """Return the pairs of the largest possible step, and the length of the complete run in such steps."""
+    """Return the pairs of the largest possible step, and the length of the run measured in such steps."""
     pairs = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * len(dataset) / pairs)
     positions = np.array(dataset["positions"][:])
@@ -33,7 +33,7 @@ def select_longest(args: TrainingArguments, dataset: Dataset) -> tuple[Dataset, 
 
 
 def dry_run_line(trainer: Trainer, steps: float) -> str:
-    """Return one line with the memory and time of the second step, and the time of `steps` steps like it."""
+    """Return a line with the memory use and time of the second step, and an estimate for `steps` such steps."""
     *_, log = (log for log in trainer.state.log_history if "pairs_per_second" in log)
     seconds = len(trainer.train_dataset) / log["pairs_per_second"]
     if torch.cuda.is_available():
@@ -44,6 +44,6 @@ def dry_run_line(trainer: Trainer, steps: float) -> str:
     hours = steps * seconds / 3600
     duration = f"{hours:.1f} hours" if hours > 1 else f"{60 * hours:.1f} minutes"
     return (
-        f"Dry run: the longest step takes {seconds:.2f} s and {memory} on this device. The complete run takes about "
+        f"Dry run: the longest step takes {seconds:.2f} s and {memory} on this device. Estimated total run time: "
         f"{duration}, not counting evaluations and checkpoints. Nothing was saved."
     )

@@ -1,6 +1,6 @@
-"""Run torchrun so that the last line and the exit status are those of the run, not 40 lines of ChildFailedError.
+"""Run torchrun, but end with the last line and the exit status of the run instead of 40 lines of ChildFailedError.
 
-python -m reward_model.training.launch --nproc_per_node 8 train.py …          (arguments of torchrun, then a script)
+python -m reward_model.training.launch --nproc_per_node 8 train.py …          (torchrun arguments, then a script)
 """
 
 import signal
@@ -26,12 +26,12 @@ from torch.utils.cpp_extension import get_default_build_root
 
 from reward_model.training.checkpointing import STOPPED
 
-# Seconds that compiling an extension of DeepSpeed takes at most.
+# The most seconds that compiling a DeepSpeed extension takes.
 BUILD_SECONDS = 120
 
 
 def usable_gpus() -> int:
-    """Return the number of GPUs that torch can use. Exit if nvidia-smi lists GPUs and torch can use none of them."""
+    """Return the number of GPUs that torch can use. Exit if nvidia-smi lists GPUs but torch can use none of them."""
     if torch.accelerator.is_available():
         return torch.accelerator.device_count()
     if not shutil.which("nvidia-smi") or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
@@ -47,7 +47,7 @@ def usable_gpus() -> int:
 
 
 def remove_stale_build_locks() -> None:
-    """Delete the locks that killed runs have left in torch's build directory; DeepSpeed would wait for them forever.
+    """Delete locks that killed runs left in torch's build directory; DeepSpeed would wait for them forever.
 
     A lock that no process on this node holds may belong to another node, so it is kept for BUILD_SECONDS.
     """
@@ -55,19 +55,19 @@ def remove_stale_build_locks() -> None:
     for lock in root.rglob("lock"):
         with suppress(FileNotFoundError):  # released in the meantime
             while not is_open(lock) and (age := time.time() - lock.stat().st_mtime) < BUILD_SECONDS:
-                print(f"Waiting up to {BUILD_SECONDS - age:.0f} s for {lock}, left by a killed run or held by another.")
+                print(f"Waiting up to {BUILD_SECONDS - age:.0f} s for {lock} (left by a killed run, or in use).")
                 time.sleep(10)
             if not is_open(lock):
                 lock.unlink()
 
 
 def is_open(file: Path) -> bool:
-    """Return whether a process of this user on this node has a file open."""
+    """Return whether any of this user's processes on this node has the file open."""
     for process in psutil.process_iter():
         try:
             if any(open_file.path == str(file) for open_file in process.open_files()):
                 return True
-        except psutil.Error:  # of another user, or ended
+        except psutil.Error:  # the process belongs to another user, or has ended
             continue
     return False
 
@@ -76,7 +76,7 @@ if __name__ == "__main__":
     remove_stale_build_locks()
     os.environ.setdefault("PET_NPROC_PER_NODE", str(usable_gpus() or 1))  # the default of torchrun's --nproc_per_node
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    logging.disable(logging.ERROR)  # of this process only; the ranks log themselves
+    logging.disable(logging.ERROR)  # in this process only; the ranks do their own logging
     try:
         run.main()
     except ChildFailedError as failed:

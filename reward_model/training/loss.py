@@ -1,7 +1,7 @@
-"""Losses of preference pairs, as functions of reward tensors of shape `(pairs,)`.
+"""Losses for preference pairs, as functions of reward tensors of shape `(pairs,)`.
 
-To add a loss, write a function with the signature of `bradley_terry` and add it to `LOSSES`: `--loss_type` then offers
-it.
+To add a loss, write a function with the signature of `bradley_terry` and add it to `LOSSES`, whose keys are the choices
+of `--loss_type`.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def bradley_terry(chosen: Tensor, rejected: Tensor, margin: Tensor, smoothing: float) -> Tensor:
-    """Return `-log sigmoid(chosen - rejected)`, whatever the margin.
+    """Return `-log sigmoid(chosen - rejected)`, ignoring the margin.
 
     Args:
         chosen: Rewards of the chosen conversations, `(pairs,)`.
@@ -65,9 +65,9 @@ def pair_losses(
     label_smoothing: float = 0.0,
     center_coefficient: float | None = None,
 ) -> Tensor:
-    """Return the training loss of each pair, `(pairs,)`, centering included. Its mean is the loss of a batch.
+    """Return the training loss of each pair, including centering, `(pairs,)`. The loss of a batch is their mean.
 
-    Pairs without a margin have the loss `bradley_terry`.
+    If the pairs have no margins, the loss is `bradley_terry`.
     """
     if margin is None:
         loss_type, margin = "bradley_terry", torch.zeros_like(chosen)

@@ -1,4 +1,4 @@
-"""Write README.md of a trained model, which is its model card on the Hub, and upload the model."""
+"""Write the README.md of a trained model, which is its model card on the Hub, and upload the model."""
 
 import json
 from pathlib import Path
@@ -28,13 +28,13 @@ def write_model_card(
     eval_metrics: dict[str, float],
     name: str | None = None,
 ) -> None:
-    """Write README.md of a trained model.
+    """Write the README.md of a trained model.
 
     Args:
-        directory: The output directory of train.py, with the config and the reference scores of the model.
+        directory: The output directory of train.py, with the model's config and reference scores.
         record: What `make_record` returned for the run.
-        metrics: The metrics of training.
-        eval_metrics: The metrics of the last evaluation; empty if there was none.
+        metrics: Training metrics.
+        eval_metrics: Metrics from the last evaluation; empty if there was none.
         name: Hub id of the model; defaults to the directory.
     """
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
@@ -48,13 +48,13 @@ def write_model_card(
         base_model=_public_name(run["model_name_or_path"]),
         dataset=_public_name(run["dataset_name"]),
         trained=metrics,
-        evaluated=figures_by_subset(eval_metrics),
+        evaluated=metrics_by_subset(eval_metrics),
         versions=", ".join(f"{package} {version}" for package, version in record["versions"].items() if version),
         dtype=config.get("dtype") or "float32",
         example=conversations[0],
         on_hub=name is not None,
         renders_tools=any(FUNCTION["description"] in one["text"] for one in conversations),
-        # The question has the town of the call as well; some templates escape it in a call.
+        # The question mentions the town, too, so it must occur twice; some templates escape it in the call.
         renders_calls=any(text.count("Zürich") > 1 or r"Z\u00fcrich" in text for text in called),
         renders_reasoning=any(REASONING in one["text"] for one in conversations),
     )
@@ -62,7 +62,7 @@ def write_model_card(
 
 
 def card_metadata(run: dict[str, Any]) -> dict[str, Any]:
-    """Return the metadata that the Hub reads; a local base model and local data have no id there."""
+    """Return the metadata that the Hub reads. A local base model or local data is omitted, as it has no Hub id."""
     metadata = {
         "library_name": "transformers",
         "pipeline_tag": "text-classification",
@@ -76,8 +76,8 @@ def card_metadata(run: dict[str, Any]) -> dict[str, Any]:
     return metadata
 
 
-def figures_by_subset(metrics: dict[str, float]) -> dict[str, dict[str, float]]:
-    """Return accuracy, loss and margin of each evaluated set: `held-out pairs` or the name of a benchmark's subset."""
+def metrics_by_subset(metrics: dict[str, float]) -> dict[str, dict[str, float]]:
+    """Return the accuracy, loss and margin for each evaluated set: `held-out pairs` or the subset of a benchmark."""
     subsets = {}
     for key in metrics:
         if key.startswith("eval_") and key.endswith("accuracy"):
@@ -89,7 +89,7 @@ def figures_by_subset(metrics: dict[str, float]) -> dict[str, dict[str, float]]:
 
 
 def upload_model(directory: Path, repository: str, args: TrainingArguments) -> None:
-    """Upload a complete model to the Hub. Trainer would upload it before adapter, reference scores and card exist."""
+    """Upload a complete model to the Hub. Trainer would upload it before the reference scores and the card exist."""
     commit = HfApi(token=args.hub_token).upload_folder(
         repo_id=repository,
         folder_path=directory,
@@ -101,5 +101,5 @@ def upload_model(directory: Path, repository: str, args: TrainingArguments) -> N
 
 
 def _public_name(name: str) -> str:
-    """Return a Hub id, or the last part of a local path: the rest is of no use to readers of the card."""
+    """Return a Hub id, or the last component of a local path: the rest does not help readers of the card."""
     return Path(name).resolve().name if Path(name).exists() else name

@@ -1,4 +1,4 @@
-"""Report errors on several ranks: a rank that raises alone leaves the others waiting in their next collective."""
+"""Report errors across ranks: if a rank raised by itself, the others would wait forever in their next collective."""
 
 import traceback
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from reward_model import InputError
 
 @contextmanager
 def collect(problems: list[str]) -> Iterator[None]:
-    """Append the message of an InputError to `problems`; on several ranks, the message of any exception."""
+    """Append the message of an InputError to `problems`; with several ranks, the message of any exception."""
     try:
         yield
     except Exception as error:
@@ -25,9 +25,9 @@ def collect(problems: list[str]) -> Iterator[None]:
 
 @contextmanager
 def on_all_ranks() -> Iterator[None]:
-    """Run a block in which only some ranks may fail, and raise its error on all of them.
+    """Run a block that may fail on some ranks only, and raise the error on all ranks.
 
-    The block must have no collective that a failing rank would skip.
+    The block must not contain a collective that a failing rank would skip.
     """
     problems: list[str] = []
     with collect(problems):
@@ -36,7 +36,7 @@ def on_all_ranks() -> Iterator[None]:
 
 
 def raise_on_all_ranks(problems: list[str]) -> None:
-    """Raise one InputError with the problems of all ranks on every rank."""
+    """Raise an InputError that lists the problems from all ranks, on every rank."""
     each: list[list[str]] = gather_object([problems])
     lines = list(dict.fromkeys(line for found in each for line in found))
     for number, line in enumerate(lines):

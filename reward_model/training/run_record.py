@@ -1,4 +1,4 @@
-"""Write run.json (arguments, versions, data) into the output directory, and compare it when a run is resumed."""
+"""Write run.json (arguments, versions, data) to the output directory, and check a resumed run against it."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ from reward_model.model.checkpoint import weights_fingerprint
 
 FILE = "run.json"
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "peft", "deepspeed", "tokenizers", "numpy")
-# A resumed run must agree in these: otherwise it would have another schedule, other data or another model.
+# A resumed run must use the same values for these, or its schedule, data or model would be different.
 SAME = (
     "model_name_or_path model_revision dataset_name data pairs_per_step learning_rate lr_scheduler_type warmup_steps "
     "max_steps num_train_epochs seed data_seed max_length eval_size optim weight_decay max_grad_norm template_date "
@@ -72,11 +72,11 @@ def write_record(record: dict[str, Any], output_dir: Path) -> None:
 
 
 def check_same_run(record: dict[str, Any], output_dir: Path, named: bool) -> list[str]:
-    """Compare a run that resumes with the run.json of its output directory, and return warnings.
+    """Compare a resumed run with the run.json in its output directory, and return warnings.
 
     Args:
         record: What `make_record` returned for this run.
-        output_dir: Directory with run.json; without the file nothing is compared.
+        output_dir: Directory with run.json; if it has none, nothing is compared.
         named: Whether the user passed the path of the checkpoint, so that differences are only reported.
 
     Raises:
@@ -94,7 +94,7 @@ def check_same_run(record: dict[str, Any], output_dir: Path, named: bool) -> lis
     if different and not named:
         raise InputError(
             f"The run in {output_dir} was started with different arguments: {'; '.join(different)}. Pass the same "
-            "arguments, choose another --output_dir, or name the checkpoint: --resume_from_checkpoint PATH"
+            "arguments, choose another --output_dir, or pass the checkpoint: --resume_from_checkpoint PATH"
         )
     different += [
         f"{name} {old} is now {record['versions'].get(name)}"

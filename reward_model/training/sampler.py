@@ -1,4 +1,4 @@
-"""Order the pairs of an epoch: at random, with the pairs of a prompt together and similar loads on all ranks."""
+"""Order the pairs of an epoch at random, but keep the pairs of a prompt together and give all ranks similar loads."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -8,29 +8,29 @@ import numpy as np
 from datasets import Dataset
 from torch.utils.data import Sampler
 
-LOOK_AHEAD = 16  # prompts among which one is moved forward because it fits into the rest of an optimizer step
+LOOK_AHEAD = 16  # number of upcoming prompts to search for one that fits into the rest of an optimizer step
 
 
 class StepSampler(Sampler[int]):
-    """Yield the numbers of pairs, one optimizer step after the other, as accelerate distributes them to the ranks.
+    """Yield the indices of pairs, step by step, in the order in which accelerate distributes them to the ranks.
 
-    A step takes the next pairs of a random order, which depends on `seed` and `epoch` only. With `group_by_prompt` it
-    takes the next prompts with all their pairs; a prompt that does not fit is split, and its rest starts the next step.
-    With `balance_ranks` the pairs of a step, or its prompts, are assigned longest first, each to the micro-batch with
-    the fewest packed positions so far; otherwise to the first micro-batch with room. Every micro-batch has `batch_size`
-    pairs. (Transformers' BatchRebalanceSampler gives ranks different numbers of pairs, so a mean over the pairs of a
-    rank would weigh them differently.)
+    A step takes the next pairs in a random order that depends only on `seed` and `epoch`. With `group_by_prompt`, it
+    takes the next prompts with all their pairs; a prompt that does not fit is split, and the rest starts the next step.
+    With `balance_ranks`, the pairs (or prompts) of a step are assigned longest first, each to the micro-batch with the
+    fewest packed positions so far; without it, to the first micro-batch with room. Every micro-batch has `batch_size`
+    pairs. (Transformers' BatchRebalanceSampler gives ranks different numbers of pairs, so taking the mean on each rank
+    would weight pairs differently.)
 
-    At the end of an epoch, the first pairs of the order are repeated until every rank has a full micro-batch. With
-    `drop_last`, pairs that do not fill one for every rank are dropped. Where a step is a single micro-batch, the last
-    one may be smaller.
+    At the end of an epoch, the first pairs in the order are repeated until every rank has a full micro-batch. With
+    `drop_last`, leftover pairs that cannot fill one on every rank are dropped instead. If a step is a single
+    micro-batch, the last one may be smaller.
 
     Args:
-        pairs: Dataset of `tokenize_pairs`.
-        batch_size: Pairs in a micro-batch of one rank.
+        pairs: Dataset from `tokenize_pairs`.
+        batch_size: Pairs in a micro-batch on one rank.
         ranks: Number of ranks.
         accumulation: Micro-batches in an optimizer step.
-        seed: Seed of the order.
+        seed: Seed for the random order.
         group_by_prompt: Keep the pairs of a prompt together; None does so if prompts have several pairs.
         balance_ranks: Give micro-batches similar loads.
         drop_last: Drop incomplete micro-batches.
@@ -87,7 +87,7 @@ class StepSampler(Sampler[int]):
             yield from self._deal(step)
 
     def _deal(self, step: list[np.ndarray]) -> list[int]:
-        """Return the pairs of a step, given by prompt, in the order micro-step, rank."""
+        """Return the pairs of a step, which are given by prompt, ordered by micro-step and then by rank."""
         batches: list[list[int]] = [[] for _ in range(-(-sum(map(len, step)) // self.batch_size))]
         loads = [0] * len(batches)
         waiting = deque(sorted(step, key=self._positions, reverse=True))
@@ -106,7 +106,7 @@ class StepSampler(Sampler[int]):
         return [pair for m, step in enumerate(steps) for batch in step[:: -1 if m % 2 else 1] for pair in batch]
 
     def _positions(self, pairs: np.ndarray) -> int:
-        """Return the positions of one tree. Two answers of the same length count as one answer."""
+        """Return the number of positions in one tree. Two answers of the same length count as one answer."""
         if not self.balance_ranks:
             return 0
         if len(pairs) == 1:

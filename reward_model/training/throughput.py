@@ -1,4 +1,4 @@
-"""Speed of a run: pairs and tokens per second, positions saved, balance of the ranks, and MFU.
+"""Measure the speed of a run: pairs and tokens per second, positions saved, rank balance, and MFU.
 
 MFU is model FLOPs utilization (Chowdhery et al. 2022, arXiv:2204.02311): the share of a GPU's peak that a run reaches.
 """
@@ -11,7 +11,7 @@ from torch import nn
 
 from reward_model.model.modeling import installed_model
 
-# TFLOP/s, dense, in bf16 and fp16: NVIDIA's data sheets. The first name that the device's name contains counts.
+# Dense TFLOP/s in bf16 and fp16, from NVIDIA's data sheets. The first entry whose name is in the device name is used.
 PEAK = {"GB200": 2500, "B200": 2250, "H200": 989, "H100 NVL": 835, "H100 PCIe": 756, "H100": 989, "A100": 312}
 
 
@@ -21,24 +21,24 @@ def peak_flops(device_name: str) -> float | None:
 
 
 def flops_per_position(model: nn.Module) -> int | None:
-    """Return the operations that one token position takes in forward and backward, or None for a mixture of experts.
+    """Return the floating-point operations per token position, forward and backward, or None if they are unknown.
 
-    Each weight takes 2 in forward and 2 for the gradient of its input, and 2 for its own gradient if it is trained
-    (Kaplan et al. 2020, arXiv:2001.08361). Recomputation does not count. Products of queries and keys are left out:
-    1.5 % for 7B and conversations of 1,000 tokens.
+    Each weight takes 2 in the forward pass, 2 for the gradient of its input and, if it is trained, 2 for its own
+    gradient (Kaplan et al. 2020, arXiv:2001.08361). Recomputation does not count. Query-key products are left out: they
+    are 1.5 % for 7B and conversations of 1,000 tokens. The count is unknown for mixtures of experts and 4-bit weights.
     """
     if getattr(model.config.get_text_config(), "num_experts_per_tok", None):
         return None
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     weights = [weight for weight in model.parameters() if id(weight) not in tables]
-    if any(weight.dtype == torch.uint8 for weight in weights):  # 4-bit weights, two in a byte
+    if any(weight.dtype == torch.uint8 for weight in weights):  # 4-bit weights, two per byte
         return None
     # ZeRO-3 leaves parameters empty, with their size in ds_numel.
     return sum(getattr(weight, "ds_numel", weight.numel()) * (6 if weight.requires_grad else 4) for weight in weights)
 
 
 def speed(counts: list[int], seconds: float) -> dict[str, float]:
-    """Return the logged figures for counts of pairs, tokens, positions and padded positions over `seconds`."""
+    """Return the metrics to log, given the counts of pairs, tokens, positions and padded positions in `seconds`."""
     pairs, tokens, positions, padded_positions = counts
     return {
         "pairs_per_second": pairs / seconds,
@@ -48,12 +48,12 @@ def speed(counts: list[int], seconds: float) -> dict[str, float]:
 
 
 class Throughput:
-    """Measure a run between its logs. Every method that returns figures must be called on all ranks.
+    """Measure a run between its logs. Every method that returns metrics must be called on all ranks.
 
     Args:
-        model: A model that has been through `reward_model.model.modeling.install`, which counts.
-        accelerator: Sums the counts of all ranks.
-        half: Whether the run computes in bf16 or fp16, of which the peak is known.
+        model: A model prepared by `reward_model.model.modeling.install`, which does the counting.
+        accelerator: Sums the counts over all ranks.
+        half: Whether the run computes in bf16 or fp16, for which the peak is known.
     """
 
     def __init__(self, model: nn.Module, accelerator: Accelerator, half: bool) -> None:
@@ -63,36 +63,36 @@ class Throughput:
         flops = flops_per_position(model) if peak else None
         self.share_of_peak = flops / peak / accelerator.num_processes if flops and peak else None
         self.since, self.before = time.perf_counter(), self._counts()
-        self.positions = [self.before[2]]  # of this rank: at the last log and after each step since
+        self.positions = [self.before[2]]  # on this rank: at the last log and after each step since
 
     def end_step(self) -> None:
-        """Note the positions that this rank has computed, after an optimizer step."""
+        """Record, after an optimizer step, the positions that this rank has computed."""
         self.positions.append(self._counts()[2])
 
     def log(self) -> dict[str, float]:
-        """Return the figures since the last call."""
+        """Return the metrics since the last call."""
         now, counts = time.perf_counter(), self._counts()
         seconds, new = now - self.since, [after - before for after, before in zip(counts, self.before, strict=True)]
         self.since, self.before = now, counts
         new = self._over_ranks(new)
-        figures = {"num_tokens": new[1], **speed(new, seconds)}
+        metrics = {"num_tokens": new[1], **speed(new, seconds)}
         if self.share_of_peak:
-            figures["mfu"] = self.share_of_peak * new[2] / seconds
-            figures["mfu_as_if_padded"] = self.share_of_peak * new[3] / seconds
+            metrics["mfu"] = self.share_of_peak * new[2] / seconds
+            metrics["mfu_as_if_padded"] = self.share_of_peak * new[3] / seconds
         if self.accelerator.num_processes > 1:
             computed = torch.tensor(self.positions, device=self.accelerator.device).diff()[None]
             each = self.accelerator.gather(computed).double()  # (ranks, steps)
-            figures["rank_balance"] = (each.mean(0).sum() / each.amax(0).sum()).item()
+            metrics["rank_balance"] = (each.mean(0).sum() / each.amax(0).sum()).item()
         self.positions = self.positions[-1:]
-        return figures
+        return metrics
 
     def summary(self, seconds: float) -> str:
-        """Return one line on all steps so far, which took `seconds`."""
+        """Return a line that summarizes all steps so far, which took `seconds`."""
         counts = self._over_ranks(self._counts())
-        figures = speed(counts, seconds)
+        metrics = speed(counts, seconds)
         return (
-            f"{counts[0]:,} pairs in {seconds:.0f} s: {figures['pairs_per_second']:.2f} pairs/s, "
-            f"{figures['tokens_per_second']:,.0f} tokens/s, {figures['positions_saved']:.0%} of {counts[3]:,} token "
+            f"{counts[0]:,} pairs in {seconds:.0f} s: {metrics['pairs_per_second']:.2f} pairs/s, "
+            f"{metrics['tokens_per_second']:,.0f} tokens/s, {metrics['positions_saved']:.0%} of {counts[3]:,} token "
             "positions saved"
         )
 

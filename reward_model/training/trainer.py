@@ -1,4 +1,4 @@
-"""trl's RewardTrainer with exact figures, an order of pairs that wastes least, and memory bounded by tokens."""
+"""trl's RewardTrainer with exact metrics, an efficient order of pairs, and a limit on the tokens in each pass."""
 
 import math
 from contextlib import nullcontext
@@ -18,20 +18,20 @@ from reward_model.training.loss import pair_losses
 from reward_model.training.sampler import StepSampler
 from reward_model.training.throughput import Throughput
 
-# What `eval_…` and the training log report of a set of pairs.
-FIGURES = ("loss", "accuracy", "margin", "min_reward", "mean_reward", "max_reward")
+# The metrics that evaluations (`eval_…`) and the training log report for a set of pairs.
+METRICS = ("loss", "accuracy", "margin", "min_reward", "mean_reward", "max_reward")
 
 
 class ExactRewardTrainer(RewardTrainer):
-    """Report figures of all pairs, each counted once, where trl averages the averages of batches.
+    """Report metrics over all pairs, each counted once, whereas trl averages the averages of batches.
 
-    Every training log also has `pairs_per_second`, `tokens_per_second` (tokens of both sides without padding, all
-    ranks), `positions_saved` (share of the padded batches' token positions that were not computed), on several ranks
-    `rank_balance` (positions of the average rank over those of the rank that each step waits for), and on a GPU whose
-    peak is known `mfu` (model FLOPs utilization of the positions computed) and `mfu_as_if_padded` (the utilization that
-    padded batches would need to be as fast).
+    Every training log also contains `pairs_per_second`, `tokens_per_second` (tokens on both sides without padding, over
+    all ranks), `positions_saved` (share of the padded batches' token positions that were not computed), on several
+    ranks `rank_balance` (positions on the average rank divided by those on the rank that each step waits for), and, on
+    a GPU whose peak is known, `mfu` (model FLOPs utilization for the positions computed) and `mfu_as_if_padded` (the
+    utilization that padded batches would need to be equally fast).
 
-    The model must have been through `reward_model.model.modeling.install`, and the collator must be a `PairCollator`.
+    The model must be prepared by `reward_model.model.modeling.install`, and the collator must be a `PairCollator`.
     """
 
     throughput: Throughput | None = None
@@ -60,7 +60,7 @@ class ExactRewardTrainer(RewardTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | None = None,
     ) -> Any:
-        """Return the loss of a batch, weighted by its `share` of the micro-batch that it was split from."""
+        """Return the loss of a batch, weighted by its `share` of the micro-batch that it is part of."""
         inputs.pop("examples", None)
         share = inputs.pop("share", 1.0)
         outputs = model(**inputs, use_cache=False)
@@ -82,30 +82,30 @@ class ExactRewardTrainer(RewardTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
-        """Evaluate, and add the figures of all pairs to the metrics."""
+        """Evaluate, and report metrics over all pairs."""
         self._evaluated: list[torch.Tensor] = []
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        figures = pair_figures(torch.cat(self._evaluated))
-        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in figures.items()})
+        metrics = pair_metrics(torch.cat(self._evaluated))
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
         return output
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        # Private, since Trainer checks no flag before the first step of an epoch: a run that was killed between its
-        # last checkpoint and the final save would make one step too many.
+        # Private, because Trainer checks no flag before the first step of an epoch: a run that was killed between its
+        # last checkpoint and the final save would take one step too many.
         # test_resuming_after_the_last_step_only_saves fails if Trainer stops calling this method.
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
-        if self._sampler:  # accelerate does not pass the epoch on when several ranks resume
+        if self._sampler:  # accelerate does not forward the epoch when several ranks resume
             self._sampler.epoch = kwargs["epoch"]
         super()._run_epoch(*args, **kwargs)
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any) -> torch.Tensor:
-        """Compute a micro-batch, in several passes if it exceeds --max_tokens_per_micro_batch, and measure it."""
+        """Run a micro-batch, in several passes if it exceeds --max_tokens_per_micro_batch, and record its metrics."""
         if self.throughput is None:
             self.throughput = Throughput(self.model, self.accelerator, self.args.bf16 or self.args.fp16)
-            self._trained: list[torch.Tensor] = []  # of this rank, since the last log
-            self._losses: list[torch.Tensor] = []  # of the micro-batches of this step
+            self._trained: list[torch.Tensor] = []  # pairs on this rank since the last log
+            self._losses: list[torch.Tensor] = []  # one for each micro-batch of this step
         step = self._step_in_parts if "examples" in inputs else super().training_step
         loss = step(model, inputs, *args)
         self._losses.append(loss)
@@ -114,11 +114,11 @@ class ExactRewardTrainer(RewardTrainer):
         return loss
 
     def _step_in_parts(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any) -> torch.Tensor:
-        """Compute one micro-batch in the number of passes that the rank with the largest one needs."""
+        """Run one micro-batch, split into the number of passes that the rank with the largest one needs."""
         examples, ends_step = inputs["examples"], self.accelerator.sync_gradients
         parts = self.data_collator.split(list(examples))
         most = torch.tensor(len(parts), device=self.args.device)
-        if torch.distributed.is_initialized():  # each pass has collectives, so all ranks make the same number of passes
+        if torch.distributed.is_initialized():  # passes contain collectives, so all ranks make the same number of them
             torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
         while len(parts) < most:
             part = parts.pop(max(range(len(parts)), key=lambda number: len(parts[number])))
@@ -134,7 +134,7 @@ class ExactRewardTrainer(RewardTrainer):
         return torch.stack(losses).sum()
 
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
-        # Private, since no callback sees the norm before the optimizer's step, which would spread nan to all weights.
+        # Private, because no callback sees the norm before the optimizer step, which would spread nan to all weights.
         # test_loss_that_is_not_finite_stops_the_run_and_names_its_pairs fails if Trainer stops calling this method.
         norm = super()._get_grad_norm(model, grad_norm)
         loss = float(self.accelerator.reduce(sum(self._losses), "mean"))  # all ranks stop together
@@ -146,55 +146,55 @@ class ExactRewardTrainer(RewardTrainer):
         return norm
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the model under the architecture name that vLLM serves. train.py uploads the complete model."""
+        """Save the model with the architecture name that vLLM knows. train.py uploads the complete model later."""
         super().save_model(output_dir, _internal_call=True)  # False would upload it
         if self.args.should_save:
             set_served_architecture(Path(output_dir or self.args.output_dir))
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write no card: trl's card shows how to generate text with a reward model; train.py writes model_card.py's."""
+        """Do nothing: trl's card would show how to generate text with a reward model. train.py writes its own card."""
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log with the figures of all pairs since the last log. Runs on all ranks."""
+        """Add the metrics over all pairs since the last log, and log. Runs on all ranks."""
         if "loss" in logs and self.throughput:
             rows = [row for pairs in self._trained for row in pairs.tolist()]
-            figures = pair_figures(torch.tensor(gather_object(rows)))
-            logs |= {name: value for name, value in figures.items() if name != "loss"} | self.throughput.log()
+            metrics = pair_metrics(torch.tensor(gather_object(rows)))
+            logs |= {name: value for name, value in metrics.items() if name != "loss"} | self.throughput.log()
             self._trained.clear()
-            # Kept in the checkpoint, so that a resumed run continues the count.
+            # Saved in the checkpoint, so that a resumed run continues the count.
             self.state.num_input_tokens_seen += int(logs["num_tokens"])
             logs["num_tokens"] = self.state.num_input_tokens_seen
         super().log(logs, start_time)
 
 
-def pair_figures(pairs: torch.Tensor) -> dict[str, float]:
-    """Return FIGURES of `pairs`: losses, rewards of the chosen and of the rejected sides, `(pairs, 3)`.
+def pair_metrics(pairs: torch.Tensor) -> dict[str, float]:
+    """Return the METRICS of `pairs`, `(pairs, 3)`: loss, chosen reward and rejected reward of each pair.
 
-    A tie counts half, as in evaluate.py.
+    A tie counts as half, as in evaluate.py.
     """
     losses, chosen, rejected = pairs.double().unbind(1)
     margins = chosen - rejected
     accuracy = torch.heaviside(margins, margins.new_tensor(0.5)).mean()
     rewards = pairs[:, 1:]
-    figures = (losses.mean(), accuracy, margins.mean(), rewards.min(), rewards.mean(), rewards.max())
-    return {name: value.item() for name, value in zip(FIGURES, figures, strict=True)}
+    metrics = (losses.mean(), accuracy, margins.mean(), rewards.min(), rewards.mean(), rewards.max())
+    return {name: value.item() for name, value in zip(METRICS, metrics, strict=True)}
 
 
 def configure_trainer(args: Any, checkpoint: str | None, has_eval: bool, has_other_towers: bool) -> None:
-    """Set the arguments of trl's trainer to what train.py has found, and switch off what train.py does itself.
+    """Set the arguments of trl's trainer to what train.py has found, and disable what train.py does itself.
 
     Args:
         args: The arguments of the run, changed in place.
         checkpoint: Checkpoint to resume from.
-        has_eval: Whether there are pairs to evaluate.
-        has_other_towers: Whether the model has a vision tower or the like, which text does not reach. By default DDP
-            waits for the gradients of all parameters.
+        has_eval: Whether there are pairs to evaluate on.
+        has_other_towers: Whether the model has a vision tower or similar, whose parameters get no gradients from text.
+            By default, DDP waits for the gradients of all parameters.
     """
     args.resume_from_checkpoint = checkpoint
     args.max_length = args.chat_template_path = args.model_init_kwargs = None  # applied; trl would filter row by row
     args.disable_dropout = False  # applied; trl would disable the dropout of LoRA as well
     args.remove_unused_columns = False  # the collator selects columns
-    args.hub_strategy = HubStrategy.END  # Trainer would copy checkpoints, under LoRA the adapter, over the saved model
+    args.hub_strategy = HubStrategy.END  # Trainer would copy checkpoints (for LoRA, the adapter) over the saved model
     if not has_eval:
         args.eval_strategy = "no"
     if has_other_towers and args.ddp_find_unused_parameters is None:

@@ -1,4 +1,4 @@
-"""Validate a run before any weight is loaded, and report all mistakes at once."""
+"""Validate a run before any weights are loaded, and report all problems at once."""
 
 import errno
 import tempfile
@@ -38,10 +38,10 @@ from reward_model.training.run_record import check_same_run, make_record
 
 @dataclass
 class Setup:
-    """What validation has read and found. An attribute is missing if it could not be read."""
+    """What validation has read and found. Attributes that could not be read are not set."""
 
     tokenizer: PreTrainedTokenizerBase = field(init=False)
-    skeleton: PreTrainedModel = field(init=False)  # without weights, on the meta device; with adapters under LoRA
+    skeleton: PreTrainedModel = field(init=False)  # without weights, on the meta device; for LoRA, with its adapters
     train_pairs: Dataset = field(init=False)
     eval_pairs: Dataset | None = field(init=False)
     benchmarks: dict[str, Dataset] = field(init=False)
@@ -51,10 +51,10 @@ class Setup:
 
 
 def check_setup(data_args: DataArguments, training_args: TrainingArguments, model_args: ModelArguments) -> Setup:
-    """Read and check everything but the weights.
+    """Read and check everything except the weights.
 
     Raises:
-        InputError: One or more mistakes were found; all of them are in the message.
+        InputError: Problems were found; the message lists all of them.
     """
     if data_args.dataset_name is None or model_args.model_name_or_path is None:
         raise InputError("Pass --model_name_or_path and --dataset_name. See .venv/bin/python train.py --help")
@@ -96,8 +96,8 @@ def check_output_dir(training_args: TrainingArguments, overwrite: bool, verbose:
     """Check that the output directory can be written, and return the checkpoint to resume from, if any.
 
     Raises:
-        InputError: The directory is not writable, has a model or checkpoints that would be overwritten, or has no
-            checkpoint although one is required.
+        InputError: The directory is not writable, contains a model or checkpoints that would be overwritten, or
+            contains no checkpoint although one is required.
     """
     output_dir, resume = Path(training_args.output_dir), training_args.resume_from_checkpoint
     existing = next(path for path in (output_dir, *output_dir.absolute().parents) if path.exists())
@@ -120,7 +120,7 @@ def check_output_dir(training_args: TrainingArguments, overwrite: bool, verbose:
 def load_training_tokenizer(
     training_args: TrainingArguments, model_args: ModelArguments
 ) -> tuple[PreTrainedTokenizerBase, list[str]]:
-    """Return the tokenizer with the chat template of the run, which has been checked."""
+    """Return the tokenizer with the chat template of the run, after checking the template, and any warnings."""
     tokenizer = load_tokenizer(
         model_args.model_name_or_path,
         training_args.chat_template_path,
@@ -140,7 +140,7 @@ def load_training_tokenizer(
 
 
 def load_options(training_args: TrainingArguments, model_args: ModelArguments) -> dict[str, Any]:
-    """Return the arguments of `from_pretrained` that the arguments of the run imply."""
+    """Return the `from_pretrained` arguments that follow from the arguments of the run."""
     return {
         "dtype": model_args.dtype,
         "revision": model_args.model_revision,
@@ -151,10 +151,11 @@ def load_options(training_args: TrainingArguments, model_args: ModelArguments) -
 
 
 def load_skeleton(training_args: TrainingArguments, model_args: ModelArguments) -> PreTrainedModel:
-    """Return the model on the meta device, where no weight is read, with the adapters of LoRA.
+    """Return the model on the meta device, where no weights are read; for LoRA, with its adapters.
 
     Raises:
-        InputError: The config has no reward model, the weights do not match it, or LoRA finds no module to adapt.
+        InputError: The model is not a decoder with a head, its weights do not match its config, or LoRA finds no module
+            to adapt.
     """
     unset_hf_deepspeed_config()  # under ZeRO-3, parameters would be partitioned and have no shapes
     try:
@@ -171,7 +172,7 @@ def load_skeleton(training_args: TrainingArguments, model_args: ModelArguments) 
 
 
 def check_resumed(checkpoint: str, record: dict[str, Any], args: TrainingArguments) -> list[str]:
-    """Check that a resumed run has the arguments of the first start, and return warnings."""
+    """Check that a resumed run uses the same arguments as the original run, and return warnings."""
     named = args.resume_from_checkpoint not in ("auto", "True", "true")
     warnings = check_same_run(record, Path(args.output_dir), named)
     if not any(Path(checkpoint).glob("optimizer*")) and not any(Path(checkpoint).glob("global_step*")):
@@ -180,7 +181,7 @@ def check_resumed(checkpoint: str, record: dict[str, Any], args: TrainingArgumen
 
 
 def rank_differences(setup: Setup) -> list[str]:
-    """Return what differs between this rank and rank 0: they may read different storage. Runs on all ranks."""
+    """Return the differences between this rank and rank 0, which may read different storage. Runs on all ranks."""
     record = getattr(setup, "record", {"weights": None, "arguments": {"data": None}})
     own = {
         "--resume_from_checkpoint": setup.checkpoint,

@@ -56,7 +56,7 @@ ODD: dict[str, tuple[dict[str, object], str, str]] = {
         "parity nowhere --url http://127.0.0.1:9 d.jsonl",
         "is not a directory",
     ),
-    "no server": ({"d.jsonl": [PAIR]}, "--url http://127.0.0.1:9 d.jsonl", "No server answers at http://127.0.0.1:9"),
+    "no server": ({"d.jsonl": [PAIR]}, "--url http://127.0.0.1:9 d.jsonl", "Cannot reach a server at http:"),
     "an unknown argument": ({}, "--model M d.jsonl --colour red", "unrecognized arguments: --colour red"),
 }
 

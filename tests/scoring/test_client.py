@@ -173,7 +173,7 @@ def test_odd_answers_of_a_server(server) -> None:
     [
         ("--base_url 127.0.0.1:5001", {}, "not an address such as http://127"),
         ("--base_url http://127.0.0.1:port", {}, "not an address such as http://127"),
-        ("--base_url http://127.0.0.1:99999 --retries 0", {}, "No server answers at http://127.0.0.1:99999"),
+        ("--base_url http://127.0.0.1:99999 --retries 0", {}, "Cannot reach a server at http://127.0.0.1:99999"),
         ("--base_url ftp://127.0.0.1", {}, "not an address such as"),
         ("--timeout 0", {}, "timeout=0.0, retries=4"),
         ("--timeout -1", {}, "timeout=-1.0, retries=4"),
@@ -384,7 +384,7 @@ def test_a_run_stops_when_no_server_is_left(server, tmp_path: Path) -> None:
         time.sleep(0.02)
     server.die()
     _, errors = process.communicate(timeout=30)
-    assert process.returncode == 1 and errors.splitlines()[-1].startswith("error: No server answers at"), errors
+    assert process.returncode == 1 and errors.splitlines()[-1].startswith("error: Cannot reach a server at"), errors
     assert b"error" not in output.read_bytes()
 
 

@@ -202,10 +202,10 @@ def test_a_server_with_other_scores_is_stopped(runs, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--port {taken}", "HOST=127.0.0.1 PORT={taken} is in use or not an address of this machine"),
+        ("--port {taken}", "HOST=127.0.0.1 PORT={taken} is in use, or is not an address of this machine"),
         (
             "--max-model-len 512 --port={taken}",
-            "HOST=127.0.0.1 PORT={taken} is in use or not an address of this machine",
+            "HOST=127.0.0.1 PORT={taken} is in use, or is not an address of this machine",
         ),
         ("--host 0.0.0.0", "HOST=0.0.0.0 accepts connections from other machines; set VLLM_API_KEY"),
         ("--host=::", "HOST=:: accepts connections from other machines; set VLLM_API_KEY"),
@@ -256,7 +256,7 @@ def test_ctrl_c_stops_the_server_and_leaves_nothing(runs, tmp_path: Path) -> Non
     assert (
         shown.returncode == 1
         and shown.stderr.count("\n") == 1
-        and "is in use or not an address of this machine" in shown.stderr
+        and "is in use, or is not an address of this machine" in shown.stderr
     )
     shown = run(*command, check=False, HOST="0.0.0.0", PORT=str(free_port()))
     assert shown.returncode == 1 and shown.stderr.startswith(

@@ -158,7 +158,7 @@ def test_adapter_without_a_trained_head_is_not_merged(base_model: Path, tmp_path
 
 def test_client_reports_a_missing_server() -> None:
     with pytest.raises(
-        client.ServerError, match=r"No server answers at http://127\.0\.0\.1:9: .* Start one: sh infer_vllm"
+        client.ServerError, match=r"Cannot reach a server at http://127\.0\.0\.1:9: .* Start one: sh infer_vllm"
     ):
         client.get_score_api("a", "b", base_url="http://127.0.0.1:9", retries=0)
     result = run(

@@ -30,7 +30,7 @@ ARGUMENTS = {
     "--max_length 0": r"--max_length 0 must be greater than 0",
     "--eval_size nan": r"--eval_size nan: pass a share",
     "--save_steps 0": r"--save_steps 0 must be greater than 0",
-    "--label_smoothing_factor 0.7": r"--label_smoothing_factor 0\.7 must be from 0 to below 0\.5",
+    "--label_smoothing_factor 0.7": r"--label_smoothing_factor 0\.7 must be in \[0, 0\.5\)",
     "--bf16 True": r"--bf16 needs a GPU",
     "--fp16 True": r"--fp16 and --dtype float16 need a GPU",
     "--dtype float16": r"--fp16 and --dtype float16 need a GPU",
@@ -198,7 +198,7 @@ def write_huge_integer(directory: Path) -> Path:
 
 # Data -> expected message.
 DATA: dict[str, tuple[Callable[[Path], Path], str]] = {
-    "training pairs as test pairs": (write_training_pairs_as_test_pairs, r"4 of 4 test pairs are training pairs too"),
+    "training pairs as test pairs": (write_training_pairs_as_test_pairs, r"4 of 4 test pairs are also training pairs"),
     "rejected rows": (lambda d: write_rows(d, "pairs.rejected.jsonl", PAIRS), r"rows that prepare_data.py rejected"),
     "tools that are not a list": (lambda d: write_rows(d, "pairs.jsonl", [PAIRS[0] | {"tools": "none"}]), r"tools"),
     "margin beyond floats": (
