@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from tqdm import tqdm
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "model")]  # the tiny configs of the tests
@@ -76,9 +76,7 @@ def serve(directory: Path, log: Path) -> dict[str, Any]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    layers = AutoConfig.from_pretrained(directory).get_text_config().to_dict().get("layer_types") or []
-    dtype = ["--dtype", "bfloat16"] if "linear_attention" in layers else []  # of vLLM's CPU kernel
-    command = ["sh", "infer_vllm.sh", str(directory), "--max-model-len", "1024", "--port", str(port), *dtype]
+    command = ["sh", "infer_vllm.sh", str(directory), "--max-model-len", "1024", "--port", str(port)]
     env = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"}
     if not find_spec("torchvision"):
         write_files(log.parent / "stub", TORCHVISION)
