@@ -40,9 +40,13 @@ SECONDS = 400  # for a server to start
 
 
 def served_config(name: str, changes: dict[str, Any]) -> Any:
-    """Return a tiny config with the smallest heads that vLLM's CPU kernels accept."""
+    """Return a tiny config with heads as small as vLLM's CPU kernels accept, and settings that checkpoints have."""
     heads = {"head_dim": 32, "linear_key_head_dim": 128, "linear_value_head_dim": 128, "mamba_headdim": 32}
+    heads |= {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "qk_nope_head_dim": 128, "v_head_dim": 128}
+    heads |= {"word_embed_proj_dim": 128}
     sizes = {"hidden_size": 128, "vocab_size": 49152, "initializer_range": 0.1, "pad_token_id": 2}
+    if name == "deepseek_v3":
+        sizes["topk_method"] = "noaux_tc"
 
     def enlarge(text: dict[str, Any]) -> dict[str, Any]:
         return text | sizes | {key: heads[key] for key in heads.keys() & text.keys()}
