@@ -100,7 +100,7 @@ until why=$("$python" -c 'import sys, urllib.request as u; u.build_opener(u.Prox
   kill -0 "$server" 2>/dev/null || { wait "$reader"; fail "vLLM stopped; see its log above."; }
   case $why in *refused*) ;; *) tries=$((tries + 1)) ;; esac
   [ "$tries" -lt 60 ] || { echo "error: no reply from $url/health: $(echo "$why" | tail -n 1). Set CHECK=0 to serve without the check." >&2; stop 1; }
-  sleep 1
+  sleep 2
 done
 "$python" "$here/client.py" check --model_dir "$model" --base_url "$url" --model "$name" --dtype "$dtype" || stop 1
 echo "Ready. Try it: '$python' '$here/client.py' --base_url $url --model $name \"Is 17 a prime number?\" \"Yes.\" \"No.\""
