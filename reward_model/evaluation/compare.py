@@ -29,7 +29,7 @@ def load_run(directory: Path) -> pd.DataFrame:
 def paired_differences(a: pd.DataFrame, b: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the differences between two runs (B minus A), and the items on which the runs disagree.
 
-    The differences have one row for each subset and one row "all".
+    The differences have a row for each subset and a row "all".
 
     Raises:
         InputError: If the runs have no items in common.
@@ -47,7 +47,7 @@ def paired_differences(a: pd.DataFrame, b: pd.DataFrame) -> tuple[pd.DataFrame, 
 
 
 def paired_difference(right_a: np.ndarray, right_b: np.ndarray, prompts: np.ndarray, seed: int = 0) -> dict[str, Any]:
-    """Return the accuracy of each run, their difference with its 95 % interval, and the p-value of McNemar's test."""
+    """Return both runs' accuracies on the same items, their difference with a 95 % interval, and McNemar's p-value."""
     low, high = interval(right_b - right_a, prompts, seed)
     return {
         "items": len(right_a),

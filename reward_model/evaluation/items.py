@@ -25,7 +25,7 @@ from reward_model.evaluation.layouts import find_layout
 from reward_model.evaluation.metrics import item_accuracy
 
 RM_BENCH_DOMAINS = ("chat", "math", "code", "safety")
-GENERIC_NAMES = ("dataset", "data", "test", "train", "eval")  # for these files, the directory's name is used
+GENERIC_NAMES = ("dataset", "data", "test", "train", "eval")  # uninformative file names; the directory's name is used
 EXCERPT = 200  # characters of each message kept in scores.jsonl
 
 
@@ -64,7 +64,7 @@ class Item:
 
     @property
     def prompt(self) -> Messages:
-        """The messages that come before the answers. Answers are not included, even if they are identical."""
+        """The messages that chosen and rejected share, without the answers, even if these are identical."""
         return shared_messages({"chosen": self.chosen[0], "rejected": self.rejected[0]})[: len(self.chosen[0]) - 1]
 
     @property
@@ -82,7 +82,7 @@ def load_items(
         sources: Files, directories or Hub ids.
         protocol: How to judge the items, see `item_accuracy`; "auto" chooses by the subset and the number of answers.
         skipped: If given, bad rows are skipped, and a message for each is appended to this list.
-        all_files: Read every file in a directory, because the PPE Correctness sets are published as training files.
+        all_files: Read every file in a directory: PPE Correctness, for example, is published as training files.
 
     Raises:
         InputError: At the first bad row, unless `skipped` is given, or if there are no valid pairs.
@@ -163,7 +163,7 @@ def _row_items(converted: ConvertedRow, stem: str, label: str, protocol: str) ->
             raise InputError(f"{converted.place}: a pair, but --protocol {found} is for lists of answers. Omit it.")
         if found == "rm-bench" and (len(chosen), len(rejected)) != (3, 3):
             sizes = f"{len(chosen)} chosen and {len(rejected)} rejected answers"
-            raise InputError(f"{converted.place}: {sizes}, but RM-Bench has 3 of each. Use another --protocol.")
+            raise InputError(f"{converted.place}: {sizes}, but RM-Bench has 3 of each. Pass a different --protocol.")
         # Rows do not give their domain in files for a single domain, such as chat_filtered.json.
         domain = converted.row.get("domain") or (stem if stem.startswith(RM_BENCH_DOMAINS) else subset)
         tools, id_ = first.get("tools"), first.get("id")

@@ -92,7 +92,7 @@ LAYOUTS: list[tuple[set[str], Callable[[Row, str], LabeledRow]]] = [
 
 
 def _set_name(source: str) -> str:
-    """Return the set that a path names last: "PPE MATH" for .../PPE-MATH-Best-of-K/data/train.parquet."""
+    """Return the last set name in a path: "PPE MATH" for .../PPE-MATH-Best-of-K/data/train.parquet."""
     for part in reversed(Path(source).parts):
         for name in PPE_CORRECTNESS:
             if _letters(name) in _letters(part):

@@ -41,7 +41,7 @@ def item_accuracy(
         protocol: How to judge the item:
 
             - pairs: chosen scores higher (RewardBench, LLMBar, JudgeBench, PPE Preference, any pairs).
-            - best: every chosen answer scores higher than every rejected one; if n scores tie for the top, 1 / n
+            - best: every chosen answer scores higher than every rejected one; n tied top scores count as 1 / n
               (RewardBench 2).
             - ties: every chosen answer scores higher than every rejected one (RewardBench 2's Ties subset).
             - beats-all: the same, with a single chosen answer (RMB's lists).
@@ -51,7 +51,7 @@ def item_accuracy(
         chosen: The scores of the chosen answers.
         rejected: The scores of the rejected answers.
         margins: The margins of the compared pairs.
-        tie: How much a tied pair counts.
+        tie: What a tied pair counts as.
     """
     if protocol == "rm-bench":
         return float((margins > 0).mean())

@@ -38,7 +38,7 @@ def compute_figures(scored: ScoredItems, seed: int = 0) -> dict[str, Any]:
 
 
 def _subset_metrics(scored: ScoredItems, inside: np.ndarray, seed: int) -> dict[str, Any]:
-    """Return metrics for the items inside: accuracy under their protocols; all other metrics over their pairs."""
+    """Return metrics for the items where `inside` is true. Accuracy is per item; other metrics are over their pairs."""
     margins = np.concatenate([scored.margins[index] for index in np.flatnonzero(inside)])
     low, high = interval(scored.right[inside], scored.prompts[inside], seed)
     return {
@@ -58,7 +58,7 @@ def _scores_and_lengths(scored: ScoredItems) -> tuple[np.ndarray, np.ndarray]:
 
 
 def summary(figures: dict[str, Any]) -> str:
-    """Return the summary that evaluate.py prints, as text."""
+    """Return the summary that evaluate.py prints."""
     return page.render("evaluation/report.txt.jinja", figures=figures, subset_table=_subset_table(figures)).rstrip()
 
 

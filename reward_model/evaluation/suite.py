@@ -41,9 +41,7 @@ def suite_notes(results: dict[str, Result]) -> list[str]:
             notes.append(f"{name} is incomplete. Parts found: {', '.join(result.figures)}.")
         elif "macro average" in result.figures:
             macro = 100 * result.figures["macro average"]
-            notes.append(
-                f"{name} is the official micro average. The macro average, as on Skywork's model cards, is {macro:.1f}."
-            )
+            notes.append(f"{name}: official micro average. The macro average (Skywork's model cards) is {macro:.1f}.")
     return notes
 
 
