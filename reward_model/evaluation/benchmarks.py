@@ -153,7 +153,7 @@ def ppe_correctness(scored: ScoredItems) -> Result:
 
 
 def rmb(scored: ScoredItems) -> Result:
-    """Return the accuracy on helpfulness pairs and lists and on harmlessness pairs and lists, and their mean."""
+    """Return the accuracy on the pairs and on the lists for helpfulness, the same for harmlessness, and the mean."""
     parts: dict[str, Terms] = {}
     for name, start in RMB.items():
         inside = np.char.startswith(scored.subsets, start)

@@ -85,7 +85,7 @@ def load_items(
         all_files: Read every file in a directory: PPE Correctness, for example, is published as training files.
 
     Raises:
-        InputError: At the first bad row, unless `skipped` is given, or if there are no valid pairs.
+        InputError: At the first bad row, unless `skipped` is given, or if no row contains a valid pair.
     """
     rows_of: dict[str, Iterable[NumberedRow]] = {}
     for source in sources:
