@@ -1,4 +1,4 @@
-"""Official figures of public benchmarks, as their own code computes them. Ties are wrong unless noted otherwise."""
+"""Compute the official results of public benchmarks as their own code does. Ties are wrong unless noted otherwise."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -10,10 +10,10 @@ from reward_model.evaluation.layouts import PPE_CORRECTNESS, PPE_PREFERENCE
 from reward_model.evaluation.metrics import Terms, Values, best_of_k, weighted_mean
 
 Figures = dict[str, float]
-Scores = tuple[list[float], list[float]]  # of the chosen answers, of the rejected answers
+Scores = tuple[list[float], list[float]]  # (chosen answers, rejected answers)
 
 # The subsets of each section of RewardBench and their weights (allenai/reward-bench, rewardbench/constants.py). The 447
-# pairs of math-prm have the same weight as all code pairs.
+# pairs of math-prm together have the same weight as all code pairs together.
 REWARDBENCH = {
     "Chat": {"alpacaeval-easy": 100, "alpacaeval-length": 95, "alpacaeval-hard": 95, "mt-bench-easy": 28,
              "mt-bench-med": 40},
@@ -25,7 +25,7 @@ REWARDBENCH = {
                   "hep-rust": 164},
 }  # fmt: skip
 REWARDBENCH_2 = ("Factuality", "Precise IF", "Math", "Safety", "Focus", "Ties")
-# The prefix of `source` in each category of JudgeBench (ScalerLab/JudgeBench, run_judge.py).
+# The categories of JudgeBench, and what `source` starts with in each (ScalerLab/JudgeBench, run_judge.py).
 JUDGEBENCH = {
     "knowledge": "mmlu-pro",
     "reasoning": "livebench-reasoning",
@@ -34,7 +34,7 @@ JUDGEBENCH = {
 }
 
 
-# The sets of RMB, as `category_path` starts (Zhou-Zoey/RMB-Reward-Model-Benchmark).
+# The sets of RMB, and what `category_path` starts with in each (Zhou-Zoey/RMB-Reward-Model-Benchmark).
 RMB = {
     "helpfulness, pairs": "Pairwise_set/Helpfulness",
     "helpfulness, best of n": "BoN_set/Helpfulness",
@@ -44,14 +44,14 @@ RMB = {
 
 
 class Result(NamedTuple):
-    """The figures of a benchmark, and the terms of "overall": [] if a part of the benchmark is missing."""
+    """A benchmark's figures, and the terms of "overall", which are [] if any part of the benchmark is missing."""
 
     figures: Figures
     terms: Terms
 
 
 def official_results(scored: ScoredItems) -> dict[str, Result]:
-    """Return the result of each benchmark that has items."""
+    """Return the result for each benchmark that has items, by name."""
     found = {
         "RewardBench": rewardbench(scored),
         "RewardBench 2": rewardbench_2(scored),
@@ -65,7 +65,10 @@ def official_results(scored: ScoredItems) -> dict[str, Result]:
 
 
 def rewardbench(scored: ScoredItems) -> Result:
-    """Return the weighted mean of each section, and their mean (calculate_scores_per_section of RewardBench)."""
+    """Return the weighted mean for each section, and the mean over sections.
+
+    Follows calculate_scores_per_section in allenai/reward-bench.
+    """
     strict = _by_subset(scored, scored.strict, "pairs")
     parts = {}
     for section, weights in REWARDBENCH.items():
@@ -77,7 +80,10 @@ def rewardbench(scored: ScoredItems) -> Result:
 
 
 def rewardbench_2(scored: ScoredItems) -> Result:
-    """Return the mean of each best-of-4 subset, the score of Ties, and their mean (scripts/run_v2.py of allenai)."""
+    """Return the mean accuracy for each best-of-4 subset, the Ties score, and the mean of these figures.
+
+    Follows scripts/run_v2.py in allenai/reward-bench.
+    """
     right = _by_subset(scored, scored.right, "best")
     parts = {subset: [(1.0, right[subset])] for subset in REWARDBENCH_2 if subset in right}
     both: dict[str, dict[str, Scores]] = {"ref": {}, "tied": {}}
@@ -91,14 +97,14 @@ def rewardbench_2(scored: ScoredItems) -> Result:
 
 
 def ties_terms(ref: dict[str, Scores], tied: dict[str, Scores]) -> Terms:
-    """Return the terms of the score of Ties (process_single_model in rewardbench/utils.py).
+    """Return the terms of the Ties score (process_single_model in rewardbench/utils.py).
 
-    A tied prompt has several right answers, its ref prompt has one. The score also rewards a gap between right and
-    wrong answers that is wider than the spread of the right ones.
+    A tied prompt has several right answers; its ref prompt has only one. The score also rewards models whose gap
+    between right and wrong answers is wider than the spread among the right ones.
 
     Args:
-        ref: The scores of ref prompts, by the number in the id `ref:n`.
-        tied: The scores of tied prompts, by the number in the id `tied:n`.
+        ref: The scores for ref prompts, keyed by the n in their id `ref:n`.
+        tied: The scores for tied prompts, keyed by the n in their id `tied:n`.
     """
     numbers = sorted(ref.keys() & tied.keys())
     gap = np.array([min(tied[n][0]) - max(tied[n][1]) for n in numbers])
@@ -116,15 +122,15 @@ def ties_terms(ref: dict[str, Scores], tied: dict[str, Scores]) -> Terms:
 
 
 def ppe_preference(scored: ScoredItems) -> Result:
-    """Return the accuracy on the votes that are not ties (human_preference_v1 of lmarena/PPE)."""
+    """Return the accuracy on the votes that are not ties (human_preference_v1 in lmarena/PPE)."""
     votes = _by_subset(scored, scored.strict, "pairs").get(PPE_PREFERENCE)
     return Result({"overall": float(votes.values.mean())}, [(1.0, votes)]) if votes else Result({}, [])
 
 
 def ppe_correctness(scored: ScoredItems) -> Result:
-    """Return the accuracy on the sampled pairs of each set and their mean, and points of the curve of best of K.
+    """Return the accuracy on each set's sampled pairs, the mean over sets, and points on the best-of-K curve.
 
-    The curve is the mean over the sets: how often the answer with the highest score of K is expected to be correct.
+    The curve shows how often the highest-scoring of K answers is expected to be correct, averaged over the sets.
     """
     parts: dict[str, Terms] = {}
     curves = []
@@ -147,7 +153,7 @@ def ppe_correctness(scored: ScoredItems) -> Result:
 
 
 def rmb(scored: ScoredItems) -> Result:
-    """Return the accuracy on the pairs and on the lists of both goals, and the mean of the four."""
+    """Return the accuracy on the pairs and on the lists for helpfulness, the same for harmlessness, and the mean."""
     parts: dict[str, Terms] = {}
     for name, start in RMB.items():
         inside = np.char.startswith(scored.subsets, start)
@@ -157,9 +163,10 @@ def rmb(scored: ScoredItems) -> Result:
 
 
 def rm_bench(scored: ScoredItems) -> Result:
-    """Return easy (chosen has the fancier style), normal (same style), hard (rejected has it), and each domain.
+    """Return the accuracy on easy, normal and hard comparisons, and in each domain.
 
-    Easy, normal, hard and overall are means over domains (compute_accuracy in the README of THU-KEG/RM-Bench).
+    The chosen answer has the fancier style in easy comparisons, the same style in normal ones and the plainer style
+    in hard ones. Easy, normal, hard and overall are means over domains (compute_accuracy in THU-KEG/RM-Bench's README).
     """
     domains: dict[str, list[int]] = {}
     for index, item in enumerate(scored.items):
@@ -168,7 +175,7 @@ def rm_bench(scored: ScoredItems) -> Result:
             domains.setdefault(domain, []).append(index)
     if not domains:
         return Result({}, [])
-    # (items, 3, 3) for each domain: style of the chosen answer, style of the rejected answer
+    # For each domain, shape (items, 3, 3): the last two axes are the styles of the chosen and the rejected answer.
     right = {name: np.array([scored.margins[i].reshape(3, 3) > 0 for i in each]) for name, each in domains.items()}
     row, column = np.indices((3, 3))
     kinds = {"easy": row > column, "normal": row == column, "hard": row < column}
@@ -181,9 +188,9 @@ def rm_bench(scored: ScoredItems) -> Result:
 
 
 def judgebench(scored: ScoredItems) -> Result:
-    """Return the accuracy of each category and of all pairs (run_judge.py of ScalerLab/JudgeBench).
+    """Return the accuracy in each category and over all pairs (run_judge.py in ScalerLab/JudgeBench).
 
-    Model cards of Skywork print the mean over categories instead: "macro average".
+    Skywork's model cards report the mean over categories instead; that mean is returned as "macro average".
     """
     is_pair = scored.protocols == "pairs"
     inside = {name: is_pair & np.char.startswith(scored.subsets, prefix) for name, prefix in JUDGEBENCH.items()}
@@ -203,7 +210,7 @@ def _by_subset(scored: ScoredItems, values: np.ndarray, protocol: str) -> dict[s
 
 
 def _mean_of(parts: dict[str, Terms], names: Iterable[str]) -> Result:
-    """Return the figure of each part, and "overall", their mean, if none is missing."""
+    """Return the figure for each part and, if no part is missing, their mean as "overall"."""
     figures = {name: weighted_mean(terms) for name, terms in parts.items()}
     if set(names) != parts.keys():
         return Result(figures, [])

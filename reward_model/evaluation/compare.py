@@ -1,4 +1,4 @@
-"""Compare two evaluations of the same items: is the difference significant?"""
+"""Compare two evaluations of the same items and test whether the difference is significant."""
 
 import json
 from pathlib import Path
@@ -11,14 +11,14 @@ from scipy.stats import binomtest
 from reward_model import InputError
 from reward_model.evaluation.metrics import interval
 
-COLUMNS = ["key", "prompt_key", "right", "place", "subset", "prompt", "chosen", "rejected"]  # of ScoredItems.records
+COLUMNS = ["key", "prompt_key", "right", "place", "subset", "prompt", "chosen", "rejected"]  # from ScoredItems.records
 
 
 def load_run(directory: Path) -> pd.DataFrame:
-    """Return the items of an evaluation from its --output directory; raise InputError if it has none."""
+    """Load the items that an evaluation wrote to its --output directory; raise InputError if they cannot be read."""
     file, fix = directory / "scores.jsonl", f"Run evaluate.py with --output {directory}."
     if not file.is_file():
-        raise InputError(f"{directory}: no scores.jsonl. {fix}")
+        raise InputError(f"{directory}: no scores.jsonl found. {fix}")
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
         return pd.DataFrame([dict(json.loads(line)) for line in lines])[COLUMNS]
@@ -27,7 +27,9 @@ def load_run(directory: Path) -> pd.DataFrame:
 
 
 def paired_differences(a: pd.DataFrame, b: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the differences of two runs (B minus A) for each subset and "all", and the items on which they disagree.
+    """Return the differences between two runs (B minus A), and the items on which the runs disagree.
+
+    The differences have a row for each subset and a row "all".
 
     Raises:
         InputError: If the runs have no items in common.
@@ -45,7 +47,7 @@ def paired_differences(a: pd.DataFrame, b: pd.DataFrame) -> tuple[pd.DataFrame, 
 
 
 def paired_difference(right_a: np.ndarray, right_b: np.ndarray, prompts: np.ndarray, seed: int = 0) -> dict[str, Any]:
-    """Return the accuracies of two runs on the same items, the interval of their difference, and McNemar's test."""
+    """Return both runs' accuracies on the same items, their difference with a 95 % interval, and McNemar's p-value."""
     low, high = interval(right_b - right_a, prompts, seed)
     return {
         "items": len(right_a),
@@ -59,7 +61,7 @@ def paired_difference(right_a: np.ndarray, right_b: np.ndarray, prompts: np.ndar
 
 
 def mcnemar(right_a: np.ndarray, right_b: np.ndarray) -> float:
-    """Return the exact p-value (McNemar 1947) of A and B being right equally often; items with a tie do not count."""
+    """Return the exact p-value of McNemar's test (1947) that A and B are right equally often, ignoring tied items."""
     only_a = int(((right_a == 1) & (right_b == 0)).sum())
     only_b = int(((right_a == 0) & (right_b == 1)).sum())
     return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0

@@ -1,6 +1,6 @@
-"""Load labeled answers to prompts from files, and keep them with their scores.
+"""Load prompts with labeled answers, and combine them with their scores.
 
-An item is a prompt with better and worse answers: one of each in a pair, several in some public benchmarks.
+An item is a prompt with better and worse answers: one of each for a pair, several in some public benchmarks.
 """
 
 import json
@@ -25,15 +25,16 @@ from reward_model.evaluation.layouts import find_layout
 from reward_model.evaluation.metrics import item_accuracy
 
 RM_BENCH_DOMAINS = ("chat", "math", "code", "safety")
-GENERIC_NAMES = ("dataset", "data", "test", "train", "eval")  # of files; the directory has the better name
-EXCERPT = 200  # characters of a message in scores.jsonl
+GENERIC_NAMES = ("dataset", "data", "test", "train", "eval")  # uninformative file names; the directory's name is used
+EXCERPT = 200  # characters of each message kept in scores.jsonl
 
 
 @dataclass(frozen=True)
 class Item:
     """A prompt with better (`chosen`) and worse (`rejected`) answers, as complete conversations.
 
-    `comparisons` are the positions (chosen, rejected) of the pairs that a benchmark compares, if not all.
+    `comparisons` holds index pairs (chosen, rejected) if the benchmark does not compare every chosen answer with every
+    rejected one.
     """
 
     place: str
@@ -43,48 +44,48 @@ class Item:
     rejected: list[Messages]
     tools: Any = None
     id: str | None = None
-    domain: str = ""  # RM-Bench
+    domain: str = ""  # RM-Bench only
     comparisons: list[tuple[int, int]] = field(default_factory=list)
 
     @property
     def conversations(self) -> list[Messages]:
-        """All conversations, chosen first; scores have the same order."""
+        """All conversations, chosen first; scores are in the same order."""
         return [*self.chosen, *self.rejected]
 
     @property
     def compared(self) -> list[tuple[int, int]]:
-        """The positions (chosen, rejected) of the pairs that are compared: `comparisons` or all."""
+        """The index pairs (chosen, rejected) that are compared: `comparisons` or, if empty, all combinations."""
         return self.comparisons or list(product(range(len(self.chosen)), range(len(self.rejected))))
 
     @property
     def pairs(self) -> list[Pair]:
-        """The pairs that are compared, in the order of `compared`."""
+        """The compared pairs of conversations, in the order of `compared`."""
         return [{"chosen": self.chosen[row], "rejected": self.rejected[column]} for row, column in self.compared]
 
     @property
     def prompt(self) -> Messages:
-        """The messages that the answers share; equal answers are not a part of it."""
+        """The messages that chosen and rejected share, without the answers, even if these are identical."""
         return shared_messages({"chosen": self.chosen[0], "rejected": self.rejected[0]})[: len(self.chosen[0]) - 1]
 
     @property
     def key(self) -> str:
-        """A hash that is equal for equal items of any file."""
+        """A hash of the conversations and tools, the same for identical items from different files."""
         return xxh3_64_hexdigest(json.dumps([self.conversations, self.tools], sort_keys=True).encode())
 
 
 def load_items(
     sources: Iterable[str], protocol: str = "auto", skipped: list[str] | None = None, all_files: bool = False
 ) -> list[Item]:
-    """Return the items of files, directories (their test files, if any) and Hub ids, in order.
+    """Return the items from files, directories (their test files, if any) and Hub ids, in order.
 
     Args:
-        sources: The sources.
-        protocol: How items are judged, see `item_accuracy`; "auto" decides by the subset and the number of answers.
-        skipped: If given, bad rows are skipped and described in this list.
-        all_files: Read every file of a directory: the sets of PPE Correctness are published as training files.
+        sources: Files, directories or Hub ids.
+        protocol: How to judge the items, see `item_accuracy`; "auto" chooses by the subset and the number of answers.
+        skipped: If given, bad rows are skipped, and a message for each is appended to this list.
+        all_files: Read every file in a directory: PPE Correctness, for example, is published as training files.
 
     Raises:
-        InputError: At the first bad row, unless `skipped` is given, or if no row has a valid pair.
+        InputError: At the first bad row, unless `skipped` is given, or if no row contains a valid pair.
     """
     rows_of: dict[str, Iterable[NumberedRow]] = {}
     for source in sources:
@@ -95,22 +96,22 @@ def load_items(
     items: list[Item] = []
     for source, rows in rows_of.items():
         label = stem = _stem(source)
-        if stem.lower() in GENERIC_NAMES or stems[stem] > 1:  # LLMBar has six files dataset.json
+        if stem.lower() in GENERIC_NAMES or stems[stem] > 1:  # LLMBar has six files named dataset.json
             label = Path(source).resolve().parent.name
         for found in _source_items(list(rows), source, stem, label, protocol):
             if isinstance(found, Item):
                 items.append(found)
             elif skipped is None:
-                raise InputError(f"{found} (Skip bad rows with evaluate.py --skip_bad.)")
+                raise InputError(f"{found} (To skip bad rows, run evaluate.py with --skip_bad.)")
             else:
                 skipped.append(found)
     if not items:
-        raise InputError(f"{', '.join(rows_of)}: no labeled pairs.")
+        raise InputError(f"{', '.join(rows_of)}: no labeled pairs found.")
     return items
 
 
 def _source_items(rows: list[NumberedRow], source: str, stem: str, label: str, protocol: str) -> Iterator[Item | str]:
-    """Yield the items of a source, and a message for each bad row. Ties are skipped."""
+    """Yield the items from a source, and an error message for each bad row. Skip ties."""
     if rows and find_layout(rows[0][1]):
         for number, row in rows:
             try:
@@ -127,29 +128,29 @@ def _source_items(rows: list[NumberedRow], source: str, stem: str, label: str, p
 
 
 def _layout_item(row: Any, source: str, place: str) -> Item:
-    """Return the item of a row of PPE or RMB; raise RowError if the row has another layout."""
+    """Return the item for a PPE or RMB row; raise RowError if the row has a different layout."""
     if isinstance(row, RowError):
         raise row
     read = find_layout(row)
     if read is None:
-        raise RowError("another layout", "not a row of PPE or RMB, but the file starts with one.")
+        raise RowError("another layout", "not a PPE or RMB row, although the file starts with one.")
     try:
         found = read(row, source)
         chosen, rejected = (found.conversations(answers) for answers in (found.chosen, found.rejected))
     except RowError:
         raise
     except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise RowError("another layout", f"a field is missing or has another type ({error!r}).") from error
+        raise RowError("another layout", f"a field is missing or has the wrong type ({error!r}).") from error
     return Item(place, found.subset, found.protocol, chosen, rejected, comparisons=found.comparisons)
 
 
 def _stem(source: str) -> str:
-    """Return the name of a file without suffixes and the number of its part ("test-00000-of-00001.parquet")."""
+    """Return a file's name without suffixes and shard number: "test" for test-00000-of-00001.parquet."""
     return re.sub(r"-\d+-of-\d+$", "", Path(source).name.split(".")[0])
 
 
 def _row_items(converted: ConvertedRow, stem: str, label: str, protocol: str) -> Iterator[Item]:
-    """Yield the items of a row: one if there are several answers on both sides, otherwise one for each pair."""
+    """Yield the items from a row: a single one if the row has lists of answers, otherwise one for each pair."""
     pairs = [pair for pair in converted.pairs if isinstance(pair, dict)]
     is_lists = converted.format == "lists"
     width = len(converted.row["rejected"]) if is_lists else 1
@@ -159,18 +160,18 @@ def _row_items(converted: ConvertedRow, stem: str, label: str, protocol: str) ->
         subset = first.get("subset") or first.get("source") or label
         found = item_protocol(subset, len(chosen), len(rejected)) if protocol == "auto" else protocol
         if protocol not in ("auto", "pairs") and len(chosen) + len(rejected) == 2:
-            raise InputError(f"{converted.place}: a pair, but --protocol {found} judges lists of answers. Omit it.")
+            raise InputError(f"{converted.place}: a pair, but --protocol {found} is for lists of answers. Omit it.")
         if found == "rm-bench" and (len(chosen), len(rejected)) != (3, 3):
             sizes = f"{len(chosen)} chosen and {len(rejected)} rejected answers"
-            raise InputError(f"{converted.place}: {sizes}, but RM-Bench has 3 of each. Pass another --protocol.")
-        # Files of one domain, such as chat_filtered.json, have no domain in their rows.
+            raise InputError(f"{converted.place}: {sizes}, but RM-Bench has 3 of each. Pass a different --protocol.")
+        # Rows do not give their domain in files for a single domain, such as chat_filtered.json.
         domain = converted.row.get("domain") or (stem if stem.startswith(RM_BENCH_DOMAINS) else subset)
         tools, id_ = first.get("tools"), first.get("id")
         yield Item(converted.place, subset, found, chosen, rejected, tools, id_, str(domain))
 
 
 def item_protocol(subset: str, chosen: int, rejected: int) -> str:
-    """Return the protocol of an item with these numbers of chosen and rejected answers."""
+    """Return the protocol for an item, given its subset and its numbers of chosen and rejected answers."""
     if subset.lower() == "ties":
         return "ties"
     if (chosen, rejected) == (3, 3):
@@ -181,16 +182,16 @@ def item_protocol(subset: str, chosen: int, rejected: int) -> str:
 
 
 class ScoredItems:
-    """Items with the scores of their conversations.
+    """Items together with the scores of their conversations.
 
     Args:
         items: The items.
-        scores: The scores of `item.conversations` of each item.
+        scores: For each item, the scores of `item.conversations`.
 
     Attributes:
-        split: For each item the scores of its chosen and of its rejected answers.
-        margins: For each item an array of shape (pairs,), in the order of `item.compared`.
-        right: The accuracy of each item by its protocol, a tie of a pair being 0.5; `strict` counts it as 0.
+        split: For each item, the scores of its chosen answers and those of its rejected answers.
+        margins: For each item, an array of shape (pairs,), in the order of `item.compared`.
+        right: For each item, its accuracy under its protocol. A tied pair counts as 0.5 here and as 0 in `strict`.
     """
 
     def __init__(self, items: list[Item], scores: list[list[float]]) -> None:
@@ -200,7 +201,7 @@ class ScoredItems:
                 if not math.isfinite(value):
                     text = message_text(messages[-1])[:80]
                     found = f"the score of the conversation that ends with {text!r} is {value}"
-                    raise InputError(f"{item.place}: {found}. Check the weights and the dtype of the model.")
+                    raise InputError(f"{item.place}: {found}. Check the model's weights and dtype.")
         cuts = [len(item.chosen) for item in items]
         self.split = [(values[:cut], values[cut:]) for values, cut in zip(scores, cuts, strict=True)]
         self.margins = [
@@ -217,7 +218,7 @@ class ScoredItems:
         self.prompts = np.array([prompt_key(item.prompt) for item in items], dtype=np.uint64)
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """Yield an object for each item, as written to scores.jsonl, with excerpts of the texts."""
+        """Yield an object for each item, as written to scores.jsonl, with excerpts from the messages."""
         for item, (chosen, rejected), right, key in zip(self.items, self.split, self.right, self.prompts, strict=True):
             yield {
                 "key": item.key,

@@ -1,6 +1,6 @@
-"""Read the rows of PPE and RMB, whose fields name the better answers in their own way.
+"""Read rows of PPE and RMB, which label the better answers in fields of their own.
 
-Nothing is rejected that the benchmarks score: some of their answers are empty, and some pairs have equal answers.
+Every row that these benchmarks score is accepted, including rows with empty answers and pairs of identical answers.
 """
 
 import re
@@ -15,13 +15,13 @@ from reward_model.data.pair import Messages, check_encodable
 from reward_model.data.preferences import MODELS
 
 PPE_PREFERENCE = "PPE Preference"
-# The sets of PPE Correctness. Their rows have the same fields, so the name of the file or directory decides.
+# The sets of PPE Correctness. Their rows have the same fields, so a set is recognized by its file or directory name.
 PPE_CORRECTNESS = ("MMLU-Pro", "MATH", "GPQA", "IFEval", "MBPP-Plus")
 
 
 @dataclass(frozen=True)
 class LabeledRow:
-    """A prompt with better and worse answers; `comparisons` are the positions of the pairs that are compared."""
+    """A prompt with better and worse answers; `comparisons` holds the index pairs to compare."""
 
     subset: str
     protocol: str
@@ -31,20 +31,20 @@ class LabeledRow:
     comparisons: list[tuple[int, int]] = field(default_factory=list)
 
     def conversations(self, answers: list[Any]) -> list[Messages]:
-        """Return the prompt with each answer; raise RowError if one of them is not text."""
+        """Return the prompt followed by each answer; raise RowError if any message is not text."""
         turns = self.prompt if isinstance(self.prompt, list) else [{"role": "user", "content": self.prompt}]
         context = [{"role": turn["role"], "content": _text(turn["content"])} for turn in turns]
         return [[*context, {"role": "assistant", "content": _text(answer)}] for answer in answers]
 
 
 def find_layout(row: Any) -> Callable[[Row, str], LabeledRow] | None:
-    """Return the function that reads rows like this one, from (row, source); None for all other layouts."""
+    """Return the function of (row, source) that reads rows like this one, or None if it is not a PPE or RMB row."""
     keys = row.keys() if isinstance(row, dict) else set()
     return next((read for needed, read in LAYOUTS if needed <= keys), None)
 
 
 def ppe_preference(row: Row, source: str) -> LabeledRow:
-    """Read a vote of PPE-Human-Preference-V1; raise RowError for a tie, which PPE leaves out."""
+    """Read a vote from PPE-Human-Preference-V1; raise RowError for a tie, which PPE excludes."""
     first, second, tie = MODELS
     if row["winner"] in tie:
         raise RowError("tie", f"a tie ({row['winner']!r}).")
@@ -57,27 +57,27 @@ def ppe_preference(row: Row, source: str) -> LabeledRow:
 
 
 def ppe_correctness(row: Row, source: str) -> LabeledRow:
-    """Read the answers to a prompt of PPE-*-Best-of-K: chosen are correct, `sampled_conflict_pairs` are compared."""
+    """Read the answers to a PPE-*-Best-of-K prompt: correct ones are chosen, `sampled_conflict_pairs` are compared."""
     sides: dict[bool, list[int]] = {True: [], False: []}
     for index, score in enumerate(row["scores"]):
         sides[bool(score)].append(index)
     right, wrong = sides[True], sides[False]
     pairs = [(a, b) if row["scores"][a] else (b, a) for a, b in row["sampled_conflict_pairs"]]
     if not pairs:
-        raise RowError("tie", "no pairs of a correct and a wrong answer.")
+        raise RowError("tie", "no pair has one correct and one wrong answer.")
     comparisons = [(right.index(better), wrong.index(worse)) for better, worse in pairs]
     chosen, rejected = ([row[f"response_{index + 1}"] for index in side] for side in (right, wrong))
     return LabeledRow(_set_name(source), "best-of-k", row["prompt"], chosen, rejected, comparisons)
 
 
 def rmb_pair(row: Row, source: str) -> LabeledRow:
-    """Read a pair of RMB's Pairwise_set."""
+    """Read a pair from RMB's Pairwise_set."""
     chosen, rejected = row["chosen"]["answer"], row["reject"]["answer"]
     return LabeledRow(row["category_path"], "pairs", row["conversation_input"], [chosen], [rejected])
 
 
 def rmb_best_of_n(row: Row, source: str) -> LabeledRow:
-    """Read a list of RMB's BoN_set: the best answer and those that must score lower."""
+    """Read a list from RMB's BoN_set: the best answer and those that must score lower."""
     rejected = [loser["answer"] for loser in row["loser_list"]]
     chosen = [row["bon_best"]["answer"]]
     return LabeledRow(row["category_path"], "beats-all", row["conversation_input"], chosen, rejected)
@@ -92,7 +92,7 @@ LAYOUTS: list[tuple[set[str], Callable[[Row, str], LabeledRow]]] = [
 
 
 def _set_name(source: str) -> str:
-    """Return "PPE MATH" for .../PPE-MATH-Best-of-K/data/train.parquet: the last part of a path that names a set."""
+    """Return the last set name in a path: "PPE MATH" for .../PPE-MATH-Best-of-K/data/train.parquet."""
     for part in reversed(Path(source).parts):
         for name in PPE_CORRECTNESS:
             if _letters(name) in _letters(part):

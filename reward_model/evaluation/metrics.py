@@ -1,7 +1,7 @@
-"""Metrics of scores of labeled pairs: accuracy with intervals, calibration, length bias.
+"""Compute metrics from the scores of labeled pairs: accuracy with intervals, calibration, length bias.
 
-A margin is the score of the chosen answer minus that of the rejected one, in arrays of shape (pairs,). Pairs of one
-prompt are not independent, so intervals come from resampling prompts.
+A margin is the score of the chosen answer minus that of the rejected one; margins are arrays of shape (pairs,). Pairs
+with the same prompt are not independent, so intervals are computed by resampling prompts.
 """
 
 from functools import cache
@@ -12,9 +12,9 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.stats import bootstrap, spearmanr
 
-RESAMPLES = 2000  # of the bootstrap
+RESAMPLES = 2000  # bootstrap samples
 BINS = 10
-ABOUT_EQUAL = 0.1  # maximum difference of lengths, as a share of the longer one
+ABOUT_EQUAL = 0.1  # maximum difference in length, as a fraction of the longer answer
 
 
 def right(margins: np.ndarray) -> np.ndarray:
@@ -23,35 +23,35 @@ def right(margins: np.ndarray) -> np.ndarray:
 
 
 class Values(NamedTuple):
-    """Values from 0 to 1, and a key of the prompt of each; both have shape (items,)."""
+    """Values from 0 to 1, and the prompt key for each value; both have shape (items,)."""
 
     values: np.ndarray
     prompts: np.ndarray
 
 
-Terms = list[tuple[float, Values]]  # of a figure that is a weighted sum of means
+Terms = list[tuple[float, Values]]  # (weight, values) for a weighted sum of means
 
 
 def item_accuracy(
     protocol: str, chosen: list[float], rejected: list[float], margins: np.ndarray, tie: float = 0.5
 ) -> float:
-    """Return how right the scores of an item are, from 0 to 1.
+    """Return the accuracy of the scores for an item, from 0 to 1.
 
     Args:
-        protocol: How the item is judged:
+        protocol: How to judge the item:
 
             - pairs: chosen scores higher (RewardBench, LLMBar, JudgeBench, PPE Preference, any pairs).
-            - best: every chosen answer scores higher than every rejected one; n equal scores at the top count 1 / n
+            - best: every chosen answer scores higher than every rejected one; n tied top scores count as 1 / n
               (RewardBench 2).
-            - ties: every chosen answer scores higher than every rejected one (the subset Ties of RewardBench 2).
-            - beats-all: the same with one chosen answer (lists of RMB).
-            - best-of-k: the share of the compared pairs that are right (PPE Correctness).
-            - rm-bench: the share of 9 comparisons that are right, for three chosen and three rejected answers in three
-              styles, the plainest first (RM-Bench). A tie is wrong.
+            - ties: every chosen answer scores higher than every rejected one (RewardBench 2's Ties subset).
+            - beats-all: the same, with a single chosen answer (RMB's lists).
+            - best-of-k: the fraction of compared pairs in which chosen scores higher (PPE Correctness).
+            - rm-bench: the fraction of 9 comparisons in which chosen scores higher (RM-Bench). The three chosen
+              and the three rejected answers have the same three styles, the plainest first. A tie is wrong.
         chosen: The scores of the chosen answers.
         rejected: The scores of the rejected answers.
-        margins: The margins of the pairs that are compared.
-        tie: What a tie of a pair counts.
+        margins: The margins of the compared pairs.
+        tie: What a tied pair counts as.
     """
     if protocol == "rm-bench":
         return float((margins > 0).mean())
@@ -66,16 +66,16 @@ def item_accuracy(
 
 
 def interval(values: np.ndarray, prompts: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """Return the 95 % interval of the mean of `values`, by a percentile bootstrap over prompts.
+    """Return the 95 % interval for the mean of `values`, from a percentile bootstrap over prompts.
 
     Args:
         values: Shape (items,).
-        prompts: A key of the prompt of each item.
-        seed: The seed of the bootstrap.
+        prompts: The prompt key for each item, shape (items,).
+        seed: The seed for resampling.
     """
     _, group = np.unique(prompts, return_inverse=True)
     sums, counts = np.bincount(group, weights=values), np.bincount(group)
-    if len(sums) == 1:  # one prompt cannot be resampled
+    if len(sums) == 1:  # a single prompt cannot be resampled
         return float(values.mean()), float(values.mean())
     found = bootstrap(
         (sums, counts),
@@ -90,58 +90,59 @@ def interval(values: np.ndarray, prompts: np.ndarray, seed: int = 0) -> tuple[fl
 
 
 def weighted_mean(terms: Terms) -> float:
-    """Return the weighted sum of the means."""
+    """Return the weighted sum of the mean of each term."""
     return float(sum(weight * term.values.mean() for weight, term in terms))
 
 
 def resampled_means(terms: Terms, seed: int = 0) -> np.ndarray:
-    """Return `weighted_mean` of RESAMPLES bootstrap samples of prompts; a prompt may occur in several terms."""
+    """Return `weighted_mean` for each of RESAMPLES bootstrap samples of prompts, which several terms may share."""
     weights, means = zip(*((weight, term.values.mean()) for weight, term in terms), strict=True)
     prompts, group = np.unique(np.concatenate([term.prompts for _, term in terms]), return_inverse=True)
     groups = np.split(group, np.cumsum([len(term.prompts) for _, term in terms])[:-1])
     pairs = list(zip(groups, (term.values for _, term in terms), strict=True))
-    # (prompts, terms): the sum and the number of the values of each prompt
+    # Shape (prompts, terms): for each prompt, the sum of its values and how many it has
     sums = np.stack([np.bincount(group, values, len(prompts)) for group, values in pairs], axis=1)
     counts = np.stack([np.bincount(group, minlength=len(prompts)) for group, _ in pairs], axis=1)
     rng, result = np.random.default_rng(seed), np.empty(RESAMPLES)
     for index in range(RESAMPLES):
         drawn = np.bincount(rng.integers(len(prompts), size=len(prompts)), minlength=len(prompts))
         number = drawn @ counts
-        # A term without a drawn prompt, which only small data has, keeps its mean.
+        # On small data, a sample may contain no prompt from some term; that term keeps its mean.
         result[index] = np.dot(weights, np.where(number > 0, drawn @ sums / np.maximum(number, 1), means))
     return result
 
 
 def best_of_k(chosen: list[float], rejected: list[float]) -> np.ndarray:
-    """Return for k = 1, 2, … the probability that the highest of k scores, drawn at random, is that of a chosen answer.
+    """Return, for k = 1, 2, …, the probability that the best of k randomly drawn answers is a chosen one.
 
-    Drawn without replacement; among equal scores each is the highest equally often.
+    The best answer has the highest score; tied answers are equally likely to be the best. Answers are drawn without
+    replacement.
     """
     scores, right = np.array([*chosen, *rejected]), np.repeat([1.0, 0.0], [len(chosen), len(rejected)])
     _, level = np.unique(-scores, return_inverse=True)
-    right = (np.bincount(level, right) / np.bincount(level))[np.sort(level)]  # by falling score
+    right = (np.bincount(level, right) / np.bincount(level))[np.sort(level)]  # from highest to lowest score
     return _highest_of_k(len(scores)) @ right
 
 
 @cache
 def _highest_of_k(total: int) -> np.ndarray:
-    """Return the probability that rank r is the highest of k draws, shape (total, total), k from 1 and r from 0.
+    """Return the probability that rank r (from 0) is the highest of k draws (from 1), shape (total, total): [k - 1, r].
 
-    The other k - 1 are then among the total - 1 - r below it.
+    The other k - 1 draws must then come from the total - 1 - r lower ranks.
     """
     ranks = range(total)
     return np.array([[comb(total - 1 - rank, k) / comb(total, k + 1) for rank in ranks] for k in ranks])
 
 
 def log_loss(margins: np.ndarray, temperature: float = 1.0) -> float:
-    """Return the mean of -log sigmoid(margin / temperature), the Bradley-Terry loss; 0.693 is chance."""
+    """Return the mean of -log sigmoid(margin / temperature), the Bradley-Terry loss; chance is 0.693."""
     return float(np.logaddexp(0, -margins / temperature).mean())
 
 
 def reliability(margins: np.ndarray, temperature: float = 1.0) -> list[tuple[float, float, int]]:
-    """Return (mean confidence, accuracy, number of pairs) of each bin of confidence that is not empty.
+    """Return (mean confidence, accuracy, number of pairs) for each confidence bin that is not empty.
 
-    The confidence is sigmoid(|margin| / temperature), from 0.5 to 1, in BINS bins of equal width.
+    Confidence is sigmoid(|margin| / temperature). BINS bins of equal width cover its range from 0.5 to 1.
     """
     confidence = 1 / (1 + np.exp(-np.abs(margins) / temperature))
     bins = np.minimum(((confidence - 0.5) * 2 * BINS).astype(int), BINS - 1)
@@ -153,19 +154,22 @@ def reliability(margins: np.ndarray, temperature: float = 1.0) -> list[tuple[flo
 
 
 def calibration_error(margins: np.ndarray, temperature: float = 1.0) -> float:
-    """Return the expected calibration error (Naeini et al. 2015): the mean of |accuracy - confidence| over the bins."""
+    """Return the expected calibration error (Naeini et al. 2015): mean |accuracy - confidence| over the bins."""
     bins = reliability(margins, temperature)
     return sum(abs(accuracy - confidence) * pairs for confidence, accuracy, pairs in bins) / len(margins)
 
 
 def best_temperature(margins: np.ndarray) -> float:
-    """Return the temperature with the lowest log loss (Guo et al. 2017), between 0.01 and 100."""
+    """Return the temperature between 0.01 and 100 that minimizes the log loss (Guo et al. 2017)."""
     found = minimize_scalar(lambda log: log_loss(margins, np.exp(log)), bounds=np.log([0.01, 100]), method="bounded")
     return float(np.exp(found.x))
 
 
 def by_length(margins: np.ndarray, chosen: np.ndarray, rejected: np.ndarray) -> dict[str, dict[str, float]]:
-    """Return the accuracy where the chosen answer is shorter, about equal in length, or longer (in any unit)."""
+    """Return the accuracy on pairs whose chosen answer is shorter, about equal in length, or longer.
+
+    Lengths may be in any unit.
+    """
     difference = chosen.astype(float) - rejected
     equal = np.abs(difference) < ABOUT_EQUAL * np.maximum(np.maximum(chosen, rejected), 1)
     classes = {"shorter": ~equal & (difference < 0), "about equal": equal, "longer": ~equal & (difference > 0)}
@@ -177,14 +181,14 @@ def by_length(margins: np.ndarray, chosen: np.ndarray, rejected: np.ndarray) -> 
 
 
 def length_correlation(scores: np.ndarray, lengths: np.ndarray) -> float:
-    """Return the rank correlation of scores and lengths of answers, or 0 if either is constant."""
+    """Return the rank correlation between answers' scores and lengths, or 0 if either is constant."""
     if np.ptp(scores) == 0 or np.ptp(lengths) == 0:
         return 0.0
     return float(spearmanr(scores, lengths).statistic)
 
 
 def measures(margins: np.ndarray) -> dict[str, Any]:
-    """Return the number of ties, mean margin, log loss and calibration of pairs."""
+    """Return the number of pairs and ties, mean margin, log loss and calibration for the given margins."""
     temperature = best_temperature(margins)
     return {
         "pairs": len(margins),

@@ -1,4 +1,4 @@
-"""Report an evaluation: metrics.json, scores.jsonl, a table for the terminal, and the page report.html."""
+"""Report an evaluation: print a summary, and write metrics.json, scores.jsonl and report.html."""
 
 import json
 import os
@@ -23,7 +23,7 @@ FILES = ("metrics.json", "scores.jsonl", "report.html")
 
 
 def compute_figures(scored: ScoredItems, seed: int = 0) -> dict[str, Any]:
-    """Return all metrics under readable names; `with_identifier_keys` returns the keys of metrics.json."""
+    """Return all metrics under readable names; `with_identifier_keys` converts them to the keys in metrics.json."""
     facts = facts_array(pair for item in scored.items for pair in item.pairs)
     margins = np.concatenate(scored.margins)
     subsets = {str(name): scored.subsets == name for name in dict.fromkeys(scored.subsets)}
@@ -38,7 +38,7 @@ def compute_figures(scored: ScoredItems, seed: int = 0) -> dict[str, Any]:
 
 
 def _subset_metrics(scored: ScoredItems, inside: np.ndarray, seed: int) -> dict[str, Any]:
-    """Return the metrics of some items: accuracy by protocol, the others from every pair of the items."""
+    """Return metrics for the items where `inside` is true. Accuracy is per item; other metrics are over their pairs."""
     margins = np.concatenate([scored.margins[index] for index in np.flatnonzero(inside)])
     low, high = interval(scored.right[inside], scored.prompts[inside], seed)
     return {
@@ -52,7 +52,7 @@ def _subset_metrics(scored: ScoredItems, inside: np.ndarray, seed: int) -> dict[
 
 
 def _scores_and_lengths(scored: ScoredItems) -> tuple[np.ndarray, np.ndarray]:
-    """Return the score of every answer and its length in characters."""
+    """Return the scores and the lengths in characters of all answers."""
     answers = (messages[-1] for item in scored.items for messages in item.conversations)
     return np.concatenate(scored.scores), np.array([len(message_text(answer)) for answer in answers])
 
@@ -63,7 +63,7 @@ def summary(figures: dict[str, Any]) -> str:
 
 
 def _subset_table(figures: dict[str, Any]) -> pd.DataFrame:
-    """Return the metrics of each subset and of all items as text."""
+    """Return a table with the metrics, formatted as text, for each subset and for all items."""
     table = pd.DataFrame([*figures["subsets"].values(), figures["all"]], index=[*figures["subsets"], "all"])
     table["interval"] = [f"{low:.3f}–{high:.3f}" for low, high in zip(table["low"], table["high"], strict=True)]
     shown = {"items": "items", "accuracy": "accuracy", "interval": "95 % interval", "mean_margin": "margin"}
@@ -73,7 +73,7 @@ def _subset_table(figures: dict[str, Any]) -> pd.DataFrame:
 
 
 def create_output_directory(directory: Path) -> None:
-    """Create the directory of an evaluation; raise InputError if it contains anything but an earlier evaluation."""
+    """Create the output directory; raise InputError if it contains anything other than an earlier evaluation."""
     directory.mkdir(parents=True, exist_ok=True)
     if others := sorted({file.name for file in directory.iterdir()} - set(FILES)):
         found = f"contains {others[0]}, which evaluate.py did not write"
@@ -83,7 +83,7 @@ def create_output_directory(directory: Path) -> None:
 
 
 def write(directory: Path, name: str, figures: dict[str, Any], scored: ScoredItems) -> None:
-    """Write metrics.json, scores.jsonl and report.html; `name` is the model or the server in the title."""
+    """Write metrics.json, scores.jsonl and report.html; `name` is the model or server shown in the title."""
     directory.mkdir(parents=True, exist_ok=True)
     metrics = json.dumps(with_identifier_keys(figures), indent=2, ensure_ascii=False)
     (directory / "metrics.json").write_text(metrics + "\n", encoding="utf-8")
@@ -93,7 +93,7 @@ def write(directory: Path, name: str, figures: dict[str, Any], scored: ScoredIte
 
 
 def with_identifier_keys(figures: dict[str, Any]) -> dict[str, Any]:
-    """Return figures with identifiers as keys, such as official.rm_bench.easy; subsets keep their names."""
+    """Return the same figures with identifiers as keys, such as official.rm_bench.easy. Subset names do not change."""
     renamed = {}
     for name, value in figures.items():
         is_nested = isinstance(value, dict) and name != "subsets"
@@ -130,25 +130,25 @@ def _score_plots(scored: ScoredItems) -> list[Figure]:
 
 def _length_plots(figures: dict[str, Any], scored: ScoredItems) -> list[Figure]:
     by_length = figures["by_length"]
-    classes, axes = page.plot("Accuracy by length of chosen", ylabel="accuracy")
+    classes, axes = page.plot("Accuracy by length of the chosen answer", ylabel="accuracy")
     axes.bar(list(by_length), [row["accuracy"] for row in by_length.values()], color=page.BLUE)
     axes.axhline(0.5, color=page.GRAY, linewidth=1)
     axes.set_ylim(0, 1)
     scores, lengths = _scores_and_lengths(scored)
-    points, axes = page.plot("Scores and lengths of answers", "characters", "score")
+    points, axes = page.plot("Score by length of the answer", "characters", "score")
     axes.scatter(lengths, scores, 4, page.BLUE, alpha=0.4)
     return [classes, points]
 
 
 def _worst_pairs(scored: ScoredItems) -> list[tuple[str, str, Messages, Messages, Messages]]:
-    """Return (subset, summary line, prompt, chosen, rejected) of the pairs with the lowest margins."""
+    """Return (subset, summary line, prompt, chosen, rejected) for the pairs with the lowest margins, one per item."""
     pairs = []
     lowest = np.array([margins.min() for margins in scored.margins])
     for index in np.argsort(lowest)[:WORST]:
         item, margins = scored.items[index], scored.margins[index]
         row, column = item.compared[margins.argmin()]
         chosen_scores, rejected_scores = scored.split[index]
-        scores = f"{margins.min():+.2f} ({chosen_scores[row]:+.2f} to {rejected_scores[column]:+.2f})"
+        scores = f"{margins.min():+.2f} ({chosen_scores[row]:+.2f} vs. {rejected_scores[column]:+.2f})"
         shared = item.prompt
         line = f"{scores} {item.subset}: {excerpt(shared[-1], 110)}"
         chosen, rejected = item.chosen[row][len(shared) :], item.rejected[column][len(shared) :]

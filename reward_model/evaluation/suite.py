@@ -1,4 +1,4 @@
-"""The table of model cards: one figure for each public benchmark, and their average."""
+"""Build the table for model cards: one figure for each public benchmark, and their average."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ AVERAGE = "average"
 
 
 def suite_scores(results: dict[str, Result], seed: int = 0) -> dict[str, dict[str, float]]:
-    """Return the official figure of each complete benchmark, and their average, with 95 % intervals over prompts."""
+    """Return the official figure for each complete benchmark, and their average, with 95 % bootstrap intervals."""
     complete = {name: results[name] for name in COLUMNS if name in results and results[name].terms}
     samples = {
         name: resampled_means(result.terms, seed + number) for number, (name, result) in enumerate(complete.items())
@@ -27,21 +27,21 @@ def suite_scores(results: dict[str, Result], seed: int = 0) -> dict[str, dict[st
 
 
 def suite_table(model: str, scores: dict[str, dict[str, float]]) -> str:
-    """Return the scores in percent as a Markdown table with one row."""
+    """Return the scores, in percent, as a Markdown table with one row."""
     names = (*COLUMNS, AVERAGE)
     lines = [["model", *names], ["---"] * (len(names) + 1), [model, *(_cell(scores.get(name)) for name in names)]]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def suite_notes(results: dict[str, Result]) -> list[str]:
-    """Return what the table does not show: the benchmarks that are not complete, and JudgeBench's macro average."""
+    """Return notes on what the table omits: incomplete benchmarks, and JudgeBench's macro average."""
     notes = []
     for name, result in results.items():
         if not result.terms:
-            notes.append(f"{name} is not complete. Parts found: {', '.join(result.figures)}.")
+            notes.append(f"{name} is incomplete. Parts found: {', '.join(result.figures)}.")
         elif "macro average" in result.figures:
             macro = 100 * result.figures["macro average"]
-            notes.append(f"{name}: official micro average; macro average, as on Skywork's model cards: {macro:.1f}.")
+            notes.append(f"{name}: official micro average. The macro average (Skywork's model cards) is {macro:.1f}.")
     return notes
 
 

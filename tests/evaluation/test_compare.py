@@ -70,7 +70,7 @@ def test_long_prompts_need_little_space(tmp_path: Path) -> None:
 def test_directories_without_a_run(tmp_path: Path) -> None:
     good = compare.load_run(write(tmp_path / "good", scored_items(["a", "b"], [True, False])))
     other = compare.load_run(write(tmp_path / "other", scored_items(["c"], [True])))
-    with pytest.raises(InputError, match="no scores.jsonl. Run evaluate.py with --output"):
+    with pytest.raises(InputError, match="no scores.jsonl found. Run evaluate.py with --output"):
         compare.load_run(tmp_path)
     for text in ["", "{", "[1]\n", '{"key": "an older version"}\n', "\udce9"]:
         (tmp_path / "scores.jsonl").write_text(text, errors="surrogateescape")
@@ -97,7 +97,7 @@ def test_the_commands_of_evaluate(tmp_path: Path) -> None:
     data = jsonl(tmp_path / "pairs.jsonl", [{"prompt": "?", "chosen": "a", "rejected": "b"}])
     for arguments, message in {
         (data,): "pass either --model DIRECTORY or --url URL",
-        (data, "--url", "http://x", "--base_model", "y"): "--base_model needs --model",
+        (data, "--url", "http://x", "--base_model", "y"): "--base_model requires --model",
         ("parity", "folder", data): "required: --url",
         ("compare", tmp_path): "required: b",
         ("accuracy", "--model", tmp_path, data): "has no config.json",

@@ -81,7 +81,7 @@ def test_model_and_server_give_the_same_figures(runs, base_model, tmp_path: Path
     html = (here / "report.html").read_text()
     assert html.count("<svg") == 5 and html.count("<details>") == len(PAIRS) and "<option>" in html
     compared = run(sys.executable, "evaluate.py", "compare", here, there).stdout
-    assert "They disagree on 0 items." in compared
+    assert "The runs disagree on 0 items." in compared
 
 
 def test_parity_names_the_broken_rule(runs, tmp_path: Path) -> None:

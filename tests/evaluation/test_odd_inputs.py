@@ -31,7 +31,7 @@ ODD: dict[str, tuple[dict[str, object], str, str]] = {
         "--model M --url http://127.0.0.1:9 d.jsonl",
         "pass either --model DIRECTORY or --url URL",
     ),
-    "base without model": ({}, "--url http://127.0.0.1:9 --base_model M d.jsonl", "--base_model needs --model"),
+    "base without model": ({}, "--url http://127.0.0.1:9 --base_model M d.jsonl", "--base_model requires --model"),
     "concurrency of words": ({}, "--url http://127.0.0.1:9 --concurrency x d.jsonl", "invalid int value: 'x'"),
     "no model": ({"d.jsonl": [PAIR]}, "--model nowhere d.jsonl", "nowhere is not a directory"),
     "a file as model": ({"d.jsonl": [PAIR]}, "--model d.jsonl d.jsonl", "d.jsonl is not a directory"),

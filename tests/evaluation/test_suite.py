@@ -124,11 +124,11 @@ def test_bad_rows_of_ppe_and_rmb(tmp_path: Path) -> None:
         load_items([str(file)])
     skipped: list[str] = []
     assert len(load_items([str(file)], skipped=skipped)) == 1
-    assert ["unknown winner" in skipped[0], "found 'None'" in skipped[1], "not a row of PPE" in skipped[2]] == [
+    assert ["unknown winner" in skipped[0], "found 'None'" in skipped[1], "not a PPE or RMB row" in skipped[2]] == [
         True
     ] * 3
     unequal = samples(0, [True, True], [1, 0], [[0, 1]])
-    with pytest.raises(InputError, match="a field is missing or has another type"):
+    with pytest.raises(InputError, match="a field is missing or has the wrong type"):
         load_items([str(jsonl(tmp_path / "PPE-MATH.jsonl", [unequal]))])
 
 
@@ -163,7 +163,7 @@ def test_suite(
     header, _, row = (line.strip("| ").split(" | ") for line in shown.splitlines() if line.startswith("|"))
     assert header == ["model", *COLUMNS, "average"] and row[0] == "save/demo"
     assert [cell.split(" (")[0] for cell in row[1:]] == [f"{100 * value:.1f}" for value in expected]
-    assert "macro average, as on Skywork's model cards: 75.0." in shown and "alpacaeval-easy" not in shown
+    assert "macro average (Skywork's model cards) is 75.0." in shown and "alpacaeval-easy" not in shown
     suite = json.loads((tmp_path / "out/metrics.json").read_text())["suite"]
     assert [score["value"] for score in suite.values()] == pytest.approx(expected)
     assert all(0 <= score["low"] <= score["value"] <= score["high"] <= 1.011 for score in suite.values())
@@ -173,7 +173,7 @@ def test_suite(
     monkeypatch.undo()
     evaluate.main(["--suite", str(tmp_path / "data"), "--model", str(tiny_reward_model)])
     shown = capsys.readouterr().out
-    assert "| – |" in shown and "RMB is not complete. Parts found: helpfulness, pairs" in shown
+    assert "| – |" in shown and "RMB is incomplete. Parts found: helpfulness, pairs" in shown
 
 
 def test_intervals_of_a_weighted_sum() -> None:
