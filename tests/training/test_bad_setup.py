@@ -141,7 +141,7 @@ MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
     "tokenizer broken": (lambda model: truncate(model / "tokenizer.json"), r"the tokenizer cannot be loaded"),
     "template broken": (
         lambda model: (model / "chat_template.jinja").write_text("{% for m in messages %}"),
-        r"chat template has a syntax error in line 1",
+        r"chat template has a syntax error on line 1",
     ),
     "template drops the answer": (
         lambda model: (model / "chat_template.jinja").write_text("{{ messages[0].content }}"),
