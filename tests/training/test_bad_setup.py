@@ -28,7 +28,7 @@ ARGUMENTS = {
     "--per_device_eval_batch_size -2": r"--per_device_eval_batch_size -2 must be greater",
     "--gradient_accumulation_steps 0": r"--gradient_accumulation_steps 0 must be greater",
     "--max_length 0": r"--max_length 0 must be greater than 0",
-    "--eval_size nan": r"--eval_size nan: pass a share",
+    "--eval_size nan": r"--eval_size nan: pass a fraction",
     "--save_steps 0": r"--save_steps 0 must be greater than 0",
     "--label_smoothing_factor 0.7": r"--label_smoothing_factor 0\.7 must be in \[0, 0\.5\)",
     "--bf16 True": r"--bf16 needs a GPU",

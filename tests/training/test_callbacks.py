@@ -151,7 +151,7 @@ def test_model_card(more: str, base_model: Path, few_pairs: Path, tmp_path: Path
     assert '"pooling_type": "LAST", "use_activation": false' in command and "--dtype float32" in command
     figures = json.loads((tmp_path / "out" / "eval_results.json").read_text())
     assert f"| held-out pairs | {figures['eval_accuracy']:.4f} | {figures['eval_loss']:.4f} |" in card
-    assert "| definitions of tools | not rendered |\n| tool calls | not rendered |" in card, "ChatML has contents only"
+    assert "| tool definitions | not rendered |\n| tool calls | not rendered |" in card, "ChatML has contents only"
     digest = hashlib.sha256(few_pairs.read_bytes()).hexdigest()
     assert digest in card and f"{few_pairs.parent}" not in card
 
