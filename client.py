@@ -73,7 +73,7 @@ class RewardClient:
         self.down: dict[str, float] = {}  # when to retry each server that failed
         for url in [self.base_urls] if isinstance(self.base_urls, str) else self.base_urls:
             if not ADDRESS.fullmatch(url):
-                raise ServerError(f"--base_url {url} is not an address such as {BASE_URL}, with http:// or https://.")
+                raise ServerError(f"--base_url {url} is not an http:// or https:// address such as {BASE_URL}.")
             # Proxies from the environment cannot reach a server on this machine.
             self.servers[url.rstrip("/")] = {} if LOCAL.match(url) else requests.utils.get_environ_proxies(url)
         self.lock, self.adapter = threading.Lock(), requests.adapters.HTTPAdapter(len(self.servers), self.concurrency)

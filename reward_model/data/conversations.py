@@ -89,7 +89,7 @@ def _answer_field(row: Row) -> tuple[str, str]:
 
 
 def _pair_of_one(row: Row, answer: Any) -> Pair:
-    """Return a pair with one answer on both sides, so that the conversion of pairs can be used."""
+    """Return a pair with one answer on both sides, so that it is converted in the same way as other pairs."""
     if isinstance(answer, dict) and not {"role", "from"} & answer.keys():  # an answer with its model, score or rank
         answer = first_field(answer, ANSWERS)
     row = row | {"chosen": answer, "rejected": answer}

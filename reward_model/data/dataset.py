@@ -48,7 +48,7 @@ def load_pairs(name: str, train_split: str = "train", test_split: str = "test") 
     check_hub(name, "dataset")
     try:
         splits = load_dataset(name)
-    except Exception as error:  # the Hub client raises many types of errors with good messages
+    except Exception as error:  # the Hub client raises errors of many types, with clear messages
         raise InputError(f"{name}: cannot load the dataset from the Hub: {error}") from error
     if train_split not in splits:
         raise InputError(f"{name}: no split {train_split!r}, only {', '.join(splits)}. Pass --dataset_train_split.")

@@ -148,7 +148,7 @@ def verdict(row: Row, options: Options) -> list[Pair]:
 
 @register_format("prompt + answers, each with a score or rank", lambda row: has_list(row, preferences.ANSWER_LISTS))
 def scored(row: Row, options: Options) -> list[Pair]:
-    """Convert answers, each with a score (or a rank; 0 or 1 is best), by --pairing (UltraFeedback, Nectar)."""
+    """Convert answers, each with a score or a rank (0 or 1 is best), to pairs by --pairing (UltraFeedback, Nectar)."""
     return preferences.pairs_from_scores(row, options.pairing, options.min_gap, options.margin_from_gap)
 
 

@@ -53,7 +53,7 @@ def check_pair(row: Any) -> Pair:
     chosen, rejected = pair["chosen"], pair["rejected"]
     from_the_end = zip(reversed(chosen), reversed(rejected), strict=False)  # the end is where the sides usually differ
     if len(chosen) == len(rejected) and all(_stripped(a) == _stripped(b) for a, b in from_the_end):
-        raise RowError("identical answers", "chosen and rejected are equal; remove the pair.")
+        raise RowError("identical answers", "chosen and rejected are identical; remove the pair.")
     margin = row.get("margin")
     if margin is not None:
         if isinstance(margin, bool) or not isinstance(margin, int | float) or not abs(margin) <= sys.float_info.max:

@@ -232,5 +232,5 @@ def _write_pairs(made: dict[str, Path], lines: list[IndexedLines], order: Iterab
             while index != wanted:  # left out by a cap or weight
                 index, line = next(lines[part])
             (held_out if is_held_out else training).write(line)
-    for rest in lines:  # read the rest, too, so that conflicts after the last pair taken are added
+    for rest in lines:  # read the rest, too, to add conflicts after the last pair taken
         deque(rest, maxlen=0)

@@ -136,7 +136,7 @@ def check_hub(name: str, kind: str) -> None:
             return
         request = HfApi().model_info if kind == "model" else HfApi().dataset_info
         request(name, timeout=5)
-    except Exception as error:  # the Hub client raises many types of errors with good messages
+    except Exception as error:  # the Hub client raises errors of many types, with clear messages
         message = " ".join(str(error).split())[:200]
         raise InputError(f"{name}: not a local directory, and the Hub has no {kind} of this name: {message}") from error
 
@@ -149,7 +149,7 @@ def hub_rows(name: str) -> Iterator[NumberedRow]:
     check_hub(name, "dataset")
     try:
         yield from enumerate(dataset_rows(load_dataset(name, split=split or "train", streaming=True)), 1)
-    except Exception as error:  # the Hub client raises many types of errors with good messages
+    except Exception as error:  # the Hub client raises errors of many types, with clear messages
         raise InputError(f"{name}: cannot load the dataset from the Hub: {error}") from error
 
 

@@ -21,7 +21,7 @@ NOT_SPACE = re.compile(r"\S")
 
 
 def json_rows(content: BinaryIO, file: Path) -> list[Any]:
-    """Return the rows in a .json file: an array, a single object that is a table, or several objects in a row."""
+    """Return the rows in a .json file: an array, a single object that is a table, or a sequence of objects."""
     try:
         values = _json_values(content.read().decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -33,7 +33,7 @@ def json_rows(content: BinaryIO, file: Path) -> list[Any]:
 
 
 def _json_values(text: str) -> list[Any]:
-    """Return the JSON values in a text, which may be indented and need no separators."""
+    """Return the JSON values in a text; they may be indented and need no separators."""
     decoder, values = json.JSONDecoder(), []
     start = NOT_SPACE.search(text)
     while start:
@@ -64,7 +64,7 @@ def table_rows(table: Any) -> list[Any]:
 
 
 def is_config(file: Path) -> bool:
-    """Return whether a .json file contains one object that neither is a row nor contains rows, like config.json."""
+    """Return whether a .json file contains one object that is neither a row nor a table, such as config.json."""
     if file.suffix != ".json" or file.stat().st_size > 2**20:
         return False
     try:
@@ -85,7 +85,7 @@ def csv_rows(content: BinaryIO, file: Path) -> Iterator[Any]:
     # Bytes that are not UTF-8 become lone surrogates, so that only their row is set aside.
     lines = io.TextIOWrapper(content, encoding="utf-8-sig", errors="surrogateescape", newline="")
     reader = csv.DictReader(lines, strict=True, delimiter=max(",;\t", key=header.count))
-    line = 2  # of the first row
+    line = 2  # where the first row starts
     try:
         for row in reader:
             if None in row or None in row.values():

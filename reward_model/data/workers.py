@@ -29,7 +29,7 @@ BAR = {"unit": "B", "unit_scale": True, "dynamic_ncols": True}
 
 @dataclass(frozen=True)
 class Source:
-    """A file, a directory or a Hub id, with its format, its weight in the mix, and the most pairs to take from it."""
+    """A file, a directory or a Hub id, with its format, its weight in the mix, and the maximum number of its pairs."""
 
     name: str
     format: str = "auto"
@@ -147,7 +147,7 @@ def _convert_in_worker(task: Task) -> ConvertedChunk:
 
 
 def _convert_in_order(tasks: Iterable[Task], num_proc: int, config: ConversionConfig) -> Iterator[ConvertedChunk]:
-    """Yield converted chunks in order, a few ahead; `Executor.map` would read the entire source at once."""
+    """Yield converted chunks in order, working a few ahead; `Executor.map` would read the entire source at once."""
     if num_proc < 2:
         yield from (convert_chunk(task, config) for task in tasks)
         return

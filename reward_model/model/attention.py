@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 NAME = "shared_prefix"
 # Maximum number of queries in a masked SDPA call, so that its mask stays small compared with the activations.
 MASKED_QUERIES = 1024
-# Let query heads share key heads. In torch 2.11, varlen_attn does not have this argument and always does so.
+# Let query heads share key heads. torch 2.11 always does so and does not have this argument.
 GROUPED = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 # Arguments that models pass to attention and that do not change its result.
 HARMLESS = {
@@ -92,7 +92,7 @@ def _attention(
         output = sequence_attention(
             query, key, value, *sequences, scale=scaling, window=sliding_window, lengths=path_counts.lengths[1]
         )
-    # JetMoE calls view on the output, so it must be contiguous.
+    # JetMoE calls `view` on the output, so it must be contiguous.
     return output.contiguous()[None], None
 
 
@@ -122,7 +122,7 @@ def _varlen_attention(
     scale: float | None,
     window: int | None,
 ) -> torch.Tensor:
-    """Run FlashAttention once for the row. Not yet tried on a GPU; `make check-gpu` compares it with SDPA in fp32."""
+    """Run FlashAttention once for the row. Not yet run on a GPU; `make check-gpu` compares it with SDPA in fp32."""
     left = -1 if window is None else window - 1
     return varlen_attn(
         query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale=scale, window_size=(left, 0), **GROUPED

@@ -30,7 +30,7 @@ def load_model(name: str, new_head: bool = False, **options: Any) -> PreTrainedM
     shared = {key: options[key] for key in ("revision", "trust_remote_code") if key in options}
     try:
         config = AutoConfig.from_pretrained(name, **shared)
-    except Exception as error:  # every config class raises errors of a different type
+    except Exception as error:  # config classes raise errors of many types
         raise InputError(f"{name}: config.json cannot be loaded: {_words(error)}") from error
     quantized = getattr(config, "quantization_config", None)
     if new_head and quantized:

@@ -36,7 +36,7 @@ class ForkedState:
 
     @property
     def layers(self) -> "ForkedState":
-        """The cache itself: it has one layer, whatever the index."""
+        """The cache itself, because it has only one layer, whatever the index."""
         return self
 
     def has_previous_state(self, layer_idx: int | None = None, state_idx: int = 0) -> bool:

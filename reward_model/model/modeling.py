@@ -159,5 +159,5 @@ def _rotary(self: nn.Module, x: torch.Tensor, position_ids: torch.Tensor) -> tup
     if is_long is None or switch is None:
         return rotary(self, x, position_ids)
     short = rotary(self, x, position_ids.clamp(max=switch - 1))
-    long = rotary(self, x, F.pad(position_ids, (0, 1), value=switch))  # one longer position selects the long factors
+    long = rotary(self, x, F.pad(position_ids, (0, 1), value=switch))  # position `switch` selects the long factors
     return tuple(torch.where(is_long[..., None], b[..., :-1, :], a) for a, b in zip(short, long, strict=True))

@@ -29,7 +29,7 @@ Pair = tuple[list[int], list[int]]
 
 
 def prepare_for_scoring(model: PreTrainedModel, pad_token_id: int | None) -> PreTrainedModel:
-    """Prepare `model` for scoring, and return it. Its attribute `packs` says if it accepts packed rows."""
+    """Prepare `model` for scoring, and return it. `model.packs` is True if it accepts packed rows."""
     install(model)
     model.packs = choose_attention(model.eval(), pad_token_id) is None
     return model

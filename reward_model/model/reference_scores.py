@@ -31,7 +31,7 @@ CALL = {"id": "weatherI1", "function": {"arguments": {"town": "Zürich"}, "name"
 CALLING = {"role": "assistant", "content": "", "tool_calls": [CALL]}
 RESULT = {"role": "tool", "content": "Dry, 21 °C.", "name": "weather", "tool_call_id": "weatherI1"}
 REASONING = "Zürich is dry today."
-# (system message; turns, which are the texts of user and assistant alternately, or messages; tools)
+# (system message; turns, as alternating texts of user and assistant or as messages; tools)
 CONVERSATIONS: list[tuple[str | None, list[Any], Any]] = [
     (None, ["How do I get a stain of red wine out of a carpet?", "Blot it, then use salt and cold water."], None),
     (None, ["How do I get a stain of red wine out of a carpet?", "I like carpets."], None),

@@ -110,7 +110,7 @@ def check_rows(pairs: Sequence[dict[str, Any]], tokenizer: Any, allow_stripped_r
     lines = list(warnings.values())
     if special:
         lines.append(
-            f"{special} of {len(pairs)} sampled pairs have special tokens in their texts, which the model reads as "
+            f"{special} of {len(pairs)} sampled pairs contain special tokens in their texts, which the model reads as "
             "control tokens. If they are ordinary text, pass --split_special_tokens True"
         )
     return lines

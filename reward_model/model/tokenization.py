@@ -50,7 +50,7 @@ def _load(name: str, **kwargs: Any) -> PreTrainedTokenizerBase:
     try:
         # A tekken.json next to the tokenizer is ignored: its tokenizer has no chat template.
         tokenizer = AutoTokenizer.from_pretrained(name, mistral_format=False, **kwargs)
-    except Exception as error:  # every tokenizer class raises errors of a different type
+    except Exception as error:  # tokenizer classes raise errors of many types
         words = " ".join(str(error).split())[:300]
         raise InputError(f"{name}: the tokenizer cannot be loaded: {words}") from error
     if not tokenizer.encode("text", add_special_tokens=False):  # some classes load without any files

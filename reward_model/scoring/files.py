@@ -22,7 +22,7 @@ SAMPLE = 16  # rows that are scored again to check that the output comes from th
 
 
 class PartialOutput(NamedTuple):
-    """An existing output: how many rows and errors it has, its bytes, a sample, and the rows still to score."""
+    """An existing output: its number of rows, errors and bytes, a sample of it, and the rows still to score."""
 
     file: Path
     done: int
@@ -81,7 +81,7 @@ def score_file(source: Path, partial: PartialOutput, score_rows: Scorer, exact: 
     _check_same_model(partial, score_rows, exact)
     print(f"Resuming {output} after {done:,} rows" if done else f"Scoring into {output}", flush=True)
     output.parent.mkdir(parents=True, exist_ok=True)
-    often = 0.1 if sys.stderr.isatty() else 5  # seconds; in a log file, every update of the bar remains
+    often = 0.1 if sys.stderr.isatty() else 5  # seconds; a log file keeps every update of the bar
     progress = tqdm(desc="Scoring", initial=done, total=_count_rows(source), unit="row", mininterval=often)
     with progress, open(output, "a", encoding="utf-8", errors="backslashreplace") as lines:
         lines.truncate(size)

@@ -23,7 +23,7 @@ from reward_model.model.tokenization import load_tokenizer, render, token_ids
 Conversation = list[dict[str, Any]]
 SEED = 42  # the default of train.py's --seed
 # Token positions in a batch. On a CPU, larger batches are 15 % slower and take more memory (docs/benchmarks.md).
-# 32,768 keep a GPU busy even if the model is small; more would only delay the next rows of the output.
+# 32,768 positions keep a GPU busy even if the model is small; more would only delay the next rows of the output.
 CPU_BUDGET, LARGEST_BUDGET = 4096, 32768
 
 
@@ -79,7 +79,7 @@ def score(
     each = zip(groups, tools or [None] * len(groups), strict=True)
     tokens = [encode(group, model, tokenizer, its_tools) for group, its_tools in each]
     scores: list[list[float]] = [[] for _ in groups]
-    often = 0.1 if sys.stderr.isatty() else 5  # seconds; in a log file, every update of the bar remains
+    often = 0.1 if sys.stderr.isatty() else 5  # seconds; a log file keeps every update of the bar
     progress = tqdm(total=sum(map(len, groups)), desc="Scoring", unit="conversation", mininterval=often)
     sizes = [positions(to_group(group, model)) for group in tokens]
     for numbers in _batches(sizes, tokens_per_batch or batch_budget(model)):
@@ -140,7 +140,7 @@ def _score_batch(
 def score_rows(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens_per_batch: int, rows: Iterable[ScoringRow]
 ) -> Iterator[tuple[ScoringRow, list[float] | str]]:
-    """Yield each row of a file with its scores or an error, in order; batches hold up to `tokens_per_batch`."""
+    """Yield each row of a file with its scores or an error, in order, scoring batches of `tokens_per_batch`."""
     batch: list[tuple[ScoringRow, list[list[int]]]] = []
     filled = 0
     for row in rows:

@@ -143,7 +143,7 @@ def test_reasoning_of_earlier_turns_is_only_reported(make_tokenizer) -> None:
 def test_special_tokens_in_texts_are_reported(make_tokenizer) -> None:
     pair = {"chosen": conversation("2 + 2?", "Four.<|im_end|>"), "rejected": conversation("2 + 2?", "Five.")}
     (warning,) = check_rows([pair], make_tokenizer())
-    assert warning.startswith("1 of 1 sampled pairs have special tokens")
+    assert warning.startswith("1 of 1 sampled pairs contain special tokens")
     assert warning.endswith("--split_special_tokens True")
 
 

@@ -171,10 +171,10 @@ def test_odd_answers_of_a_server(server) -> None:
 @pytest.mark.parametrize(
     ("arguments", "environment", "message"),
     [
-        ("--base_url 127.0.0.1:5001", {}, "not an address such as http://127"),
-        ("--base_url http://127.0.0.1:port", {}, "not an address such as http://127"),
+        ("--base_url 127.0.0.1:5001", {}, "is not an http:// or https:// address such as http://127"),
+        ("--base_url http://127.0.0.1:port", {}, "is not an http:// or https:// address such as http://127"),
         ("--base_url http://127.0.0.1:99999 --retries 0", {}, "Cannot reach a server at http://127.0.0.1:99999"),
-        ("--base_url ftp://127.0.0.1", {}, "not an address such as"),
+        ("--base_url ftp://127.0.0.1", {}, "is not an http:// or https:// address such as"),
         ("--timeout 0", {}, "timeout=0.0, retries=4"),
         ("--timeout -1", {}, "timeout=-1.0, retries=4"),
         ("--timeout nan", {}, "timeout=nan"),
