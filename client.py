@@ -146,7 +146,7 @@ class RewardClient:
         """Return the status and content of a reply; if there is none, NO_CONNECTION or TIMED_OUT and the reason."""
         deadline, content = time.monotonic() + self.timeout, b""
         limits, verify = (min(self.timeout, 10), self.timeout), os.environ.get("REQUESTS_CA_BUNDLE", True)
-        request = self.request.copy()  # Session.post would take three times as much CPU time
+        request = self.request.copy()  # Session.post would take three times the CPU time
         request.url = server + path
         request.prepare_body(json.dumps(body).encode(), None)
         try:

@@ -8,7 +8,7 @@
 #   SERVED_MODEL_NAME=judge sh infer_vllm.sh save/my-run                                  served model name, default: base_reward
 #   CHECK=0 sh infer_vllm.sh save/my-run                     does not check the served scores against reference_scores.json
 #
-# Flags of vLLM: python -m vllm.entrypoints.openai.api_server --help=all
+# All vLLM flags: python -m vllm.entrypoints.openai.api_server --help=all
 set -eu
 
 usage() { sed -n '2,/^set/s/^#* \{0,1\}//p' "$0" | sed '$d'; }

@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("--model", default="tiny", choices=RANDOM_MODELS)
     parser.add_argument("--pairs", type=int, default=1000, help="maximum number of pairs; default: %(default)s")
     parser.add_argument(
-        "--answers", type=int, default=4, help="responses to each prompt of lists; default: %(default)s"
+        "--answers", type=int, default=4, help="responses to each prompt, for lists; default: %(default)s"
     )
     parser.add_argument("--max_length", type=int, default=2048)
     parser.add_argument("--ranks", type=int, nargs="+", default=[2, 8, 16])

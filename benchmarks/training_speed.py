@@ -191,7 +191,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=16, help="pairs per round; default: %(default)s")
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument(
-        "--answers", type=int, default=4, help="responses to each prompt of lists; default: %(default)s"
+        "--answers", type=int, default=4, help="responses to each prompt, for lists; default: %(default)s"
     )
     parser.add_argument("--stock_attention", default="sdpa", help="attention of the stock side; default: %(default)s")
     parser.add_argument("--max_length", type=int, default=2048)

@@ -76,7 +76,7 @@ def history_messages(history: Any) -> Messages:
 
 
 def system_messages(text: Any) -> Messages:
-    """Return a list with the text as a system message, or an empty list if there is no text."""
+    """Return a list with the text as a system message, or an empty list if the text is empty."""
     return [{"role": "system", "content": text}] if text else []
 
 

@@ -164,7 +164,7 @@ def stored_parameters(name: str | None) -> int | None:
 
 
 def weights_fingerprint(name: str | Path) -> str | None:
-    """Return a hash of the size and of three parts of each weights file, or None if there are no local weights."""
+    """Return a hash of the size and of three parts of each weights file, or None without local weights."""
     digest, files = sha256(), sorted(Path(name).glob("*.safetensors"))
     for file in files:
         with open(file, "rb") as content:

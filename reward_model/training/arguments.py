@@ -172,7 +172,7 @@ def bf16_is_fast() -> bool:
 def parse_arguments(argv: list[str], default_file: Path) -> tuple[DataArguments, TrainingArguments, ModelArguments]:
     """Parse a command line, which may start with a JSON or YAML file; later arguments override the file.
 
-    If there are no arguments, read `default_file` and make its directory the working directory, so that a debugger can
+    Without arguments, read `default_file` and make its directory the working directory, so that a debugger can
     start anywhere. Paths are relative to the working directory.
     """
     if not argv:
