@@ -153,7 +153,7 @@ MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "short context": (
         lambda model: change_config(model, max_position_embeddings=16),
-        r"takes 16\. Pass --max_length 16",
+        r"at most 16\. Pass --max_length 16",
     ),
 }
 

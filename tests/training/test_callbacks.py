@@ -193,7 +193,7 @@ def test_dry_run_reports_memory_and_time_and_saves_nothing(more: str, base_model
         base_model, few_pairs, tmp_path / "out", f"--dry_run True --max_steps 1000 --save_strategy steps {more}"
     )
     assert trainer.state.global_step == 2
-    report = r"Dry run: the longest step takes \d+\.\d\d s and \d+\.\d GB of main memory .* about \S+ minutes"
+    report = r"Dry run: the longest step takes \d+\.\d\d s and \d+\.\d GB of main memory .* run time: \S+ minutes"
     assert re.search(report, capsys.readouterr().out)
     assert not list((tmp_path / "out").glob("**/*.safetensors")) and not (tmp_path / "out" / "run.json").exists()
 
