@@ -2,6 +2,7 @@
 
     python evaluate.py --model save/demo data/demo/eval.jsonl --output save/demo-evaluation
     python evaluate.py --url http://127.0.0.1:5001 rewardbench.parquet rm_bench.json        # a server of infer_vllm.sh
+    python evaluate.py --model save/demo --suite save/suite             # every public benchmark, as one row of a table
     python evaluate.py compare save/evaluation-a save/evaluation-b         # --output directories, on the same pairs
     python evaluate.py parity save/demo --url http://127.0.0.1:5001 data/demo/eval.jsonl    # same scores as the server?
 
@@ -28,18 +29,25 @@ if TYPE_CHECKING:
 def accuracy(args: argparse.Namespace) -> None:
     """Evaluate a model or a server on labeled pairs (the default command)."""
     from reward_model.evaluation import report
+    from reward_model.evaluation.benchmarks import official_results
     from reward_model.evaluation.items import ScoredItems, load_items
+    from reward_model.evaluation.suite import suite_notes, suite_scores, suite_table
 
     if args.output:
         report.create_output_directory(args.output)  # fail before an hour of scoring
     skipped: list[str] | None = [] if args.skip_bad else None
-    items = load_items(args.data, args.protocol, skipped)
+    items = load_items(args.data, args.protocol, skipped, all_files=args.suite)
     scored = ScoredItems(items, local_scores(args, items) if args.model else served_scores(args, items))
     figures = report.compute_figures(scored)
     if args.base_model:
         before = ScoredItems(items, local_scores(args, items, untrained=True))
         figures["before"] = report.compute_figures(before)["all"]
+    results = official_results(scored) if args.suite else {}
+    if args.suite:
+        figures["suite"] = suite_scores(results)
     print(report.summary(figures))
+    if args.suite:
+        print("", suite_table(args.model or args.url, figures["suite"]), "", *suite_notes(results), sep="\n")
     if skipped:
         figures["skipped"] = skipped
         print(f"Skipped {len(skipped)} bad rows, such as", *skipped[:3], sep="\n  ")
@@ -178,6 +186,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add("--model", help="directory of a reward model, scored with Transformers")
     add("--base_model", help="also evaluate this model, with a head that is not trained")
     add("--protocol", default="auto", choices=["auto", "pairs", "best", "ties", "rm-bench"])
+    add("--suite", action="store_true", help="DATA are directories of public benchmarks: print one row for model cards")
     add("--skip_bad", action="store_true", help="skip bad rows and list them in metrics.json")
     add("--output", type=Path, help="directory for metrics.json, scores.jsonl and report.html")
     add = commands["compare"].add_argument

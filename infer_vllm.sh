@@ -45,15 +45,14 @@ case $host in
 esac
 "$python" -c 'import socket as s, sys; s.create_server((sys.argv[1], int(sys.argv[2])), family=s.AF_INET6 if ":" in sys.argv[1] else s.AF_INET)' "$host" "$port" \
   2>/dev/null || fail "HOST=$host PORT=$port is in use, or is not an address of this machine. Choose another PORT."
-# The dtype in which Transformers loads the weights. By default, vLLM serves fp32 weights as fp16 on a GPU.
-dtype=$(PYTHONPATH="$here" "$python" -m reward_model.model.checkpoint "$model")
-
-# On a CPU, use fp32, because most CPUs emulate bf16, and skip compilation, which takes minutes.
-eager=''
+# On a CPU, skip compilation, which takes minutes.
+eager='' device=gpu
 if ! nvidia-smi -L >/dev/null 2>&1; then
-  eager=--enforce-eager dtype=float32
+  eager=--enforce-eager device=cpu
   export VLLM_CPU_KVCACHE_SPACE="${VLLM_CPU_KVCACHE_SPACE:-2}"
 fi
+# The dtype in which Transformers loads the weights. By default, vLLM serves fp32 weights as fp16 on a GPU.
+dtype=$(PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}" "$python" -m reward_model.model.checkpoint "$model" "$device")
 dtype=${given:-$dtype}
 case $eager$dtype in
   float32 | float)
@@ -101,7 +100,7 @@ until why=$("$python" -c 'import sys, urllib.request as u; u.build_opener(u.Prox
   kill -0 "$server" 2>/dev/null || { wait "$reader"; fail "vLLM stopped; see its log above."; }
   case $why in *refused*) ;; *) tries=$((tries + 1)) ;; esac
   [ "$tries" -lt 60 ] || { echo "error: no reply from $url/health: $(echo "$why" | tail -n 1). Set CHECK=0 to serve without the check." >&2; stop 1; }
-  sleep 1
+  sleep 2
 done
 "$python" "$here/client.py" check --model_dir "$model" --base_url "$url" --model "$name" --dtype "$dtype" || stop 1
 echo "Ready. Try it: '$python' '$here/client.py' --base_url $url --model $name \"Is 17 a prime number?\" \"Yes.\" \"No.\""

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from tqdm import tqdm
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "model")]  # the tiny configs of the tests
@@ -40,9 +40,13 @@ SECONDS = 400  # that a server may take to start
 
 
 def served_config(name: str, changes: dict[str, Any]) -> Any:
-    """Return a tiny config with the smallest heads that vLLM's CPU kernels accept."""
+    """Return a tiny config with heads as small as vLLM's CPU kernels accept, and settings that checkpoints have."""
     heads = {"head_dim": 32, "linear_key_head_dim": 128, "linear_value_head_dim": 128, "mamba_headdim": 32}
+    heads |= {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "qk_nope_head_dim": 128, "v_head_dim": 128}
+    heads |= {"word_embed_proj_dim": 128}
     sizes = {"hidden_size": 128, "vocab_size": 49152, "initializer_range": 0.1, "pad_token_id": 2}
+    if name == "deepseek_v3":
+        sizes["topk_method"] = "noaux_tc"
 
     def enlarge(text: dict[str, Any]) -> dict[str, Any]:
         return text | sizes | {key: heads[key] for key in heads.keys() & text.keys()}
@@ -76,9 +80,7 @@ def serve(directory: Path, log: Path) -> dict[str, Any]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    layers = AutoConfig.from_pretrained(directory).get_text_config().to_dict().get("layer_types") or []
-    dtype = ["--dtype", "bfloat16"] if "linear_attention" in layers else []  # for vLLM's CPU kernel
-    command = ["sh", "infer_vllm.sh", str(directory), "--max-model-len", "1024", "--port", str(port), *dtype]
+    command = ["sh", "infer_vllm.sh", str(directory), "--max-model-len", "1024", "--port", str(port)]
     env = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"}
     if not find_spec("torchvision"):
         write_files(log.parent / "stub", TORCHVISION)

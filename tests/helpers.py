@@ -157,6 +157,10 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
+os.environ["MASTER_PORT"] = str(free_port())  # for train.sh; each test process has its own
+TWO_RANKS = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", os.environ["MASTER_PORT"]]
+
+
 def is_gone(group: int) -> bool:
     """Return whether a process group ends within ten seconds. vLLM's child processes end a little later than vLLM."""
     for _ in range(100):

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, run
+from helpers import ROOT, run, write_files
 
 DOCS = ["README.md", *(f"docs/{file.name}" for file in sorted((ROOT / "docs").glob("*.md")))]
 TRANSLATIONS = {name: name.replace("README", "README_zh").replace("docs/", "docs/zh/") for name in DOCS}
@@ -22,6 +22,7 @@ NOT_RUN_HERE = (
     "NNODES=2",
     "sh infer_vllm.sh save/demo",
     ".venv/bin/python -m vllm",
+    ".venv/bin/hf download",
 )
 # Arguments added to a command, so that it takes seconds.
 SMALLER = {
@@ -34,6 +35,8 @@ SMALLER = {
     "serving_speed": "--requests 20 --rounds 1 --prompts 0",
 }
 ADDRESS = "http://127.0.0.1:5001"
+# In place of the benchmarks that a page downloads.
+JUDGEBENCH = {"question": "2 + 2?", "response_A": "4", "response_B": "5", "label": "A>B", "source": "mmlu-pro-math"}
 
 
 def read(name: str) -> str:
@@ -88,6 +91,7 @@ def test_commands_of_all_pages_run(base_model, runs, tmp_path) -> None:
     (checkout / "models" / "SmolLM2-135M-Instruct").symlink_to(base_model)
     (checkout / "save").mkdir()
     (checkout / "save" / "demo").symlink_to(served.model)
+    write_files(checkout / "save/suite", {"judgebench.jsonl": [JUDGEBENCH]})
     client = checkout / "client.py"
     client.write_text(client.read_text(encoding="utf-8").replace(ADDRESS, served.url), encoding="utf-8")
 

@@ -1,10 +1,13 @@
 """Official figures of public benchmarks, as their own code computes them. Ties are wrong unless noted otherwise."""
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 
 from reward_model.evaluation.items import RM_BENCH_DOMAINS, ScoredItems
+from reward_model.evaluation.layouts import PPE_CORRECTNESS, PPE_PREFERENCE
+from reward_model.evaluation.metrics import Terms, Values, best_of_k, weighted_mean
 
 Figures = dict[str, float]
 Scores = tuple[list[float], list[float]]  # of the chosen answers, of the rejected answers
@@ -31,45 +34,64 @@ JUDGEBENCH = {
 }
 
 
-def official_figures(scored: ScoredItems) -> dict[str, Figures]:
-    """Return the figures of each benchmark that has items; "overall" only if no part of the benchmark is missing."""
+# The sets of RMB, as `category_path` starts (Zhou-Zoey/RMB-Reward-Model-Benchmark).
+RMB = {
+    "helpfulness, pairs": "Pairwise_set/Helpfulness",
+    "helpfulness, best of n": "BoN_set/Helpfulness",
+    "harmlessness, pairs": "Pairwise_set/Harmlessness",
+    "harmlessness, best of n": "BoN_set/Harmlessness",
+}
+
+
+class Result(NamedTuple):
+    """The figures of a benchmark, and the terms of "overall": [] if a part of the benchmark is missing."""
+
+    figures: Figures
+    terms: Terms
+
+
+def official_results(scored: ScoredItems) -> dict[str, Result]:
+    """Return the result of each benchmark that has items."""
     found = {
         "RewardBench": rewardbench(scored),
         "RewardBench 2": rewardbench_2(scored),
+        PPE_PREFERENCE: ppe_preference(scored),
+        "PPE Correctness": ppe_correctness(scored),
+        "RMB": rmb(scored),
         "RM-Bench": rm_bench(scored),
         "JudgeBench": judgebench(scored),
     }
-    return {name: figures for name, figures in found.items() if figures}
+    return {name: result for name, result in found.items() if result.figures}
 
 
-def rewardbench(scored: ScoredItems) -> Figures:
+def rewardbench(scored: ScoredItems) -> Result:
     """Return the weighted mean of each section, and their mean (calculate_scores_per_section of RewardBench)."""
-    strict = _by_name(scored.subsets, scored.strict, scored.protocols == "pairs")
-    found = {}
+    strict = _by_subset(scored, scored.strict, "pairs")
+    parts = {}
     for section, weights in REWARDBENCH.items():
-        present = [subset for subset in weights if subset in strict]
+        present = {subset: weight for subset, weight in weights.items() if subset in strict}
         if present:
-            means = [strict[subset].mean() for subset in present]
-            found[section] = float(np.average(means, weights=[weights[subset] for subset in present]))
-    return _with_overall(found, REWARDBENCH)
+            total = sum(present.values())
+            parts[section] = [(weight / total, strict[subset]) for subset, weight in present.items()]
+    return _mean_of(parts, REWARDBENCH)
 
 
-def rewardbench_2(scored: ScoredItems) -> Figures:
+def rewardbench_2(scored: ScoredItems) -> Result:
     """Return the mean of each best-of-4 subset, the score of Ties, and their mean (scripts/run_v2.py of allenai)."""
-    right = _by_name(scored.subsets, scored.right, scored.protocols == "best")
-    found = {subset: float(right[subset].mean()) for subset in REWARDBENCH_2 if subset in right}
+    right = _by_subset(scored, scored.right, "best")
+    parts = {subset: [(1.0, right[subset])] for subset in REWARDBENCH_2 if subset in right}
     both: dict[str, dict[str, Scores]] = {"ref": {}, "tied": {}}
     for item, scores in zip(scored.items, scored.split, strict=True):
         kind, _, number = (item.id or "").partition(":")
         if item.protocol == "ties" and kind in both:
             both[kind][number] = scores
     if both["ref"].keys() & both["tied"].keys():
-        found["Ties"] = ties_score(**both)
-    return _with_overall(found, REWARDBENCH_2)
+        parts["Ties"] = ties_terms(**both)
+    return _mean_of(parts, REWARDBENCH_2)
 
 
-def ties_score(ref: dict[str, Scores], tied: dict[str, Scores]) -> float:
-    """Return the weighted score of Ties (process_single_model in rewardbench/utils.py).
+def ties_terms(ref: dict[str, Scores], tied: dict[str, Scores]) -> Terms:
+    """Return the terms of the score of Ties (process_single_model in rewardbench/utils.py).
 
     A tied prompt has several right answers, its ref prompt has one. The score also rewards a gap between right and
     wrong answers that is wider than the spread of the right ones.
@@ -78,54 +100,112 @@ def ties_score(ref: dict[str, Scores], tied: dict[str, Scores]) -> float:
         ref: The scores of ref prompts, by the number in the id `ref:n`.
         tied: The scores of tied prompts, by the number in the id `tied:n`.
     """
-    accuracies = [np.mean([min(chosen) > max(rejected) for chosen, rejected in each.values()]) for each in (tied, ref)]
     numbers = sorted(ref.keys() & tied.keys())
     gap = np.array([min(tied[n][0]) - max(tied[n][1]) for n in numbers])
     ref_gap = np.array([min(ref[n][0]) - max(ref[n][1]) for n in numbers])
     spread, smaller_gap = np.array([np.ptp(tied[n][0]) for n in numbers]), np.minimum(ref_gap, gap)
     with np.errstate(divide="ignore", invalid="ignore"):
         closeness = np.nan_to_num(np.tanh(smaller_gap / spread - 1), nan=0.0)
-    parts = [*accuracies, np.mean(gap > spread), np.mean(smaller_gap > spread), closeness.mean()]
-    return float(np.dot(parts, [0.30, 0.30, 0.20, 0.20, 0.01]))
+    terms: Terms = []
+    for scores in (tied, ref):
+        right = [float(min(chosen) > max(rejected)) for chosen, rejected in scores.values()]
+        terms.append((0.30, Values(np.array(right), np.array(list(scores)))))
+    for weight, values in ((0.20, gap > spread), (0.20, smaller_gap > spread), (0.01, closeness)):
+        terms.append((weight, Values(values.astype(float), np.array(numbers))))
+    return terms
 
 
-def rm_bench(scored: ScoredItems) -> Figures:
+def ppe_preference(scored: ScoredItems) -> Result:
+    """Return the accuracy on the votes that are not ties (human_preference_v1 of lmarena/PPE)."""
+    votes = _by_subset(scored, scored.strict, "pairs").get(PPE_PREFERENCE)
+    return Result({"overall": float(votes.values.mean())}, [(1.0, votes)]) if votes else Result({}, [])
+
+
+def ppe_correctness(scored: ScoredItems) -> Result:
+    """Return the accuracy on the sampled pairs of each set and their mean, and points of the curve of best of K.
+
+    The curve is the mean over the sets: how often the answer with the highest score of K is expected to be correct.
+    """
+    parts: dict[str, Terms] = {}
+    curves = []
+    for name in PPE_CORRECTNESS:
+        indices = np.flatnonzero((scored.protocols == "best-of-k") & (scored.subsets == f"PPE {name}"))
+        if len(indices):
+            margins = [scored.margins[index] for index in indices]
+            prompts = np.repeat(scored.prompts[indices], [len(each) for each in margins])
+            parts[name] = [(1.0, Values((np.concatenate(margins) > 0).astype(float), prompts))]
+            picked = [best_of_k(*scored.split[index]) for index in indices]
+            shortest = min(map(len, picked))
+            curves.append(np.mean([each[:shortest] for each in picked], axis=0))
+    figures, terms = _mean_of(parts, PPE_CORRECTNESS)
+    if curves:
+        shortest = min(map(len, curves))
+        curve = np.mean([each[:shortest] for each in curves], axis=0)
+        figures |= {f"best of {k}": float(curve[k - 1]) for k in (1, 2, 4, 8, 16, 32) if k <= shortest}
+        figures["best-of-K maximum"] = float(curve.max())
+    return Result(figures, terms)
+
+
+def rmb(scored: ScoredItems) -> Result:
+    """Return the accuracy on the pairs and on the lists of both goals, and the mean of the four."""
+    parts: dict[str, Terms] = {}
+    for name, start in RMB.items():
+        inside = np.char.startswith(scored.subsets, start)
+        if inside.any():
+            parts[name] = [(1.0, Values(scored.strict[inside], scored.prompts[inside]))]
+    return _mean_of(parts, RMB)
+
+
+def rm_bench(scored: ScoredItems) -> Result:
     """Return easy (chosen has the fancier style), normal (same style), hard (rejected has it), and each domain.
 
     Easy, normal, hard and overall are means over domains (compute_accuracy in the README of THU-KEG/RM-Bench).
     """
-    domains: dict[str, list[np.ndarray]] = {}
-    for item, margins in zip(scored.items, scored.margins, strict=True):
+    domains: dict[str, list[int]] = {}
+    for index, item in enumerate(scored.items):
         if item.protocol == "rm-bench":
             domain = next((name for name in RM_BENCH_DOMAINS if item.domain.lower().startswith(name)), item.domain)
-            domains.setdefault(domain, []).append(margins > 0)
+            domains.setdefault(domain, []).append(index)
     if not domains:
-        return {}
-    # (3, 3) for each domain: style of the chosen answer, style of the rejected answer
-    means = {name: np.mean(each, axis=0) for name, each in domains.items()}
+        return Result({}, [])
+    # (items, 3, 3) for each domain: style of the chosen answer, style of the rejected answer
+    right = {name: np.array([scored.margins[i].reshape(3, 3) > 0 for i in each]) for name, each in domains.items()}
     row, column = np.indices((3, 3))
     kinds = {"easy": row > column, "normal": row == column, "hard": row < column}
-    found = {kind: float(np.mean([mean[cells].mean() for mean in means.values()])) for kind, cells in kinds.items()}
-    by_domain = {name: float(mean.mean()) for name, mean in means.items()}
-    return found | _with_overall(by_domain, RM_BENCH_DOMAINS)
+    found = {kind: float(np.mean([each[:, cells].mean() for each in right.values()])) for kind, cells in kinds.items()}
+    parts: dict[str, Terms] = {
+        name: [(1.0, Values(scored.right[each], scored.prompts[each]))] for name, each in domains.items()
+    }
+    figures, terms = _mean_of(parts, RM_BENCH_DOMAINS)
+    return Result(found | figures, terms)
 
 
-def judgebench(scored: ScoredItems) -> Figures:
-    """Return the accuracy of each category and of all pairs (run_judge.py of ScalerLab/JudgeBench)."""
+def judgebench(scored: ScoredItems) -> Result:
+    """Return the accuracy of each category and of all pairs (run_judge.py of ScalerLab/JudgeBench).
+
+    Model cards of Skywork print the mean over categories instead: "macro average".
+    """
     is_pair = scored.protocols == "pairs"
     inside = {name: is_pair & np.char.startswith(scored.subsets, prefix) for name, prefix in JUDGEBENCH.items()}
     found = {name: float(scored.strict[mask].mean()) for name, mask in inside.items() if mask.any()}
-    if len(found) == len(JUDGEBENCH):
-        found["overall"] = float(scored.strict[np.any(list(inside.values()), axis=0)].mean())
-    return found
+    if len(found) < len(JUDGEBENCH):
+        return Result(found, [])
+    every = np.any(list(inside.values()), axis=0)
+    terms: Terms = [(1.0, Values(scored.strict[every], scored.prompts[every]))]
+    means = {"overall": weighted_mean(terms), "macro average": float(np.mean(list(found.values())))}
+    return Result(found | means, terms)
 
 
-def _by_name(names: np.ndarray, values: np.ndarray, inside: np.ndarray) -> dict[str, np.ndarray]:
-    return {str(name): values[inside & (names == name)] for name in np.unique(names[inside])}
+def _by_subset(scored: ScoredItems, values: np.ndarray, protocol: str) -> dict[str, Values]:
+    inside = scored.protocols == protocol
+    masks = {str(name): inside & (scored.subsets == name) for name in np.unique(scored.subsets[inside])}
+    return {name: Values(values[mask], scored.prompts[mask]) for name, mask in masks.items()}
 
 
-def _with_overall(found: Figures, parts: Iterable[str]) -> Figures:
-    """Add the mean of all parts if none is missing."""
-    if set(parts) != found.keys():
-        return found
-    return found | {"overall": float(np.mean(list(found.values())))}
+def _mean_of(parts: dict[str, Terms], names: Iterable[str]) -> Result:
+    """Return the figure of each part, and "overall", their mean, if none is missing."""
+    figures = {name: weighted_mean(terms) for name, terms in parts.items()}
+    if set(names) != parts.keys():
+        return Result(figures, [])
+    terms = [(weight / len(parts), term) for terms in parts.values() for weight, term in terms]
+    return Result(figures | {"overall": weighted_mean(terms)}, terms)

@@ -8,7 +8,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from reward_model import InputError, RowError
 from reward_model.data.convert import ConvertedRow, convert_rows
 from reward_model.data.formats import Options
 from reward_model.data.pair import Messages, Pair, message_text, prompt_key, shared_messages
-from reward_model.data.readers import hub_rows, read_rows, train_and_test_files
+from reward_model.data.readers import NumberedRow, data_files, hub_rows, place_of, read_rows, train_and_test_files
+from reward_model.evaluation.layouts import find_layout
 from reward_model.evaluation.metrics import item_accuracy
 
 RM_BENCH_DOMAINS = ("chat", "math", "code", "safety")
@@ -30,7 +31,10 @@ EXCERPT = 200  # characters of a message in scores.jsonl
 
 @dataclass(frozen=True)
 class Item:
-    """A prompt with better (`chosen`) and worse (`rejected`) answers, as complete conversations."""
+    """A prompt with better (`chosen`) and worse (`rejected`) answers, as complete conversations.
+
+    `comparisons` are the positions (chosen, rejected) of the pairs that a benchmark compares, if not all.
+    """
 
     place: str
     subset: str
@@ -40,6 +44,7 @@ class Item:
     tools: Any = None
     id: str | None = None
     domain: str = ""  # RM-Bench
+    comparisons: list[tuple[int, int]] = field(default_factory=list)
 
     @property
     def conversations(self) -> list[Messages]:
@@ -47,14 +52,19 @@ class Item:
         return [*self.chosen, *self.rejected]
 
     @property
+    def compared(self) -> list[tuple[int, int]]:
+        """The positions (chosen, rejected) of the pairs that are compared: `comparisons` or all."""
+        return self.comparisons or list(product(range(len(self.chosen)), range(len(self.rejected))))
+
+    @property
     def pairs(self) -> list[Pair]:
-        """Every chosen answer with every rejected answer."""
-        return [{"chosen": chosen, "rejected": rejected} for chosen, rejected in product(self.chosen, self.rejected)]
+        """The pairs that are compared, in the order of `compared`."""
+        return [{"chosen": self.chosen[row], "rejected": self.rejected[column]} for row, column in self.compared]
 
     @property
     def prompt(self) -> Messages:
-        """The messages that the answers share."""
-        return shared_messages({"chosen": self.chosen[0], "rejected": self.rejected[0]})
+        """The messages that the answers share; equal answers are not a part of it."""
+        return shared_messages({"chosen": self.chosen[0], "rejected": self.rejected[0]})[: len(self.chosen[0]) - 1]
 
     @property
     def key(self) -> str:
@@ -62,38 +72,75 @@ class Item:
         return xxh3_64_hexdigest(json.dumps([self.conversations, self.tools], sort_keys=True).encode())
 
 
-def load_items(sources: Iterable[str], protocol: str = "auto", skipped: list[str] | None = None) -> list[Item]:
+def load_items(
+    sources: Iterable[str], protocol: str = "auto", skipped: list[str] | None = None, all_files: bool = False
+) -> list[Item]:
     """Return the items of files, directories (their test files, if any) and Hub ids, in order.
 
     Args:
         sources: The sources.
         protocol: How items are judged, see `item_accuracy`; "auto" decides by the subset and the number of answers.
         skipped: If given, bad rows are skipped and described in this list.
+        all_files: Read every file of a directory: the sets of PPE Correctness are published as training files.
 
     Raises:
         InputError: At the first bad row, unless `skipped` is given, or if no row has a valid pair.
     """
-    rows_of: dict[str, Iterable[tuple[int, Any]]] = {}
+    rows_of: dict[str, Iterable[NumberedRow]] = {}
     for source in sources:
         train_files, test_files = train_and_test_files(source)
-        rows_of |= {str(file): read_rows(file) for file in test_files or train_files} or {source: hub_rows(source)}
+        files = data_files(source) if all_files else test_files or train_files
+        rows_of |= {str(file): read_rows(file) for file in files} or {source: hub_rows(source)}
     stems = Counter(map(_stem, rows_of))
     items: list[Item] = []
     for source, rows in rows_of.items():
         label = stem = _stem(source)
         if stem.lower() in GENERIC_NAMES or stems[stem] > 1:  # LLMBar has six files dataset.json
             label = Path(source).resolve().parent.name
-        for converted in convert_rows(list(rows), source, Options(pairing="all")):
-            errors = [pair for pair in converted.pairs if isinstance(pair, RowError)]
-            for error in (error for error in errors if error.reason != "tie"):
-                if skipped is None:
-                    raise InputError(f"{converted.place}: {error} (Skip bad rows with evaluate.py --skip_bad.)")
-                skipped.append(f"{converted.place}: {error}")
-            if not errors:
-                items += _row_items(converted, stem, label, protocol)
+        for found in _source_items(list(rows), source, stem, label, protocol):
+            if isinstance(found, Item):
+                items.append(found)
+            elif skipped is None:
+                raise InputError(f"{found} (Skip bad rows with evaluate.py --skip_bad.)")
+            else:
+                skipped.append(found)
     if not items:
         raise InputError(f"{', '.join(rows_of)}: no labeled pairs.")
     return items
+
+
+def _source_items(rows: list[NumberedRow], source: str, stem: str, label: str, protocol: str) -> Iterator[Item | str]:
+    """Yield the items of a source, and a message for each bad row. Ties are skipped."""
+    if rows and find_layout(rows[0][1]):
+        for number, row in rows:
+            try:
+                yield _layout_item(row, source, place_of(source, number))
+            except RowError as error:
+                if error.reason != "tie":
+                    yield f"{place_of(source, number)}: {error}"
+        return
+    for converted in convert_rows(rows, source, Options(pairing="all")):
+        errors = [pair for pair in converted.pairs if isinstance(pair, RowError)]
+        yield from (f"{converted.place}: {error}" for error in errors if error.reason != "tie")
+        if not errors:
+            yield from _row_items(converted, stem, label, protocol)
+
+
+def _layout_item(row: Any, source: str, place: str) -> Item:
+    """Return the item of a row of PPE or RMB; raise RowError if the row has another layout."""
+    if isinstance(row, RowError):
+        raise row
+    read = find_layout(row)
+    if read is None:
+        raise RowError("another layout", "not a row of PPE or RMB, but the file starts with one.")
+    try:
+        found = read(row, source)
+        chosen, rejected = (found.conversations(answers) for answers in (found.chosen, found.rejected))
+    except RowError:
+        raise
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise RowError("another layout", f"a field is missing or has another type ({error!r}).") from error
+    return Item(place, found.subset, found.protocol, chosen, rejected, comparisons=found.comparisons)
 
 
 def _stem(source: str) -> str:
@@ -142,7 +189,7 @@ class ScoredItems:
 
     Attributes:
         split: For each item the scores of its chosen and of its rejected answers.
-        margins: For each item an array of shape (chosen answers, rejected answers).
+        margins: For each item an array of shape (pairs,), in the order of `item.compared`.
         right: The accuracy of each item by its protocol, a tie of a pair being 0.5; `strict` counts it as 0.
     """
 
@@ -156,11 +203,16 @@ class ScoredItems:
                     raise InputError(f"{item.place}: {found}. Check the weights and the dtype of the model.")
         cuts = [len(item.chosen) for item in items]
         self.split = [(values[:cut], values[cut:]) for values, cut in zip(scores, cuts, strict=True)]
-        self.margins = [np.subtract.outer(chosen, rejected) for chosen, rejected in self.split]
+        self.margins = [
+            np.array([chosen[row] - rejected[column] for row, column in item.compared])
+            for item, (chosen, rejected) in zip(items, self.split, strict=True)
+        ]
         self.protocols = np.array([item.protocol for item in items])
-        judged = list(zip(self.protocols, self.split, strict=True))
-        self.right = np.array([item_accuracy(protocol, *sides) for protocol, sides in judged])
-        self.strict = np.array([item_accuracy(protocol, *sides, tie=0.0) for protocol, sides in judged])
+        judged = list(zip(self.protocols, self.split, self.margins, strict=True))
+        self.right = np.array([item_accuracy(protocol, *sides, margins) for protocol, sides, margins in judged])
+        self.strict = np.array(
+            [item_accuracy(protocol, *sides, margins, tie=0.0) for protocol, sides, margins in judged]
+        )
         self.subsets = np.array([item.subset for item in items])
         self.prompts = np.array([prompt_key(item.prompt) for item in items], dtype=np.uint64)
 

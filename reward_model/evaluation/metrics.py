@@ -4,7 +4,9 @@ A margin is the score of the chosen answer minus that of the rejected one, in ar
 prompt are not independent, so intervals come from resampling prompts.
 """
 
-from typing import Any
+from functools import cache
+from math import comb
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.optimize import minimize_scalar
@@ -20,24 +22,41 @@ def right(margins: np.ndarray) -> np.ndarray:
     return (margins > 0) + 0.5 * (margins == 0)
 
 
-def item_accuracy(protocol: str, chosen: list[float], rejected: list[float], tie: float = 0.5) -> float:
+class Values(NamedTuple):
+    """Values from 0 to 1, and a key of the prompt of each; both have shape (items,)."""
+
+    values: np.ndarray
+    prompts: np.ndarray
+
+
+Terms = list[tuple[float, Values]]  # of a figure that is a weighted sum of means
+
+
+def item_accuracy(
+    protocol: str, chosen: list[float], rejected: list[float], margins: np.ndarray, tie: float = 0.5
+) -> float:
     """Return how right the scores of an item are, from 0 to 1.
 
     Args:
         protocol: How the item is judged:
 
-            - pairs: chosen scores higher (RewardBench, LLMBar, JudgeBench, any pairs).
+            - pairs: chosen scores higher (RewardBench, LLMBar, JudgeBench, PPE Preference, any pairs).
             - best: every chosen answer scores higher than every rejected one; n equal scores at the top count 1 / n
               (RewardBench 2).
             - ties: every chosen answer scores higher than every rejected one (the subset Ties of RewardBench 2).
+            - beats-all: the same with one chosen answer (lists of RMB).
+            - best-of-k: the share of the compared pairs that are right (PPE Correctness).
             - rm-bench: the share of 9 comparisons that are right, for three chosen and three rejected answers in three
               styles, the plainest first (RM-Bench). A tie is wrong.
         chosen: The scores of the chosen answers.
         rejected: The scores of the rejected answers.
+        margins: The margins of the pairs that are compared.
         tie: What a tie of a pair counts.
     """
     if protocol == "rm-bench":
-        return float((np.subtract.outer(chosen, rejected) > 0).mean())
+        return float((margins > 0).mean())
+    if protocol == "best-of-k":
+        return float(((margins > 0) + tie * (margins == 0)).mean())
     lowest, highest = min(chosen), max(rejected)
     if lowest != highest:
         return float(lowest > highest)
@@ -68,6 +87,50 @@ def interval(values: np.ndarray, prompts: np.ndarray, seed: int = 0) -> tuple[fl
         rng=np.random.default_rng(seed),
     )
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+def weighted_mean(terms: Terms) -> float:
+    """Return the weighted sum of the means."""
+    return float(sum(weight * term.values.mean() for weight, term in terms))
+
+
+def resampled_means(terms: Terms, seed: int = 0) -> np.ndarray:
+    """Return `weighted_mean` of RESAMPLES bootstrap samples of prompts; a prompt may occur in several terms."""
+    weights, means = zip(*((weight, term.values.mean()) for weight, term in terms), strict=True)
+    prompts, group = np.unique(np.concatenate([term.prompts for _, term in terms]), return_inverse=True)
+    groups = np.split(group, np.cumsum([len(term.prompts) for _, term in terms])[:-1])
+    pairs = list(zip(groups, (term.values for _, term in terms), strict=True))
+    # (prompts, terms): the sum and the number of the values of each prompt
+    sums = np.stack([np.bincount(group, values, len(prompts)) for group, values in pairs], axis=1)
+    counts = np.stack([np.bincount(group, minlength=len(prompts)) for group, _ in pairs], axis=1)
+    rng, result = np.random.default_rng(seed), np.empty(RESAMPLES)
+    for index in range(RESAMPLES):
+        drawn = np.bincount(rng.integers(len(prompts), size=len(prompts)), minlength=len(prompts))
+        number = drawn @ counts
+        # A term without a drawn prompt, which only small data has, keeps its mean.
+        result[index] = np.dot(weights, np.where(number > 0, drawn @ sums / np.maximum(number, 1), means))
+    return result
+
+
+def best_of_k(chosen: list[float], rejected: list[float]) -> np.ndarray:
+    """Return for k = 1, 2, … the probability that the highest of k scores, drawn at random, is that of a chosen answer.
+
+    Drawn without replacement; among equal scores each is the highest equally often.
+    """
+    scores, right = np.array([*chosen, *rejected]), np.repeat([1.0, 0.0], [len(chosen), len(rejected)])
+    _, level = np.unique(-scores, return_inverse=True)
+    right = (np.bincount(level, right) / np.bincount(level))[np.sort(level)]  # by falling score
+    return _highest_of_k(len(scores)) @ right
+
+
+@cache
+def _highest_of_k(total: int) -> np.ndarray:
+    """Return the probability that rank r is the highest of k draws, shape (total, total), k from 1 and r from 0.
+
+    The other k - 1 are then among the total - 1 - r below it.
+    """
+    ranks = range(total)
+    return np.array([[comb(total - 1 - rank, k) / comb(total, k + 1) for rank in ranks] for k in ranks])
 
 
 def log_loss(margins: np.ndarray, temperature: float = 1.0) -> float:

@@ -14,7 +14,7 @@ from reward_model import InputError
 from reward_model import html as page
 from reward_model.data.pair import Messages, excerpt, message_text
 from reward_model.data.statistics import facts_array, trivial_judges
-from reward_model.evaluation.benchmarks import official_figures
+from reward_model.evaluation.benchmarks import official_results
 from reward_model.evaluation.items import ScoredItems
 from reward_model.evaluation.metrics import by_length, interval, length_correlation, measures, reliability
 
@@ -25,7 +25,7 @@ FILES = ("metrics.json", "scores.jsonl", "report.html")
 def compute_figures(scored: ScoredItems, seed: int = 0) -> dict[str, Any]:
     """Return all metrics under readable names; `with_identifier_keys` returns the keys of metrics.json."""
     facts = facts_array(pair for item in scored.items for pair in item.pairs)
-    margins = np.concatenate([margins.ravel() for margins in scored.margins])
+    margins = np.concatenate(scored.margins)
     subsets = {str(name): scored.subsets == name for name in dict.fromkeys(scored.subsets)}
     return {
         "all": _subset_metrics(scored, np.ones(len(scored.items), dtype=bool), seed),
@@ -33,13 +33,13 @@ def compute_figures(scored: ScoredItems, seed: int = 0) -> dict[str, Any]:
         "by_length": by_length(margins, facts["chosen"], facts["rejected"]),
         "length_correlation": length_correlation(*_scores_and_lengths(scored)),
         "trivial_judges": trivial_judges(facts),
-        "official": official_figures(scored),
+        "official": {name: result.figures for name, result in official_results(scored).items()},
     }
 
 
 def _subset_metrics(scored: ScoredItems, inside: np.ndarray, seed: int) -> dict[str, Any]:
     """Return the metrics of some items: accuracy by protocol, the others from every pair of the items."""
-    margins = np.concatenate([scored.margins[index].ravel() for index in np.flatnonzero(inside)])
+    margins = np.concatenate([scored.margins[index] for index in np.flatnonzero(inside)])
     low, high = interval(scored.right[inside], scored.prompts[inside], seed)
     return {
         "items": int(inside.sum()),
@@ -115,7 +115,7 @@ def _score_plots(scored: ScoredItems) -> list[Figure]:
     for values, label, color in ((chosen, "chosen", page.BLUE), (rejected, "rejected", page.ORANGE)):
         axes.hist(values, bins, histtype="step", color=color, label=label)
     axes.legend()
-    values = np.concatenate([margins.ravel() for margins in scored.margins])
+    values = np.concatenate(scored.margins)
     margins, axes = page.plot("Margins (chosen minus rejected)", "margin", "pairs")
     axes.hist(values, 40, color=page.BLUE)
     axes.axvline(0, color=page.GRAY, linewidth=1)
@@ -146,9 +146,9 @@ def _worst_pairs(scored: ScoredItems) -> list[tuple[str, str, Messages, Messages
     lowest = np.array([margins.min() for margins in scored.margins])
     for index in np.argsort(lowest)[:WORST]:
         item, margins = scored.items[index], scored.margins[index]
-        row, column = np.unravel_index(margins.argmin(), margins.shape)
+        row, column = item.compared[margins.argmin()]
         chosen_scores, rejected_scores = scored.split[index]
-        scores = f"{margins[row, column]:+.2f} ({chosen_scores[row]:+.2f} to {rejected_scores[column]:+.2f})"
+        scores = f"{margins.min():+.2f} ({chosen_scores[row]:+.2f} to {rejected_scores[column]:+.2f})"
         shared = item.prompt
         line = f"{scores} {item.subset}: {excerpt(shared[-1], 110)}"
         chosen, rejected = item.chosen[row][len(shared) :], item.rejected[column][len(shared) :]

@@ -1,13 +1,15 @@
 """Inspect a model directory without loading weights: what kind of model it contains, and whether it is complete.
 
-`python -m reward_model.model.checkpoint DIRECTORY` prints the dtype in which a reward model must be served, or exits
-with status 1 and the reason why the directory cannot be served. It does not import torch, which takes seconds.
+`python -m reward_model.model.checkpoint DIRECTORY cpu|gpu` prints the dtype in which a reward model must be served, or
+exits with status 1 and the reason why the directory cannot be served. It does not import torch, which takes seconds.
 """
 
 import json
 import sys
 from datetime import datetime
 from hashlib import sha256
+from importlib.metadata import version
+from importlib.util import find_spec
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -97,6 +99,23 @@ def check_one_label(config: dict[str, Any], directory: str) -> None:
         raise InputError(
             f"{directory} is a classifier with {labels} labels; a reward model has 1. Start from its base model."
         )
+
+
+def serving_dtype(config: dict[str, Any], device: str) -> str:
+    """Return the dtype in which infer_vllm.sh serves a model on a "cpu" or "gpu".
+
+    Raises:
+        InputError: vLLM would fail to import the model.
+    """
+    text = config.get("text_config") or config
+    if "qwen3_5" in str(text.get("model_type")) and not find_spec("torchvision"):
+        raise InputError(
+            "vLLM's implementation of Qwen3.5 needs torchvision, also for text. Install the build of torchvision that "
+            f"matches torch {version('torch')}."
+        )
+    if device == "cpu":  # where vLLM computes linear attention in bf16 only; most CPUs emulate bf16, so fp32 is faster
+        return "bfloat16" if "linear_attention" in (text.get("layer_types") or []) else "float32"
+    return config.get("dtype") or config.get("torch_dtype") or "auto"
 
 
 def set_served_architecture(directory: Path) -> None:
@@ -218,6 +237,6 @@ if __name__ == "__main__":
     try:
         config = check_reward_model(sys.argv[1])
         check_saved_template(light_tokenizer(sys.argv[1]), sys.argv[1])
-        print(config.get("dtype") or config.get("torch_dtype") or "auto")
+        print(serving_dtype(config, sys.argv[2]))
     except InputError as error:
         sys.exit(f"error: {error}")

@@ -121,7 +121,7 @@ def test_domains_of_rm_bench_by_file(tmp_path: Path) -> None:
 
 
 def test_judgebench(tmp_path: Path) -> None:
-    """run_judge.py: the share of right pairs by prefix of `source`, and of all pairs."""
+    """run_judge.py: the share of right pairs by prefix of `source`, and of all pairs. Macro: the mean of the shares."""
     pairs = [("mmlu-pro-law", [1, 0]), ("mmlu-pro-math", [0, 1]), ("mmlu-pro-math", [1, 1]), ("livebench-math", [1, 0])]
     pairs += [("livebench-reasoning", [1, 0]), ("livecodebench", [1, 0])]
     rows = [
@@ -137,6 +137,7 @@ def test_judgebench(tmp_path: Path) -> None:
     ]
     found = evaluated(tmp_path, rows, [scores for _, scores in pairs])["official"]["JudgeBench"]
     expected = {"knowledge": 1 / 3, "reasoning": 1.0, "math": 1.0, "coding": 1.0, "overall": 4 / 6}
+    expected["macro average"] = (1 / 3 + 1 + 1 + 1) / 4
     assert found == pytest.approx(expected)
 
 

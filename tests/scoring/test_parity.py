@@ -148,7 +148,7 @@ def test_client_ranks_answers_and_shows_the_servers_words(runs, tmp_path) -> Non
 
 @pytest.mark.server
 def test_qwen3_5_is_trained_packed_and_served(tiny_model, tmp_path: Path) -> None:
-    """In bfloat16, which vLLM's CPU kernel for linear attention needs, and with heads of the size it accepts."""
+    """In bfloat16, which infer_vllm.sh chooses, and with heads of the size that vLLM's CPU kernel accepts."""
     import train as train_script
 
     heads = {"linear_key_head_dim": 128, "linear_value_head_dim": 128, "linear_num_key_heads": 2}
@@ -160,8 +160,7 @@ def test_qwen3_5_is_trained_packed_and_served(tiny_model, tmp_path: Path) -> Non
     trainer = train_script.main([*map(str, paths), *more.split()])
     assert trainer.data_collator.shared_prefix
     write_files(tmp_path / "stub", TORCHVISION)
-    flags = ("--dtype", "bfloat16")
-    server = Server(output_dir, tmp_path / "server.log", flags=flags, PYTHONPATH=str(tmp_path / "stub"))
+    server = Server(output_dir, tmp_path / "server.log", PYTHONPATH=str(tmp_path / "stub"))
     try:
         server.wait()  # the reference scores agree
         assert "scores match the reference scores" in server.log.read_text()

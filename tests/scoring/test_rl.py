@@ -1,7 +1,9 @@
 """The reward in reinforcement learning: requests of other trainers return the scores of the server."""
 
+import asyncio
 import re
-import threading
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -56,17 +58,34 @@ def test_classify_as_verl_posts_it(runs) -> None:
         assert value == pytest.approx(client.score(pair["chosen"], one.url), abs=1e-4)
 
 
-def test_the_remote_reward_of_openrlhf(runs) -> None:
-    """The script of docs/serving.md, with a request of OpenRLHF."""
-    (script,) = re.findall(r"```py\n(import json\n.*?)\nserver\.serve_forever\(\)\n```", DOCS, re.S)
-    script = script.replace("http://127.0.0.1:5001", runs["usual template"].url).replace("5002", "0")
-    scope: dict[str, Any] = {}
-    exec(script, scope)
-    threading.Thread(target=scope["server"].serve_forever, daemon=True).start()
-    request = {"prompts": ["Hi?", "2 + 2?"], "query": ["Hi?Hello.<|im_end|>", "2 + 2?Four."], "labels": [None, None]}
-    answer = requests.post(f"http://127.0.0.1:{scope['server'].server_port}", json=request, timeout=60).json()
-    scope["server"].shutdown()
-    both = [conversation("Hi?", "Hello."), conversation("2 + 2?", "Four.")]
-    scores = client.RewardClient(runs["usual template"].url).score_many(both)
-    assert answer["rewards"] == answer["scores"] == pytest.approx(scores, abs=1e-4)
-    assert answer["extra_logs"].keys() == {"score"}
+@pytest.fixture
+def snippet(runs) -> Callable[[str], Any]:
+    """Return a function that finds a function in the code blocks of docs/serving.md, with the address of a server."""
+
+    def find(name: str) -> Any:
+        (code,) = (block for block in re.findall(r"```py\n(.*?)```", DOCS, re.S) if f"def {name}(" in block)
+        scope: dict[str, Any] = {}
+        exec(code.replace("http://127.0.0.1:5001", runs["usual template"].url), scope)
+        return scope[name]
+
+    return find
+
+
+def test_reward_functions_for_other_trainers(runs, snippet) -> None:
+    """With the arguments of OpenRLHF, verl and slime."""
+    questions, answers, ends = ["Hi?", "2 + 2?"], ["Hello.", "Four."], ["<|im_end|>", ""]
+    expected = client.RewardClient(runs["usual template"].url).score_many(map(conversation, questions, answers))
+
+    queries = [
+        f"<rendered {question}>{answer}{end}" for question, answer, end in zip(questions, answers, ends, strict=True)
+    ]
+    rewards = snippet("reward_func")(queries, [f"<rendered {question}>" for question in questions], questions)
+    assert rewards["rewards"].tolist() == rewards["scores"].tolist() == pytest.approx(expected, abs=1e-4)
+
+    verl = [snippet("compute_score")("math", answers[n], None, {"question": questions[n]}) for n in range(2)]
+    assert verl == pytest.approx(expected, abs=1e-4)
+
+    for question, answer, end, score in zip(questions, answers, ends, expected, strict=True):
+        metadata = {"messages": [{"role": "user", "content": question}]}
+        sample = SimpleNamespace(prompt="rendered", response=answer + end, metadata=metadata)
+        assert asyncio.run(snippet("reward")(None, sample)) == pytest.approx(score, abs=1e-4)

@@ -7,13 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers import demo_pairs, jsonl, run, tiny_config, train
+from helpers import LINEAR, demo_pairs, jsonl, run, tiny_config, train
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
 import train as train_script
 from reward_model import InputError
-from reward_model.model.checkpoint import check_reward_model, check_saved_template, light_tokenizer
+from reward_model.model import checkpoint
+from reward_model.model.checkpoint import check_reward_model, check_saved_template, light_tokenizer, serving_dtype
 from reward_model.training.arguments import DataArguments
 from reward_model.training.data import check_tokens, read_pairs
 
@@ -333,4 +334,14 @@ def test_date_in_a_saved_template_gives_a_warning(tiny_reward_model: Path, tmp_p
 
 
 def test_the_check_before_serving_prints_the_dtype(tiny_reward_model: Path) -> None:
-    assert run(sys.executable, "-m", "reward_model.model.checkpoint", tiny_reward_model).stdout == "float32\n"
+    command = [sys.executable, "-m", "reward_model.model.checkpoint", tiny_reward_model]
+    assert [run(*command, device).stdout for device in ("cpu", "gpu")] == ["float32\n", "float32\n"]
+
+
+def test_linear_attention_is_served_in_bf16_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {"model_type": "qwen3_5", "text_config": {"model_type": "qwen3_5_text", **LINEAR}, "dtype": "float16"}
+    monkeypatch.setattr(checkpoint, "find_spec", lambda name: name)
+    assert serving_dtype(config, "cpu") == "bfloat16" and serving_dtype(config, "gpu") == "float16"
+    monkeypatch.setattr(checkpoint, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="needs torchvision"):
+        serving_dtype(config, "gpu")

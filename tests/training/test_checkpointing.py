@@ -65,7 +65,7 @@ class Run:
             self.status: Callable[[], int | None] = lambda: process.exitcode
         else:
             variables = {"MODEL": str(model), "DATASET": str(pairs), "OUTPUT_DIR": str(output_dir)}
-            env = {**os.environ, **variables, "NPROC_PER_NODE": "2", "MASTER_PORT": "29514"}
+            env = {**os.environ, **variables, "NPROC_PER_NODE": "2"}
             command = ["sh", str(ROOT / "train.sh"), *arguments]
             with open(self.log, "w") as log:
                 launcher = subprocess.Popen(command, stdout=log, stderr=log, env=env)

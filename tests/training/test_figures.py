@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import HELD_OUT, ROOT, check_figures, conversation, demo_pairs, jsonl, margins, run
+from helpers import HELD_OUT, ROOT, TWO_RANKS, check_figures, conversation, demo_pairs, jsonl, margins, run
 
 import train as train_script
 from reward_model.model.checkpoint import check_reward_model
@@ -42,9 +42,8 @@ def test_figures_count_each_held_out_pair_once(base_model: Path, data: Path, tmp
 @pytest.mark.slow
 def test_ddp_on_two_ranks_trains_the_model_of_one_process(base_model: Path, data: Path, tmp_path: Path) -> None:
     train_script.main(arguments(base_model, data, tmp_path / "one", "--per_device_train_batch_size 4"))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29512"]
     half_batch = arguments(base_model, data, tmp_path / "two", "--per_device_train_batch_size 2")
-    run(*launch, ROOT / "train.py", *half_batch)
+    run(sys.executable, *TWO_RANKS, ROOT / "train.py", *half_batch)
     assert margins(tmp_path / "two") == pytest.approx(margins(tmp_path / "one"), abs=1e-3)
     check_figures(tmp_path / "two")
 

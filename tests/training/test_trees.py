@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from helpers import LINEAR, conversation, demo_pairs, jsonl, run
+from helpers import LINEAR, TWO_RANKS, conversation, demo_pairs, jsonl, run
 from safetensors.torch import load_file
 
 import train as train_script
@@ -221,8 +221,8 @@ def test_ranked_lists_become_trees(base_model: Path, tmp_path: Path) -> None:
     assert trainer.throughput.before[2] == sum(map(positions, groups))
 
 
-TWO_RANKS = {
-    "plain": ([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29516"], ""),
+LAUNCHES = {
+    "plain": ([sys.executable, *TWO_RANKS], ""),
     "ZeRO-3": (["sh", "train.sh"], "--gradient_accumulation_steps 1 --warmup_steps 0 --lr_scheduler_type linear"),
 }
 
@@ -245,8 +245,8 @@ def test_zero3_trains_linear_attention_on_two_ranks(tiny_model, tmp_path: Path) 
     train_script.main(
         arguments(tmp_path / "base", "one", "8 --max_steps 4 --shared_prefix False --balance_ranks False")
     )
-    two = arguments(tmp_path / "base", "two", f"4 {TWO_RANKS['ZeRO-3'][1]} --max_steps 4")
-    run("sh", "train.sh", *two, NPROC_PER_NODE="2", MASTER_PORT="29517")
+    two = arguments(tmp_path / "base", "two", f"4 {LAUNCHES['ZeRO-3'][1]} --max_steps 4")
+    run("sh", "train.sh", *two, NPROC_PER_NODE="2")
     assert losses("two") == pytest.approx(losses("one"), abs=1e-5)
 
 
@@ -267,18 +267,17 @@ def test_two_ranks_equal_one_process(base_model: Path, tmp_path: Path) -> None:
     trainer = train_script.main(arguments("one", "8 --shared_prefix False --balance_ranks False"))
     assert trainer._sampler.epoch == 1
     expected = logs("one")
-    for kind, (start, more) in TWO_RANKS.items():
+    for kind, (start, more) in LAUNCHES.items():
         launch = [*start, *([] if kind == "ZeRO-3" else ["train.py"])]
-        environment = {"NPROC_PER_NODE": "2", "MASTER_PORT": "29516"}
         two = arguments(kind, f"4 {more} --max_tokens_per_micro_batch 150")
-        output = run(*launch, *two, **environment).stdout
+        output = run(*launch, *two, NPROC_PER_NODE="2").stdout
         found = logs(kind)
         assert [log["loss"] for log in found] == pytest.approx([log["loss"] for log in expected], abs=1e-5), output
         assert [log["grad_norm"] for log in found] == pytest.approx([log["grad_norm"] for log in expected], rel=1e-4)
         assert all(0.5 < log["rank_balance"] < 1 for log in found)
 
     shutil.copytree(tmp_path / "plain" / "checkpoint-8", tmp_path / "resumed" / "checkpoint-8")
-    run(*TWO_RANKS["plain"][0], "train.py", *arguments("resumed", "4 --resume_from_checkpoint True"))
+    run(*LAUNCHES["plain"][0], "train.py", *arguments("resumed", "4 --resume_from_checkpoint True"))
     losses = [log["loss"] for log in logs("resumed")]
     assert losses == pytest.approx([log["loss"] for log in expected], abs=1e-5), (
         "the resumed run has another order of pairs"

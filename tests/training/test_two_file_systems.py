@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, demo_pairs, free_port, jsonl
+from helpers import ROOT, TWO_RANKS, demo_pairs, jsonl
 
 # Runs each case with the arguments of its rank, and logs the error that it raises.
 SCRIPT = """
@@ -107,8 +107,7 @@ def test_both_ranks_stop_with_the_same_message(base_model: Path, tiny_model, few
     }
     (tmp_path / "cases.json").write_text(json.dumps(cases))
     (tmp_path / "script.py").write_text(SCRIPT)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", free_port()]
-    command = ["env", f"PYTHONPATH={ROOT}", *launch, tmp_path / "script.py", tmp_path / "cases.json"]
+    command = ["env", f"PYTHONPATH={ROOT}", sys.executable, *TWO_RANKS, tmp_path / "script.py", tmp_path / "cases.json"]
     done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-3000:]
     # Merging takes minutes for a large model, so it runs on all cores after the ranks have disconnected.
