@@ -65,7 +65,7 @@ esac
 normalization=$(sed 's/{/, /; s/}//' "$model/score_normalization.json" 2>/dev/null || true)
 # LAST: the reward is read at the last token, as in training. use_activation true would apply a sigmoid to scores.
 # hf: tokenize as in training, even if the directory also contains another tokenizer's files (tekken.json).
-# string: pass content to the template as text, as in training. vLLM would pass lists of parts if it renders images.
+# string: pass content as text, as in training. To templates that render images, vLLM would pass lists of parts.
 set -- --served-model-name "$name" --host "$host" --port "$port" --dtype "$dtype" $eager \
   --tensor-parallel-size "${TENSOR_PARALLEL_SIZE:-1}" --data-parallel-size "${DATA_PARALLEL_SIZE:-1}" \
   --tokenizer-mode hf --chat-template-content-format string --runner pooling \

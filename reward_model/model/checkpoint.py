@@ -110,10 +110,10 @@ def serving_dtype(config: dict[str, Any], device: str) -> str:
     text = config.get("text_config") or config
     if "qwen3_5" in str(text.get("model_type")) and not find_spec("torchvision"):
         raise InputError(
-            "vLLM's implementation of Qwen3.5 needs torchvision, also for text. Install the build of torchvision that "
+            "vLLM's implementation of Qwen3.5 needs torchvision, even for text. Install the build of torchvision that "
             f"matches torch {version('torch')}."
         )
-    if device == "cpu":  # where vLLM computes linear attention in bf16 only; most CPUs emulate bf16, so fp32 is faster
+    if device == "cpu":  # fp32 is faster, as most CPUs emulate bf16, but vLLM has linear attention only in bf16
         return "bfloat16" if "linear_attention" in (text.get("layer_types") or []) else "float32"
     return config.get("dtype") or config.get("torch_dtype") or "auto"
 
