@@ -73,7 +73,7 @@ class RewardClient:
         self.down: dict[str, float] = {}  # when to retry each server that failed
         for url in [self.base_urls] if isinstance(self.base_urls, str) else self.base_urls:
             if not ADDRESS.fullmatch(url):
-                raise ServerError(f"--base_url {url} is not an address such as {BASE_URL}, with http:// or https://.")
+                raise ServerError(f"--base_url {url} is not an http:// or https:// address such as {BASE_URL}.")
             # Proxies from the environment cannot reach a server on this machine.
             self.servers[url.rstrip("/")] = {} if LOCAL.match(url) else requests.utils.get_environ_proxies(url)
         self.lock, self.adapter = threading.Lock(), requests.adapters.HTTPAdapter(len(self.servers), self.concurrency)
@@ -146,7 +146,7 @@ class RewardClient:
         """Return the status and content of a reply; if there is none, NO_CONNECTION or TIMED_OUT and the reason."""
         deadline, content = time.monotonic() + self.timeout, b""
         limits, verify = (min(self.timeout, 10), self.timeout), os.environ.get("REQUESTS_CA_BUNDLE", True)
-        request = self.request.copy()  # Session.post would take three times as much CPU time
+        request = self.request.copy()  # Session.post would take three times the CPU time
         request.url = server + path
         request.prepare_body(json.dumps(body).encode(), None)
         try:

@@ -8,7 +8,7 @@
 #   SERVED_MODEL_NAME=judge sh infer_vllm.sh save/my-run                                  served model name, default: base_reward
 #   CHECK=0 sh infer_vllm.sh save/my-run                     does not check the served scores against reference_scores.json
 #
-# Flags of vLLM: python -m vllm.entrypoints.openai.api_server --help=all
+# All vLLM flags: python -m vllm.entrypoints.openai.api_server --help=all
 set -eu
 
 usage() { sed -n '2,/^set/s/^#* \{0,1\}//p' "$0" | sed '$d'; }
@@ -65,7 +65,7 @@ esac
 normalization=$(sed 's/{/, /; s/}//' "$model/score_normalization.json" 2>/dev/null || true)
 # LAST: the reward is read at the last token, as in training. use_activation true would apply a sigmoid to scores.
 # hf: tokenize as in training, even if the directory also contains another tokenizer's files (tekken.json).
-# string: pass content to the template as text, as in training. vLLM would pass lists of parts if it renders images.
+# string: pass content as text, as in training. To templates that render images, vLLM would pass lists of parts.
 set -- --served-model-name "$name" --host "$host" --port "$port" --dtype "$dtype" $eager \
   --tensor-parallel-size "${TENSOR_PARALLEL_SIZE:-1}" --data-parallel-size "${DATA_PARALLEL_SIZE:-1}" \
   --tokenizer-mode hf --chat-template-content-format string --runner pooling \

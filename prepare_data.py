@@ -108,7 +108,7 @@ def parse_arguments() -> argparse.Namespace:
         default=0,
         help="fraction (below 1) or number of pairs to hold out, by prompt (default: 0)",
     )
-    add("--exclude_prompts", nargs="+", default=[], metavar="FILE", help="set aside pairs that share prompts with them")
+    add("--exclude_prompts", nargs="+", default=[], metavar="FILE", help="set aside pairs with a prompt in these files")
     add("--exclude_similarity", type=float, default=SIMILARITY, help="minimum Jaccard similarity (default: 0.8)")
     add("--tokenizer", metavar="MODEL", help="measure lengths in tokens, and try the chat template on every pair")
     add("--max_length", type=int, help="set aside pairs with a side longer than this many tokens")
@@ -128,7 +128,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--margin_from_gap", action="store_true", help="use the difference in score as the margin")
     add = parser.add_argument_group("other formats, by field name (dotted paths)").add_argument
     add("--prompt", metavar="FIELD", help="text or messages")
-    add("--input", dest="context", metavar="FIELD", help="text to append to the prompt")
+    add("--input", dest="context", metavar="FIELD", help="text that is appended to the prompt")
     add("--chosen", metavar="FIELD", help="the better answer: text or messages")
     add("--rejected", metavar="FIELD", help="the worse answer")
     add("--candidates", nargs=2, metavar="FIELD", help="two answers, instead of --chosen and --rejected")

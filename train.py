@@ -212,7 +212,7 @@ def save(
         unset_hf_deepspeed_config()  # ZeRO-3 would partition the merged model
         merge_adapter(adapter_dir, check_adapter(adapter_dir), output_dir, dtype)
         if model_args.load_in_4bit or model_args.load_in_8bit:
-            print("Trained on quantized weights, but merged into the original ones: scores differ slightly.")
+            print("The adapter was trained on quantized but merged into original weights, so scores differ slightly.")
     write_model_card(output_dir, record, metrics, eval_metrics, trainer.hub_model_id)
     if trainer.args.push_to_hub:
         with report_error(trainer.args, "push_to_hub"):

@@ -10,9 +10,9 @@
 # Arguments override MODEL, DATASET and OUTPUT_DIR, which override CONFIG, which overrides the defaults below. The
 # defaults are for a 7B model on four to eight 80 GB GPUs: 8 pairs per GPU and step, in one pass (because ZeRO-3 gathers
 # all weights in every pass) unless they have more than 16384 token positions. --ddp_timeout limits how long ranks wait
-# for the rank that tokenizes: tens of millions of pairs take longer than the default of 30 minutes. Not yet run on GPUs
-# by its authors. Without a GPU, one process (two with NPROC_PER_NODE=2) runs on the CPU in fp32, for debugging the
-# distributed path.
+# for the rank that tokenizes: tens of millions of pairs take longer than the default of 30 minutes. The authors have not
+# yet run this script on GPUs. Without a GPU, one process (two with NPROC_PER_NODE=2) runs on the CPU in fp32, to debug
+# the distributed path.
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)

@@ -3,8 +3,8 @@
     make families                                              # all; one server start each
     .venv/bin/python -m benchmarks.families qwen3_5_text llama --output save/families.jsonl
 
-Each family trains for two steps with train.py, is served by infer_vllm.sh and compared with the reference scores that
-training has saved. Families in the output file are skipped, so a stopped run can be resumed.
+Each family is trained for two steps with train.py, served by infer_vllm.sh, and checked against the reference scores
+that training saved. Families already in the output file are skipped, so an interrupted run can be resumed.
 """
 
 import argparse
@@ -36,7 +36,7 @@ ARGUMENTS = (
     "--max_steps 2 --per_device_train_batch_size 4 --learning_rate 1e-3 --eval_size 0 --save_strategy no "
     "--report_to none --max_length 512 --dtype float32"
 )
-SECONDS = 400  # for a server to start
+SECONDS = 400  # that a server may take to start
 
 
 def served_config(name: str, changes: dict[str, Any]) -> Any:
@@ -57,7 +57,7 @@ def served_config(name: str, changes: dict[str, Any]) -> Any:
 
 
 def train(config: Any, directory: Path) -> dict[str, Any]:
-    """Train a random model of `config`, and return whether it trained on packed rows, or the error."""
+    """Train a model with random weights, and return whether it trained on packed rows, or the error."""
     import train as train_script
 
     torch.manual_seed(0)
@@ -75,7 +75,7 @@ def train(config: Any, directory: Path) -> dict[str, Any]:
 def serve(directory: Path, log: Path) -> dict[str, Any]:
     """Serve a trained model, and return the largest difference from its reference scores, or the error.
 
-    Where torchvision is missing, as in requirements-cpu.txt, empty modules take its place.
+    If torchvision is missing, as with requirements-cpu.txt, empty modules replace it.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -104,11 +104,11 @@ def serve(directory: Path, log: Path) -> dict[str, Any]:
     if found := re.search(r"scores match the reference scores of .* within (\S+?)[;.]?$", text, re.M):
         return {"served": True, "largest_difference": float(found[1])}
     errors = re.findall(r"(?:^error: |warning: scores differ|\w*Error: ).*", text, re.M)
-    return {"served": False, "error": " ".join((errors or ["no answer in time"])[0].split())[:200]}
+    return {"served": False, "error": " ".join((errors or ["the server did not start in time"])[0].split())[:200]}
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Return the Markdown table of the families."""
+    """Return a Markdown table with one row for each family."""
     lines = ["| family | trains | packed | served by vLLM | largest difference |", "|---|---|---|---|---|"]
     for row in sorted(rows, key=lambda row: row["family"]):
         marks = ["yes" if row.get(key) else "no" for key in ("trained", "packed", "served")]
@@ -134,7 +134,7 @@ def main() -> None:
                 row |= train(served_config(name, configs[name]), Path(scratch))
                 if row["trained"]:
                     row |= serve(Path(scratch) / "rm", Path(scratch) / "log")
-            except Exception as error:  # a config that does not fit the sizes
+            except Exception as error:  # a config that does not work with these sizes
                 row |= {"trained": row.get("trained", False), "error": " ".join(str(error).split())[:200]}
         rows.append(row)
         with open(args.output, "a") as output:

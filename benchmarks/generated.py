@@ -1,4 +1,4 @@
-"""Generate preference pairs of random words whose lengths are distributed like those of real data."""
+"""Generate preference pairs with random words, and with lengths distributed as in real data."""
 
 from itertools import combinations
 
@@ -12,7 +12,7 @@ def random_text(random: np.random.Generator, words: float) -> str:
 
 
 def dialogues(number: int) -> list[dict]:
-    """Return pairs of conversations of several turns that differ in the last response: about 150 tokens are shared."""
+    """Return pairs of multi-turn conversations that share about 150 tokens and differ in the last response."""
     random = np.random.default_rng(0)
     pairs = []
     for _ in range(number):
@@ -31,7 +31,7 @@ def dialogues(number: int) -> list[dict]:
 def lists(number: int, responses: int) -> list[dict]:
     """Return all pairs of several responses to each prompt, prompt by prompt.
 
-    Lengths are distributed around the means of UltraFeedback (Cui et al. 2023, arXiv:2310.01377, Table 1: 185 tokens
+    Lengths are distributed around the means in UltraFeedback (Cui et al. 2023, arXiv:2310.01377, Table 1: 185 tokens
     for a prompt, 305 for a response).
     """
     random = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Measure rows per second and peak memory of prepare_data.py on generated pairs of 3 KB each.
+"""Measure the rows per second and the peak memory of prepare_data.py on generated pairs of 3 KB each.
 
     python -m benchmarks.preparing_speed --pairs 1000000
 
@@ -23,7 +23,7 @@ WORDS = (
 
 
 def generate(path: Path, number: int) -> None:
-    """Write pairs of about 3 KB: prompts of 60 words, answers of 250 words on average, with lognormal lengths."""
+    """Write pairs of about 3 KB: 60 words in a prompt and 250 in an answer on average, with lognormal lengths."""
     random = np.random.default_rng(0)
     text = " ".join(random.choice(WORDS, 100_000))
     with open(path, "w") as file:
@@ -39,12 +39,12 @@ def generate(path: Path, number: int) -> None:
 
 
 def memory(process: psutil.Process) -> int:
-    """Return the bytes of a process and its children; shared pages count for each process."""
+    """Return the bytes used by a process and its children; shared pages are counted once per process."""
     total = 0
     for member in (process, *process.children(recursive=True)):
         try:
             total += member.memory_info().rss
-        except psutil.NoSuchProcess:  # it has ended
+        except psutil.NoSuchProcess:  # the process has ended
             continue
     return total
 
@@ -53,7 +53,7 @@ def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=1_000_000)
-    parser.add_argument("--directory", type=Path, help="directory of the temporary files (default: the system's)")
+    parser.add_argument("--directory", type=Path, help="directory for temporary files (default: the system's)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.directory) as directory:
         source = Path(directory, "source.jsonl")
@@ -67,7 +67,7 @@ def main() -> None:
         seconds = time.perf_counter() - start
         size = source.stat().st_size / 1e9
     if process.returncode:
-        sys.exit(f"error: prepare_data.py exited with {process.returncode}")
+        sys.exit(f"error: prepare_data.py exited with status {process.returncode}")
     speed = f"{seconds:.0f} s, {args.pairs / seconds:,.0f} rows/s"
     print(f"{args.pairs:,} pairs, {size:.2f} GB: {speed}, peak {peak / 1e9:.2f} GB")
 

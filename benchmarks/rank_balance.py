@@ -1,11 +1,11 @@
-"""Compare random with balanced distribution of pairs over ranks: a simulation on real lengths, and a run on two ranks.
+"""Compare random and balanced distributions of pairs over ranks, in a simulation and in training on two ranks.
 
     python -m benchmarks.rank_balance --data pairs.jsonl --ranks 2 8 16 --batch_size 2 4
     python -m benchmarks.rank_balance --data dialogues --batch_size 4 2 --rounds 3 --json out.json
 
 `--data` is a file of pairs, `dialogues` or `lists`, as for benchmarks/training_speed.py. The table shows the positions
-of the slowest rank divided by those of the mean rank. With `--rounds`, two processes of one thread each train a random
-Llama (`--model`) on the first 96 pairs for one epoch in each order; the orders take turns.
+on the slowest rank divided by those on the average rank. With `--rounds`, two single-threaded processes train a
+randomly initialized Llama (`--model`) on the first 96 pairs, for one epoch in each order; the orders alternate.
 """
 
 import argparse
@@ -35,7 +35,7 @@ ORDERS = {"random": False, "balanced": True}
 
 
 def simulate(pairs: Any, ranks: int, batch_size: int) -> dict[str, float]:
-    """Return the positions of the slowest rank over those of the mean rank, for the full steps of ten epochs."""
+    """Return the ratio of the slowest rank's positions to the average rank's, for the full steps of ten epochs."""
     ratios = {}
     for order, balance in ORDERS.items():
         sampler = StepSampler(pairs, batch_size, ranks, group_by_prompt=False, balance_ranks=balance)
@@ -50,7 +50,7 @@ def simulate(pairs: Any, ranks: int, batch_size: int) -> dict[str, float]:
 
 
 def train(args: argparse.Namespace, pairs: Any, tokenizer: Any, directory: str) -> dict[str, Any]:
-    """Return the seconds of an epoch, the losses and rank_balance of both orders, on this rank."""
+    """Return the seconds per epoch, the losses and the rank_balance of both orders, on this rank."""
     figures: dict[str, Any] = {order: {"seconds": []} for order in ORDERS}
     for round_ in range(args.rounds + 1):  # the first is the warm-up
         for order in list(ORDERS)[:: -1 if round_ % 2 else 1]:
@@ -94,9 +94,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
     parser.add_argument("--model", default="tiny", choices=RANDOM_MODELS)
-    parser.add_argument("--pairs", type=int, default=1000, help="number of pairs at most; default: %(default)s")
+    parser.add_argument("--pairs", type=int, default=1000, help="maximum number of pairs; default: %(default)s")
     parser.add_argument(
-        "--answers", type=int, default=4, help="responses to each prompt of lists; default: %(default)s"
+        "--answers", type=int, default=4, help="responses to each prompt, for lists; default: %(default)s"
     )
     parser.add_argument("--max_length", type=int, default=2048)
     parser.add_argument("--ranks", type=int, nargs="+", default=[2, 8, 16])
@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument(
         "--rounds", type=int, default=0, help="rounds of training on two ranks with the first batch size"
     )
-    parser.add_argument("--json", type=Path, help="also write the figures of the training to this file")
+    parser.add_argument("--json", type=Path, help="also write the training results to this file")
     args = parser.parse_args()
     logging.set_verbosity_error()
     with tempfile.TemporaryDirectory() as directory:
@@ -115,7 +115,7 @@ def main() -> None:
             if os.environ["RANK"] == "0":
                 print_report(args, figures)
             return
-    print(f"{args.data}, {len(pairs)} pairs: positions of the slowest rank over those of the mean rank")
+    print(f"{args.data}, {len(pairs)} pairs: positions on the slowest rank divided by those on the average rank")
     print(f"{'ranks':>6}{'pairs/rank':>12}{'random':>10}{'balanced':>10}{'gain':>8}")
     for ranks, batch_size in itertools.product(args.ranks, args.batch_size):
         if ranks * batch_size <= len(pairs):
@@ -135,8 +135,8 @@ def print_report(args: argparse.Namespace, figures: dict[str, Any]) -> None:
         speed = steps * 2 * args.batch_size[0] / np.median(figures[order]["seconds"])
         print(f"{order:<10}{speed:>8.2f} pairs/s, rank_balance {np.mean(figures[order]['rank_balance']):.3f}")
     difference = np.abs(np.subtract(figures["random"]["loss"], figures["balanced"]["loss"])).max()
-    print(f"balanced is faster by {np.median(ratios):.2f} ({ratios.min():.2f} to {ratios.max():.2f})")
-    print(f"largest difference of losses {difference:.0e}")
+    print(f"balanced is {np.median(ratios):.2f} times as fast ({ratios.min():.2f} to {ratios.max():.2f})")
+    print(f"largest difference between losses {difference:.0e}")
     if args.json:
         args.json.write_text(json.dumps({"arguments": vars(args), **figures}, default=str, indent=2) + "\n")
 

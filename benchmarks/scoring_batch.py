@@ -1,11 +1,11 @@
-"""Measure scoring speed and memory against the number of token positions in a batch.
+"""Measure how the speed and memory of scoring depend on the number of token positions in a batch.
 
     python -m benchmarks.scoring_batch                                # a random Llama with 3 M parameters
     python -m benchmarks.scoring_batch --model save/demo --pairs 100  # a reward model
 
-The pairs are generated dialogues. The batch sizes take turns; the table shows medians over the rounds. The second speed
-counts CPU time instead of wall time: with OMP_NUM_THREADS=1 it hardly depends on other processes. Memory is the peak of
-the process in the first round, in which the batches grow, minus the peak after a warm-up.
+The pairs are generated dialogues. The batch sizes alternate; the table shows medians over the rounds. The second speed
+is per second of CPU time instead of wall time: with OMP_NUM_THREADS=1, other processes hardly affect it. Memory is the
+peak of the process in the first round, in which the batches grow, minus the peak after a warm-up.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from benchmarks.timing import peak_memory_mb
 from benchmarks.workload import RANDOM_MODELS, build_model, load_model_tokenizer
 from reward_model.model.packing import positions
 from reward_model.model.packing_check import prepare_for_scoring
-from reward_model.scoring.local import batch_budget, encode, laid_out, load_reward_model, score
+from reward_model.scoring.local import batch_budget, encode, load_reward_model, score, to_group
 
 
 def main() -> None:
@@ -37,7 +37,7 @@ def main() -> None:
     else:
         model, tokenizer = load_reward_model(args.model)
     groups = [[pair["chosen"], pair["rejected"]] for pair in dialogues(args.pairs)]
-    total = sum(positions(laid_out(encode(group, model, tokenizer), model)) for group in groups)
+    total = sum(positions(to_group(encode(group, model, tokenizer), model)) for group in groups)
     score(model, tokenizer, groups[:10])  # warm-up
 
     idle, peaks = peak_memory_mb(), {}

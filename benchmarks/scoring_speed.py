@@ -1,4 +1,4 @@
-"""Compare the speed of scoring with a plain padded Transformers loop with the same model, conversations and order.
+"""Compare the speed of scoring with that of a plain padded Transformers loop on the same model and conversations.
 
     python -m benchmarks.scoring_speed --data best-of-n --model random          # 100 long prompts with 16 answers each
     python -m benchmarks.scoring_speed --data save/benchmarks/en.jsonl --model random --groups 40
@@ -48,7 +48,7 @@ def best_of_n(prompts: int, answers: int) -> list[list[list[dict[str, Any]]]]:
 
 @torch.no_grad()
 def plain(model: PreTrainedModel, tokenizer: Any, groups: list[list[Any]], batch_size: int) -> list[float]:
-    """Return scores as most scripts compute them."""
+    """Compute scores as most scripts do."""
     texts = [render(messages, tokenizer) for group in groups for messages in group]
     scores = []
     for start in range(0, len(texts), batch_size):
@@ -62,12 +62,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="best-of-n", help="best-of-n, or a file of pairs")
     parser.add_argument("--model", default="random", help="random, or the directory of a reward model")
-    parser.add_argument("--groups", type=int, default=100, help="prompts")
-    parser.add_argument("--answers", type=int, default=16, help="to each prompt, for best-of-n")
+    parser.add_argument("--groups", type=int, default=100, help="number of prompts")
+    parser.add_argument("--answers", type=int, default=16, help="answers to each prompt, for best-of-n")
     parser.add_argument("--batch_size", type=int, default=16)
-    parser.add_argument("--max_length", type=int, default=2048, help="longer groups are skipped")
+    parser.add_argument("--max_length", type=int, default=2048, help="skip groups with a longer conversation")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
     args = parser.parse_args()
     logging.set_verbosity_error()
     template = str(ROOT / "data/demo/chatml.jinja") if args.model == "random" else None

@@ -1,10 +1,10 @@
-"""Measure the speed of client.py against a server, and compare it with a bare load generator with the same bodies.
+"""Compare the speed of client.py with that of a bare load generator that sends the same bodies to a server.
 
     sh infer_vllm.sh save/demo      # in another terminal; any reward model
     python -m benchmarks.serving_speed --requests 2000
 
-The rounds take turns: the bare generator (asyncio and sockets), `score_many` with the same concurrency, and a part of
-the requests one after another. Then 16 answers to each of some long prompts are scored in three orders: as rows of a
+Each round runs the bare generator (asyncio and sockets), `score_many` with the same concurrency, and some of the
+requests one after another. Then 16 answers to each of several long prompts are scored in three orders: as rows of a
 file (the answers to a prompt one after another), grouped by prompt, and shuffled.
 """
 
@@ -43,7 +43,7 @@ def short(requests: int) -> Conversations:
 
 
 def bare(url: str, concurrency: int, conversations: Conversations) -> list[float]:
-    """Return the scores of the same bodies over plain sockets, without any handling of errors."""
+    """Return the scores of the same bodies over plain sockets, without any error handling."""
     place, bodies = urlsplit(url), deque(enumerate(conversations))
     scores = [0.0] * len(conversations)
 
@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, nargs="+", default=[16, 64, 128])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--prompts", type=int, default=16, help="long prompts with 16 answers each; 0 skips them")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
     args = parser.parse_args()
     figures: dict[str, Any] = {"arguments": vars(args)}
     conversations = short(args.requests)
@@ -106,7 +106,7 @@ def main() -> None:
             flush=True,
         )
         figures[f"concurrency {concurrency}"] = speeds.tolist()
-    # New prompts in every round, because the server caches those that it has had.
+    # Use new prompts in every round, because the server caches those that it has seen.
     groups = best_of_n(args.prompts * 3 * args.rounds, 16)
     ways: dict[str, Callable[[list[Conversations]], Any]] = {
         "as rows of a file": lambda some: list(many.map(many.score_group, some)),

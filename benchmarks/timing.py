@@ -1,4 +1,4 @@
-"""Measure time, memory and the peak of matrix products on a CPU or GPU."""
+"""Measure time, memory and the peak speed of matrix products on a CPU or GPU."""
 
 import resource
 import time
@@ -62,14 +62,14 @@ class HostEvent:
 
 
 def timing_events(device: str, number: int) -> list[Any]:
-    """Return events with `record` and `elapsed_time`, which the device itself timestamps on a GPU."""
+    """Return events with `record` and `elapsed_time`; on a GPU, the device itself takes the time."""
     return [torch.cuda.Event(enable_timing=True) if device == "cuda" else HostEvent() for _ in range(number)]
 
 
 def matmul_peak(rounds: int = 10) -> float:
-    """Return the GFLOP/s of the fastest of several matrix products, in the dtype of the training.
+    """Return the GFLOP/s of the fastest of several matrix products, in the training dtype.
 
-    On a GPU they are large, since a small product ends before the host has launched the next one.
+    On a GPU they are large, because a small product would end before the host launches the next one.
     """
     device, dtype = ("cuda", torch.bfloat16) if bf16_is_fast() else ("cpu", torch.float32)
     size = 8192 if device == "cuda" else 2048

@@ -48,7 +48,7 @@ def main() -> None:
         config = RewardConfig(output_dir=directory, max_length=2048, dataset_num_proc=args.num_proc, bf16=False)
         times: list[tuple[float, float]] = []
         for _ in range(args.rounds):
-            # Private, since trl tokenizes only when a trainer is built. The method does not use `self`.
+            # Private, because trl tokenizes only when a trainer is built. The method does not use `self`.
             stock_seconds, stock_rows = timed(
                 lambda: RewardTrainer._prepare_dataset(None, rows, tokenizer, config, "train")
             )

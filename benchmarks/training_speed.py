@@ -1,17 +1,17 @@
-"""Compare the training speed of packed rows with stock trl.RewardTrainer.
+"""Compare the training speed of packed rows with that of the stock trl.RewardTrainer.
 
     python -m benchmarks.training_speed --data data/demo/train.jsonl --model models/SmolLM2-135M-Instruct
     python -m benchmarks.training_speed --data dialogues --model random --pairs 64 --batch_size 8 --json out.json
     python -m benchmarks.training_speed --data lists --answers 4 --model random --pairs 24 --batch_size 6
 
-Both sides train on the same pairs in the same order, with the same dtype and optimizer, in one process; they take turns
-round by round. `stock` is trl's trainer with its own tokenization, collator and padded forward, `packed` is this
-repository; for lists, `packed_pairs` is `packed` without trees. On a GPU with bf16 all compute in bf16 autocast.
+Both sides train on the same pairs in the same order, with the same dtype and optimizer, in one process, and alternate
+from round to round. `stock` is trl's trainer with its own tokenization, collator and padded forward pass; `packed` is
+this repository; for lists, `packed_pairs` is `packed` without trees. If the GPU supports bf16, all use bf16 autocast.
 
 `--data` is a file of pairs, or `dialogues` (generated, about 150 tokens shared and 50 more on each side), or `lists`
 (generated, all pairs of `--answers` responses to each prompt, as long as UltraFeedback's). `--model` is a model
 directory, or a model with random weights: `random` or `tiny`, a Llama with 25 M or 3 M parameters without the
-embeddings, or `qwen3_5`, whose layers of linear attention run on both sides with the kernels that are installed.
+embeddings, or `qwen3_5`, whose linear-attention layers use the installed kernels on both sides.
 """
 
 import argparse
@@ -43,12 +43,12 @@ PHASES = ("step", "forward_backward", "first_forward_backward")
 
 
 def build_trainers(args: argparse.Namespace, directory: str, sides: tuple[str, ...]) -> dict[str, RewardTrainer]:
-    """Return a trainer for each side, on equal copies of one model and the same pairs."""
+    """Return a trainer for each side, with identical copies of one model and the same pairs."""
     tokenizer, messages, tokenized = load_workload(
         args.data, args.model, args.pairs, args.answers, args.max_length, directory
     )
     model = build_model(args.model, tokenizer)
-    # Pairs without the prompt, their key, are not joined into trees.
+    # Without `prompt`, which is a key, pairs are not joined into trees.
     rows = {"stock": messages, "packed_pairs": tokenized.remove_columns("prompt"), "packed": tokenized}
     trainers = {}
     for side in sides:
@@ -89,7 +89,7 @@ def build_trainers(args: argparse.Namespace, directory: str, sides: tuple[str, .
 
 
 def gradients(trainer: RewardTrainer, batch: dict) -> torch.Tensor:
-    """Return the gradients of all parameters after one batch, flat."""
+    """Return the gradients of all parameters after one batch, as one vector."""
     trainer.model.train()
     trainer.model.zero_grad()
     with torch.autocast(trainer.args.device.type, torch.bfloat16, trainer.args.bf16):
@@ -119,13 +119,13 @@ def print_activation_memory(args: argparse.Namespace) -> None:
 
 
 def measure(args: argparse.Namespace, sides: tuple[str, ...], memory: dict[str, float]) -> dict[str, Any]:
-    """Train all sides for all rounds and return the figures of the report."""
+    """Train all sides for all rounds, and return the figures for the report."""
     seconds: dict[str, dict[str, list[float]]] = {side: {phase: [] for phase in PHASES} for side in sides}
     losses, first_gradients, flops, peak = {}, {}, {}, 0.0
     with tempfile.TemporaryDirectory() as directory:
         trainers = build_trainers(args, directory, sides)
         batches = {side: list(trainer.get_train_dataloader()) for side, trainer in trainers.items()}
-        for side in sides:  # also the warm-up
+        for side in sides:  # this is also the warm-up
             with FlopCounterMode(display=False) as counter:
                 first_gradients[side] = gradients(trainers[side], batches[side][0])
             flops[side] = counter.get_total_flops()
@@ -137,7 +137,7 @@ def measure(args: argparse.Namespace, sides: tuple[str, ...], memory: dict[str, 
                 for phase, value in zip(PHASES, phases, strict=True):
                     seconds[side][phase].append(value)
                 losses.setdefault(side, [log["loss"] for log in trainers[side].state.log_history if "loss" in log])
-            peak = max(peak, matmul_peak())  # every round: the speed of a shared machine varies
+            peak = max(peak, matmul_peak())  # in every round, because the speed of a shared machine varies
 
     pairs = len(batches["packed"]) * args.batch_size
     positions = {side: sum(batch["input_ids"].numel() for batch in batches[side]) for side in sides}
@@ -179,8 +179,8 @@ def print_report(args: argparse.Namespace, figures: dict[str, Any]) -> None:
     peak = figures["matmul_peak_gflops"]
     print(f"matmul peak {peak:.1f} GFLOP/s; packed runs at {packed['forward_backward_gflops'] / peak:.0%} of it")
     print(
-        f"largest difference of losses {figures['largest_loss_difference']:.1e}, "
-        f"relative difference of gradients {figures['relative_gradient_difference']:.1e}"
+        f"largest difference between losses {figures['largest_loss_difference']:.1e}, "
+        f"relative difference between gradients {figures['relative_gradient_difference']:.1e}"
     )
 
 
@@ -188,16 +188,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
     parser.add_argument("--model", required=True)
-    parser.add_argument("--pairs", type=int, default=16, help="pairs in a round; default: %(default)s")
+    parser.add_argument("--pairs", type=int, default=16, help="pairs per round; default: %(default)s")
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument(
-        "--answers", type=int, default=4, help="responses to each prompt of lists; default: %(default)s"
+        "--answers", type=int, default=4, help="responses to each prompt, for lists; default: %(default)s"
     )
     parser.add_argument("--stock_attention", default="sdpa", help="attention of the stock side; default: %(default)s")
     parser.add_argument("--max_length", type=int, default=2048)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--gradient_checkpointing", action="store_true")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
     parser.add_argument("--memory_of", choices=SIDES, help=argparse.SUPPRESS)
     args = parser.parse_args()
     logging.set_verbosity_error()

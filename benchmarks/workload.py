@@ -17,7 +17,7 @@ from reward_model.model.tokenization import load_tokenizer, set_unused_pad_token
 ROOT = Path(__file__).resolve().parent.parent
 DEMO_MODEL = str(ROOT / "models/SmolLM2-135M-Instruct")
 # Models with random weights: Llamas with 25 M and 3 M parameters without the embeddings, and a Qwen3.5 as large as the
-# first, with the proportions of Qwen3.5-0.8B: three layers of linear attention to one of full attention.
+# first, with the proportions of Qwen3.5-0.8B: three linear-attention layers for each full-attention layer.
 SIZES = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8}
 RANDOM_MODELS: dict[str, dict[str, Any]] = {
     "random": {"model_type": "llama", **SIZES},
@@ -47,10 +47,10 @@ def load_workload(
     Args:
         data: A file of pairs, or `dialogues` or `lists` to generate them.
         model: A model directory or a name in RANDOM_MODELS.
-        pairs: Number of pairs to load at most.
+        pairs: Maximum number of pairs to load.
         responses: Number of responses to each prompt, for `lists`.
-        max_length: Tokens of the longer side; longer pairs are dropped.
-        directory: Where generated pairs are written.
+        max_length: Maximum number of tokens on the longer side; longer pairs are dropped.
+        directory: Where to write generated pairs.
     """
     tokenizer = load_model_tokenizer(model)
     source = Path(data)
@@ -69,7 +69,7 @@ def load_workload(
 
 
 def build_model(name: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """Return a model with the same random weights at every call, or the model in a directory."""
+    """Return a model with the same random weights in every call, or the model in a directory."""
     torch.manual_seed(0)
     if sizes := RANDOM_MODELS.get(name):
         more = {"vocab_size": len(tokenizer), "max_position_embeddings": 8192, "num_labels": 1}

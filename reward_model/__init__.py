@@ -5,7 +5,7 @@ import traceback
 
 
 class InputError(ValueError):
-    """An error in the user's input. Its message gives the problem, the location and the fix, and is printed alone."""
+    """An input error. Its message gives problem, location and fix; scripts print it without a traceback."""
 
 
 class RowError(InputError):

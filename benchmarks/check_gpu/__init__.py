@@ -1,1 +1,1 @@
-"""Check on a CUDA GPU what a CPU cannot show; benchmarks/check_gpu/__main__.py has the commands and the groups."""
+"""Check on a CUDA GPU what a CPU cannot show; __main__.py describes the commands and the groups."""

@@ -3,14 +3,14 @@
     python -m benchmarks.check_gpu                        # compute capability 8.0 or newer; all groups
     python -m benchmarks.check_gpu --groups kernel tf32   # some of them
     python -m benchmarks.check_gpu --dry_run              # on a CPU with tiny sizes: checks this script, not the GPU
-    python -m benchmarks.check_gpu --wheels wheels        # download what a machine without a network lacks
+    python -m benchmarks.check_gpu --wheels wheels        # download wheels for a machine without a network
 
 Needs torch 2.11 or newer, transformers 5.17 or newer, and no network. Each row is printed and appended to --output as
-soon as it is known. The exit status is 1 if a row is FAILED. The groups, in their order:
+soon as it is known. The exit status is 1 if a row is FAILED. The groups, in order:
 
     kernel     varlen_attn in bf16 and fp16 against SDPA in fp32, output and gradients
     gradients  rewards and gradients of 4 layers of Qwen2.5-7B's width: padded and packed in bf16, against fp32
-    noise      rewards of 28 layers in bf16: packed against padded, padded batch against one by one
+    noise      rewards from 28 layers in bf16: packed against padded, a padded batch against one by one
     speed      positions/s, pairs/s, MFU and memory of LoRA training: padded, packed, trees of 4 and 7 responses
     training   train.py packed and padded; train.sh (ZeRO-3 on one rank), full and LoRA
     tf32       precision of an fp32 product in Triton, which vLLM uses for fp32 attention
@@ -59,7 +59,7 @@ def load_groups(dry_run: bool) -> dict[str, Callable[[], Iterator[Row]]]:
 
 
 def run_groups(groups: dict[str, Callable[[], Iterator[Row]]], table: Table) -> None:
-    """Add the rows of all groups to the table; an error in a group becomes a row and does not end the run."""
+    """Add the rows of all groups to the table; an error in a group becomes a row and does not stop the run."""
     import torch
 
     for name, group in groups.items():
@@ -71,7 +71,7 @@ def run_groups(groups: dict[str, Callable[[], Iterator[Row]]], table: Table) -> 
             traceback.print_exc()
             table.add(name, Row("error", f"{type(error).__name__}: {str(error)[:300]}", False))
         table.add(name, Row("time of this group", f"{time.perf_counter() - started:.0f} s"))
-        # A model refers to itself through its replaced `forward`, so only the collector frees its memory.
+        # A model refers to itself through its replaced `forward`, so only the garbage collector frees its memory.
         gc.collect()
         torch.cuda.empty_cache()  # does nothing without a GPU
 

@@ -1,4 +1,4 @@
-"""Models with random weights and pairs with random tokens, in memory and as a directory for train.py."""
+"""Build models with random weights and pairs with random tokens, in memory or as a directory for train.py."""
 
 import json
 from itertools import combinations
@@ -39,7 +39,7 @@ TINY = {
 
 
 def build_model(sizes: dict[str, int], device: str, dtype: torch.dtype) -> PreTrainedModel:
-    """Return a reward model of Qwen2's architecture that takes packed rows; its weights are the same at every call."""
+    """Return a Qwen2 reward model that accepts packed rows; its random weights are the same in every call."""
     torch.manual_seed(0)
     config = Qwen2Config(vocab_size=VOCABULARY, num_labels=1, pad_token_id=0, max_position_embeddings=32768, **sizes)
     with torch.device(device):
@@ -50,9 +50,9 @@ def build_model(sizes: dict[str, int], device: str, dtype: torch.dtype) -> PreTr
 
 
 def random_prompts(number: int, responses: int, scale: float = 1.0) -> list[list[dict[str, Any]]]:
-    """Return for each prompt the pairs of all its responses, as the collator takes them.
+    """Return, for each prompt, all pairs of its responses, in the form that the collator expects.
 
-    Lengths are distributed around the means of UltraFeedback (185 tokens for a prompt, 305 for a response), multiplied
+    Lengths are distributed around the means in UltraFeedback (185 tokens for a prompt, 305 for a response), multiplied
     by `scale`, and are at most 1,024 each.
     """
     random = np.random.default_rng(0)

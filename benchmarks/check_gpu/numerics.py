@@ -52,7 +52,7 @@ def kernel_cases(tokens: int) -> list[Case]:
 
 
 def kernel(device: str, tokens: int, attend: Callable) -> Iterator[Row]:
-    """Compare `attend` in half precision with SDPA in fp32, output and gradients, and count the kernel's calls."""
+    """Compare outputs and gradients of `attend` in half precision with SDPA in fp32, and count calls of the kernel."""
     for dtype, case in product((torch.bfloat16, torch.float16), kernel_cases(tokens)):
         row = to_device(pack([([0] * p, [[0] * b for b in branches]) for p, branches in case.parts]), device)
         sequences = [row[name] for name in ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")]
@@ -92,7 +92,7 @@ def count_kernel_calls(device: str) -> Row:
 def rewards_and_gradients(
     model: PreTrainedModel, examples: list[dict], shared_prefix: bool, autocast: bool
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Return the rewards and all gradients of the Bradley-Terry loss of one batch."""
+    """Return the rewards and all gradients of the Bradley-Terry loss for one batch."""
     device = model.device.type
     batch = to_device(PairCollator(0, shared_prefix=shared_prefix)(examples), device)
     model.zero_grad(set_to_none=True)
@@ -122,7 +122,7 @@ def gradients(device: str, sizes: dict[str, int]) -> Iterator[Row]:
 
 @torch.no_grad()
 def noise(device: str, sizes: dict[str, int], pairs: int) -> Iterator[Row]:
-    """Measure how far correct bf16 computations of a deep model differ: packed, padded, and one by one."""
+    """Measure how much correct bf16 computations with a deep model differ: packed, padded, and one by one."""
     model = build_model(sizes, device, torch.bfloat16).eval()
     scale = 1.0 if device == "cuda" else 0.1
     examples = [(row["chosen_ids"], row["rejected_ids"]) for (row,) in random_prompts(pairs, 2, scale)]

@@ -12,20 +12,20 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 REQUIRED = ("torch", "transformers", "accelerate", "peft", "datasets", "trl", "orjson")
 # Without these, only the runs of train.sh are skipped.
 DEEPSPEED = ("deepspeed", "hjson", "pydantic", "msgpack", "ninja", "psutil", "cpuinfo", "einops")
-# What images for training usually lack; the versions of the others are those of requirements.txt. datasets 5.2.0 needs
-# dill below 0.4.2 and multiprocess below 0.70.20.
+# Packages that training images usually lack, with the versions in requirements.txt unless given here. datasets 5.2.0
+# needs dill below 0.4.2 and multiprocess below 0.70.20.
 WHEELS = ("trl", "datasets", "dill==0.4.1", "multiprocess==0.70.19", "orjson", "peft", "hjson")
-WITH_DEPENDENCIES = ("pydantic",)  # needs its exact pydantic_core
+WITH_DEPENDENCIES = ("pydantic",)  # needs an exact version of pydantic_core
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 
 
 def missing(names: tuple[str, ...]) -> list[str]:
-    """Return those of the modules that are not installed."""
+    """Return the modules that are not installed."""
     return [name for name in names if not find_spec(name)]
 
 
 def check_required() -> None:
-    """Exit with the command that installs what is missing."""
+    """If a required package is missing, exit with the commands that install it."""
     if names := missing(REQUIRED):
         sys.exit(
             f"error: {', '.join(names)} not installed for {sys.executable}. On a machine with a network run\n"
@@ -50,5 +50,5 @@ def download(directory: Path) -> None:
     files = sorted(directory.glob("*.whl"))
     for file in files:
         print(f"{file.stat().st_size / 2**20:6.2f} MiB  {file.name}")
-    print(f"{sum(file.stat().st_size for file in files) / 2**20:6.2f} MiB  together")
+    print(f"{sum(file.stat().st_size for file in files) / 2**20:6.2f} MiB  in total")
     print(f"Install them with: python3 -m pip install --no-index --no-deps {directory}/*.whl")

@@ -1,4 +1,4 @@
-"""The group that measures speed and memory of LoRA training, for several layouts of the same kind of pairs."""
+"""The group that measures the speed and memory of LoRA training, for several layouts of the same kind of pairs."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,7 +20,7 @@ Batch = dict[str, Any]
 
 
 def pack_without_sharing(examples: list[dict]) -> Batch:
-    """Return a packed row in which each conversation is a sequence, as FlashAttention without padding computes it."""
+    """Return a packed row in which each conversation is a separate sequence, as in FlashAttention without padding."""
     return pack([([], [example[side]]) for side in SIDES for example in examples])
 
 
@@ -48,7 +48,7 @@ def lora_model(device: str, sizes: dict[str, int]) -> PreTrainedModel:
 
 
 def fill(prompts: list[list[dict]], budget: int, collate: Callable[[list[dict]], Batch]) -> tuple[Batch, int]:
-    """Return the largest batch of the first prompts within `budget` token positions, and its number of pairs."""
+    """Return the largest batch of the first prompts that fits `budget` token positions, and its number of pairs."""
     examples: list[dict] = []
     batch: Batch = {}
     for prompt in prompts:
@@ -60,7 +60,7 @@ def fill(prompts: list[list[dict]], budget: int, collate: Callable[[list[dict]],
 
 
 def time_layout(model: PreTrainedModel, batch: Batch) -> float:
-    """Return the seconds of a step: forward, backward and optimizer."""
+    """Return the seconds per step: forward, backward and optimizer."""
     device = model.device.type
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4)
@@ -80,7 +80,7 @@ def time_layout(model: PreTrainedModel, batch: Batch) -> float:
 
 
 def speed(device: str, sizes: dict[str, int], budgets: tuple[int, ...], attend: Callable) -> Iterator[Row]:
-    """Time every layout with batches of at most `budgets` token positions; then attention's parts."""
+    """Time every layout with batches of at most `budgets` token positions, and then the parts of attention."""
     cuda = device == "cuda"
     known = peak_flops(torch.cuda.get_device_name()) if cuda else None
     peak = known or 1e9 * matmul_peak()
@@ -110,7 +110,7 @@ def speed(device: str, sizes: dict[str, int], budgets: tuple[int, ...], attend: 
 
 @torch.no_grad()
 def time_gather(device: str, sizes: dict[str, int], budget: int, attend: Callable, rounds: int = 10) -> Row:
-    """Compare the time of gathering keys and values with that of the attention kernel, in one layer's forward."""
+    """Compare the time for gathering keys and values with that of the attention kernel, in one layer's forward pass."""
     scale = 1.0 if device == "cuda" else 0.05
     row = to_device(fill(random_prompts(64, 2, scale), budget, PairCollator(0))[0], device)
     heads, key_heads = sizes["num_attention_heads"], sizes["num_key_value_heads"]

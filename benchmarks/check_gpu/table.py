@@ -1,4 +1,4 @@
-"""The table of results: each row is printed and appended to a file as soon as it is known."""
+"""Keep the table of results: print each row and append it to a file as soon as it is known."""
 
 import shutil
 import subprocess
@@ -10,7 +10,7 @@ from benchmarks.check_gpu.packages import ROOT
 
 
 class Row(NamedTuple):
-    """One result. `passed` is None where there is nothing to pass."""
+    """One result. `passed` is None if the row is not a check."""
 
     check: str
     result: str
@@ -39,7 +39,7 @@ class Table:
         self._append(f"| {group} | {row.check} | {result} | {mark} |")
 
     def finish(self) -> int:
-        """Print where the table is and return the exit status."""
+        """Print the path of the table, and return the exit status."""
         print(
             f"\n{self.failed} rows FAILED. Table: {self.file}" if self.failed else f"\nAll passed. Table: {self.file}"
         )

@@ -1,4 +1,4 @@
-"""The group that measures the precision of an fp32 product in Triton, which vLLM uses for fp32 attention."""
+"""The group that measures the precision of fp32 products in Triton, which vLLM uses for fp32 attention."""
 
 import os
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ if triton:
         rows = tl.arange(0, size)[:, None]
         columns = tl.arange(0, size)[None, :]
         at = rows * size + columns
-        if precision is None:  # not passed: Triton reads TRITON_F32_DEFAULT only then
+        if precision is None:  # do not pass it, so that Triton reads TRITON_F32_DEFAULT
             result = tl.dot(tl.load(a + at), tl.load(b + at))
         else:
             result = tl.dot(tl.load(a + at), tl.load(b + at), input_precision=precision)

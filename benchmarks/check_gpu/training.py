@@ -29,7 +29,7 @@ def training(sizes: dict[str, int], dry_run: bool) -> Iterator[Row]:
         yield packed_and_padded(model, directory, steps=2 if dry_run else 5)
         gc.collect()
         if not dry_run:
-            torch.cuda.empty_cache()  # for the processes of train.sh
+            torch.cuda.empty_cache()  # free memory for the processes of train.sh
         if names := missing(DEEPSPEED):
             yield Row("train.sh", f"NOT RUN: {', '.join(names)} not installed")
             return

@@ -1,1 +1,1 @@
-"""Rows of any source to checked pairs. Needs no model: imports neither torch nor trl."""
+"""Convert rows from any source to validated pairs. Needs no model, and imports neither torch nor trl."""

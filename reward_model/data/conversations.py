@@ -1,4 +1,4 @@
-"""Convert a row of any layout into the conversations to score, with the conversion that training uses."""
+"""Convert a row in any layout to the conversations to score, with the same conversion as training."""
 
 from typing import Any, NamedTuple
 
@@ -10,13 +10,13 @@ from reward_model.data.messages import chat_message, messages_in
 from reward_model.data.pair import SIDES, Messages, Pair, check_conversation
 from reward_model.data.preferences import ANSWER_LISTS, ANSWERS
 
-# The fields of the results, for each kind of row.
+# The result fields for each kind of row.
 RESULTS = {"conversation": ("score",), "answers": ("scores",), "pair": ("chosen_score", "rejected_score")}
 RESULT_FIELDS = {"error", *(name for names in RESULTS.values() for name in names)}
 
 
 class ScoringRow(NamedTuple):
-    """A row with its conversations and the tools that the assistant had, or with an error."""
+    """A row with its conversations and the assistant's tools, or with an error."""
 
     row: Row
     kind: str = ""
@@ -26,7 +26,7 @@ class ScoringRow(NamedTuple):
 
 
 def read_conversations(row: Any, place: str) -> ScoringRow:
-    """Return the conversations of a row, or its error with `place`. Results of an earlier run are removed."""
+    """Return the conversations in a row, or an error with `place`. Results from an earlier run are removed."""
     row = {"messages": row} if isinstance(row, list) else row
     if not isinstance(row, dict):
         found = row if isinstance(row, Exception) else f"expected an object, found {type(row).__name__}."
@@ -44,7 +44,7 @@ def read_conversations(row: Any, place: str) -> ScoringRow:
 
 
 def _convert(row: Row) -> tuple[str, list[tuple[str, Any]], Any]:
-    """Return the kind of a row, its unchecked conversations with a name for each, and its tools."""
+    """Return the kind of a row, its conversations (not yet checked, each with a name), and its tools."""
     format_ = _format(row)
     if format_ in (None, "scored"):
         kind, field = _answer_field(row)
@@ -63,7 +63,7 @@ def _convert(row: Row) -> tuple[str, list[tuple[str, Any]], Any]:
 
 
 def _format(row: Row) -> str | None:
-    """Return the format of a preference pair; None for another row."""
+    """Return the format of a row if it is a preference pair, otherwise None."""
     try:
         return recognize([row], "")
     except InputError as error:
@@ -73,7 +73,7 @@ def _format(row: Row) -> str | None:
 
 
 def _answer_field(row: Row) -> tuple[str, str]:
-    """Return the kind of a row without a preference, and the field with its answers, its answer or its conversation."""
+    """Return the kind of a row without a preference, and the field that holds its answer(s) or conversation."""
     for name in ANSWER_LISTS:
         if isinstance(row.get(name), list):
             return "answers", name
@@ -89,7 +89,7 @@ def _answer_field(row: Row) -> tuple[str, str]:
 
 
 def _pair_of_one(row: Row, answer: Any) -> Pair:
-    """Return an answer to the prompt of a row, as both sides of a pair: the conversion of pairs applies."""
+    """Return a pair with one answer on both sides, so that it is converted in the same way as other pairs."""
     if isinstance(answer, dict) and not {"role", "from"} & answer.keys():  # an answer with its model, score or rank
         answer = first_field(answer, ANSWERS)
     row = row | {"chosen": answer, "rejected": answer}

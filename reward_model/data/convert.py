@@ -14,13 +14,13 @@ from reward_model.data.messages import first_role, messages_in, prompt_messages,
 from reward_model.data.pair import SIDES, Pair, check_pair, from_json
 from reward_model.data.readers import NumberedRow, parse_row, place_of
 
-FIRST_ROWS = 100  # are looked at to recognize a format
-# Other names of chosen and rejected (argilla, stack-exchange-paired, …), and names of a system message.
+FIRST_ROWS = 100  # number of rows that are read to recognize a format
+# Other names for chosen and rejected (argilla, stack-exchange-paired, …), and names for a system message.
 SIDE_NAMES = [("chosen_response", "rejected_response"), ("response_j", "response_k"), ("accepted", "rejected")]
 SIDE_NAMES += [("preferred_output", "non_preferred_output")]
 SYSTEM_NAMES = ("system", "system_prompt")
-# A source is rejected if one of its first rows has a reason of the first group, or most have one of the second: then
-# its layout is not the recognized one, and setting rows aside is not enough.
+# Reject a source if one of its first rows fails for a reason in the first group, or most for reasons in the second:
+# then the recognized format is wrong, and setting rows aside is not enough.
 FATAL_REASONS = ("unused field", "unclear verdict")
 LAYOUT_REASONS = ("missing field", "another layout", "not messages", "not text", "unknown role", "roles out of order")
 # Fields that are likely to be part of a conversation.
@@ -29,7 +29,7 @@ CONVERSATION_FIELDS = frozenset(
     "conversations dialog dialogue trajectory previous_turns passage document documents initial_reason_steps "
     "chat_template_kwargs".split()  # trl applies the last one to a row; here a model has one template for all rows
 )
-# Words in the names of fields, to suggest arguments for an unknown format.
+# Words in field names, to suggest arguments for an unknown format.
 CHOSEN_WORDS = set("chosen better preferred accepted win winner winning pos positive good best w".split())
 REJECTED_WORDS = set("rejected worse dispreferred less non lose loser losing neg negative bad worst l".split())
 PROMPT_WORDS = {*PROMPTS, "user", "problem", "task", "post", "request"}
@@ -38,7 +38,7 @@ TEXT_KEYS = ("content", "value", "text", "full_text", "input", "output")  # the 
 
 
 class ConvertedRow(NamedTuple):
-    """A row (bytes if it could not be parsed), its place, and its pairs; a RowError stands for an invalid pair."""
+    """A row (bytes if it could not be parsed), its location, and its pairs, with a RowError for each invalid pair."""
 
     place: str
     number: int
@@ -50,13 +50,13 @@ class ConvertedRow(NamedTuple):
 def convert_rows(
     rows: Iterable[NumberedRow], source: str, options: Options = DEFAULT_OPTIONS, format_: str = "auto"
 ) -> Iterator[ConvertedRow]:
-    """Yield every row of a source, converted, in order.
+    """Convert and yield every row of a source, in order.
 
     Args:
         rows: The rows, with their line or row numbers.
-        source: The name of the source, for places in messages.
-        options: How rows become pairs.
-        format_: A key of FORMATS, or "auto" to recognize the format by the first rows.
+        source: The name of the source, for locations in messages.
+        options: How to convert rows to pairs.
+        format_: A key of FORMATS, or "auto" to recognize the format from the first rows.
 
     Raises:
         InputError: If no format is given and none is recognized.
@@ -71,7 +71,7 @@ def convert_rows(
 
 
 def convert_rows_strictly(rows: Iterable[NumberedRow], source: str) -> Iterator[ConvertedRow]:
-    """Yield the rows that give pairs; skip and count ties, and raise InputError at the first bad row."""
+    """Convert and yield the rows that contain pairs; skip and count ties, and raise InputError at the first bad row."""
     ties = 0
     for converted in convert_rows(rows, source):
         errors = [pair for pair in converted.pairs if isinstance(pair, RowError)]
@@ -89,10 +89,10 @@ def convert_rows_strictly(rows: Iterable[NumberedRow], source: str) -> Iterator[
 def detect_format(
     rows: Iterable[NumberedRow], source: str, format_: str, options: Options
 ) -> tuple[str, Iterator[NumberedRow]]:
-    """Return the format of a source ("auto" is recognized by the first rows) and an iterator over all of its rows.
+    """Return the format of a source ("auto" is recognized from the first rows) and an iterator over all of its rows.
 
     Raises:
-        InputError: If no format is recognized, or if the first rows do not convert.
+        InputError: If no format is recognized, or if the first rows cannot be converted.
     """
     rows = iter(rows)
     first = list(islice(rows, FIRST_ROWS))
@@ -138,11 +138,11 @@ def recognize(rows: Iterable[Any], source: str, ignore: tuple[str, ...] = ()) ->
 
 
 def suggest_fields(row: Row, source: str) -> str:
-    """Return how to name the fields of a row: a command line if the names of some suggest one that gives a valid pair.
+    """Return advice on naming the fields of a row: a command, if field names suggest one that gives a valid pair.
 
-    Only fields of the row itself are suggested: two answers from within a list could belong to different rows.
+    Only top-level fields are suggested, because two answers from within a list could belong to different rows.
     """
-    names = sorted(row, key=lambda name: len(str(row[name])), reverse=True)  # ids and names of models are shorter
+    names = sorted(row, key=lambda name: len(str(row[name])), reverse=True)  # ids and model names are shorter
     words = {name: {word.lower() for word in WORD.findall(name)} for name in names}
     rejected = [name for name in names if REJECTED_WORDS & words[name]]
     chosen = [name for name in names if CHOSEN_WORDS & words[name] and name not in rejected]
@@ -154,12 +154,12 @@ def suggest_fields(row: Row, source: str) -> str:
             arguments = ["--output", output, "--chosen", better, "--rejected", worse]
             arguments += ["--prompt", prompt] if prompt else []
             command = shlex.join([".venv/bin/python", "prepare_data.py", source, *arguments])
-            return f"If these are its fields, run: {command}"
+            return f"If these are the right fields, run: {command}"
     return NAME_FIELDS
 
 
 def validated_pairs(row: Any, format_: str, options: Options) -> list[Pair | RowError]:
-    """Return the validated pairs of a parsed row; a RowError stands for each pair, or for a row, that is not valid."""
+    """Return the validated pairs of a parsed row, with a RowError for each invalid pair, or one for an invalid row."""
     if isinstance(row, RowError):
         return [row]
     try:
@@ -184,7 +184,7 @@ def convert_row(row: Any, format_: str, options: Options) -> list[Pair]:
         pairs = FORMATS[format_].pairs(row, options)
     except RowError:
         raise
-    except (AttributeError, KeyError, TypeError, ValueError) as error:  # a field has a type that the format never has
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # a field has a type that the format cannot have
         expected = f"{format_} ({FORMATS[format_].description})"
         raise RowError("another layout", f"the row does not have the format {expected}: {error}.") from error
     system = system_messages(next(filter(None, map(row.get, SYSTEM_NAMES)), options.system))
@@ -199,7 +199,7 @@ def convert_row(row: Any, format_: str, options: Options) -> list[Pair]:
 
 
 def _with_standard_names(row: Row, ignore: tuple[str, ...]) -> Row:
-    """Return a row with JSON text of messages parsed and its answers named chosen and rejected."""
+    """Return a row with messages in JSON text parsed, and with its answers named chosen and rejected."""
     row = {name: messages_in(value, name) for name, value in row.items() if name not in ignore}
     if isinstance(value := row.get("input"), dict) and "messages" in value:  # OpenAI, Azure
         row = row | {"prompt": value["messages"], "tools": value.get("tools")}
@@ -225,12 +225,12 @@ def check_all_used(row: Row, pair: Pair) -> None:
     unused = sorted(name for name in rest if not _is_used(row[name], texts))
     if unused:
         fix = f"map it (--prompt, --input, --chosen, --rejected) or ignore it (--ignore {' '.join(unused)})"
-        found = f"{', '.join(unused)} may be part of the conversation and is not used"
+        found = f"{', '.join(unused)} may be part of the conversation but is not used"
         raise RowError("unused field", f"{found}; {fix}.")
 
 
 def _is_used(value: Any, texts: list[str]) -> bool:
-    """Return whether all texts in a value are lines of `texts`, which start and end with a line break."""
+    """Return whether all texts in a value are lines in `texts`, each of which starts and ends with a line break."""
     if isinstance(value, str):
         if not value.strip() or any(f"\n{part}\n" in text for part in (value, value.strip()) for text in texts):
             return True

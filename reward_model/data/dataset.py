@@ -26,13 +26,13 @@ FEATURES = Features(
 
 
 def load_pairs(name: str, train_split: str = "train", test_split: str = "test") -> tuple[Dataset, Dataset | None]:
-    """Return the validated training pairs and test pairs of a dataset; the latter are None without a test split.
+    """Return the validated training pairs and test pairs of a dataset; the latter are None if it has no test split.
 
     The datasets have the columns `chosen`, `rejected` and `tools` as JSON text, `margin`, `source`, `subset`, `id`,
-    `prompt` (its key) and `place`. Ties are skipped and counted. `datasets` caches the result until a file changes.
+    `prompt` (a key) and `place`. Ties are skipped and counted. `datasets` caches the result until a file changes.
 
     Args:
-        name: A file, a directory (its test files are the test split, see `train_and_test_files`) or a Hub id.
+        name: A file, a directory (whose test files are the test split, see `train_and_test_files`) or a Hub id.
         train_split: The split of a Hub dataset to train on.
         test_split: The split of a Hub dataset to evaluate on, if it exists.
 
@@ -48,7 +48,7 @@ def load_pairs(name: str, train_split: str = "train", test_split: str = "test") 
     check_hub(name, "dataset")
     try:
         splits = load_dataset(name)
-    except Exception as error:  # the Hub client raises many types; its own message is the best
+    except Exception as error:  # the Hub client raises errors of many types, with clear messages
         raise InputError(f"{name}: cannot load the dataset from the Hub: {error}") from error
     if train_split not in splits:
         raise InputError(f"{name}: no split {train_split!r}, only {', '.join(splits)}. Pass --dataset_train_split.")
@@ -57,7 +57,7 @@ def load_pairs(name: str, train_split: str = "train", test_split: str = "test") 
 
 
 def load_subsets(files: list[str]) -> dict[str, Dataset]:
-    """Return the pairs of each subset (or source) of labeled files, by the name file_subset."""
+    """Return the pairs of each subset (or source) in labeled files, keyed by file_subset."""
     datasets = {}
     for file in files:
         pairs, test_pairs = load_pairs(file)
@@ -79,19 +79,19 @@ def split_by_prompt(pairs: Dataset, eval_size: float, seed: int) -> tuple[Datase
 def held_out(prompts: np.ndarray, eval_size: float, seed: int) -> np.ndarray:
     """Return which pairs to hold out, so that no prompt is in both splits.
 
-    Prompts are taken at random, with all of their pairs, until there are enough pairs. At least half of the pairs stay
-    for training, so a prompt with too many pairs is skipped.
+    Prompts are taken at random, with all of their pairs, until there are enough pairs. At least half of the pairs are
+    kept for training, so a prompt with too many pairs is skipped.
 
     Args:
-        prompts: A key of the prompt of each pair.
-        eval_size: A share below 1 or a number of pairs; 0 holds none out.
-        seed: The seed of the random order.
+        prompts: The key of each pair's prompt.
+        eval_size: A fraction below 1 or a number of pairs; 0 holds none out.
+        seed: The seed for the random order.
 
     Returns:
         A boolean array of shape (pairs,).
 
     Raises:
-        InputError: If the size is not valid, is more than half, or one prompt has more than half of the pairs.
+        InputError: If the size is invalid or more than half, or if one prompt has more than half of the pairs.
     """
     check_eval_size(eval_size)
     half = len(prompts) // 2
@@ -112,9 +112,9 @@ def held_out(prompts: np.ndarray, eval_size: float, seed: int) -> np.ndarray:
 
 
 def check_eval_size(eval_size: float) -> None:
-    """Raise InputError for a size that is not valid for any dataset."""
+    """Raise InputError for a size that is invalid for any dataset."""
     if not eval_size >= 0 or (eval_size > 1 and eval_size % 1):
-        raise InputError(f"--eval_size {eval_size:g}: pass a share of the pairs below 1, a number of pairs, or 0.")
+        raise InputError(f"--eval_size {eval_size:g}: pass a fraction below 1, a number of pairs, or 0.")
 
 
 @cache
@@ -125,9 +125,9 @@ def code_stamp() -> str:
 
 
 def _validated_dataset(name: str, data: list[Path] | Dataset) -> Dataset:
-    """Return the validated pairs of files or of a split of a Hub dataset."""
+    """Return the validated pairs from files or from a split of a Hub dataset."""
     stats = [file.stat() for file in data] if isinstance(data, list) else []
-    stamp = f"{[(stat.st_size, stat.st_mtime_ns) for stat in stats]} {code_stamp()}"  # part of the cache's key
+    stamp = f"{[(stat.st_size, stat.st_mtime_ns) for stat in stats]} {code_stamp()}"  # part of the cache key
     arguments = {"name": name, "data": data, "stamp": stamp}
     try:
         pairs = Dataset.from_generator(_dataset_columns, features=FEATURES, gen_kwargs=arguments)
@@ -161,4 +161,4 @@ def _dataset_columns(name: str, data: list[Path] | Dataset, stamp: str) -> Itera
                     **{label: pair.get(label) for label in LABELS},
                 }
     if is_empty:
-        raise InputError(f"{name}: no pairs, only ties. Pairs need a better answer.")
+        raise InputError(f"{name}: no pairs, only ties. In a pair, one answer must be better than the other.")

@@ -1,4 +1,4 @@
-"""Collect the problems of rows and pairs by reason."""
+"""Collect the problems with rows and pairs by reason."""
 
 import json
 from dataclasses import dataclass, field
@@ -6,11 +6,11 @@ from typing import Any, NamedTuple, TextIO
 
 from reward_model import InputError
 
-PLACES = 5  # of each reason in the report
+PLACES = 5  # locations in the report for each reason
 
 
 class Finding(NamedTuple):
-    """A problem of a row or pair: its place, the reason, a message, and the row if it is set aside."""
+    """A problem with a row or pair: its location, the reason, a message, and the row if it is set aside."""
 
     place: str
     reason: str
@@ -20,13 +20,13 @@ class Finding(NamedTuple):
 
 @dataclass
 class Findings:
-    """Counts problems by reason, keeps their first places, and writes bad rows to a file.
+    """Counts problems by reason, records where each first occurred, and writes bad rows to a file.
 
     Attributes:
-        file: The file of bad rows, open for writing.
+        file: The file for bad rows, open for writing.
         ties: The argument --ties.
         strict: Whether a bad row stops the run.
-        counts: For each reason the keys of the report: count, kept, first.
+        counts: For each reason, a dict with the report keys count, kept and first.
     """
 
     file: TextIO
@@ -38,7 +38,7 @@ class Findings:
         """Count a finding; write its row unless the pair is kept. Raise InputError if it stops the run."""
         is_tie = found.reason == "tie"
         if not kept and (self.ties == "stop" if is_tie else self.strict):
-            fix = "Pass another --ties" if is_tie else "Omit --strict to set bad rows aside"
+            fix = "Pass a different --ties" if is_tie else "Omit --strict to set bad rows aside"
             raise InputError(f"{found.place}: {found.message} Nothing was written. {fix}.")
         counted = self.counts.setdefault(found.reason, {"count": 0, "kept": kept, "first": []})
         counted["count"] += 1
@@ -48,7 +48,7 @@ class Findings:
             self.file.write(json.dumps(found._asdict(), default=str) + "\n")
 
     def summary(self) -> str:
-        """Return the count of each reason, and the first place of each on a line."""
+        """Return the count for each reason, followed by a line with the first location of each."""
         counts = [f"{reason}: {found['count']:,}" for reason, found in self.counts.items()]
         first = [place for found in self.counts.values() for place in found["first"][:1]]
         return "\n  ".join(["; ".join(counts), *first])

@@ -1,8 +1,8 @@
 """The formats of public preference data: how each is recognized and how its rows become pairs. Add a format here.
 
-A format is a function from (row, options) to unvalidated pairs, {"chosen": messages, "rejected": messages} and the
-labels of the row. `@register_format` describes such rows and how to recognize them. The first match wins, so
-specific formats come before general ones. A function raises RowError where a field is missing; `pair.check_pair`
+A format is a function from (row, options) to unvalidated pairs, {"chosen": messages, "rejected": messages} plus the
+labels of the row. `@register_format` gives a description and the test that recognizes such rows. The first match wins,
+so specific formats come before general ones. A function raises RowError if a field is missing; `pair.check_pair`
 validates the messages. A new format also needs a sample in data/formats and a row in tests/data/test_formats.py.
 """
 
@@ -16,14 +16,14 @@ from reward_model.data.fields import PROMPTS, Row, field, first_field, labels_of
 from reward_model.data.messages import TRANSCRIPT, complete_conversation, pair_of, prompt_messages, transcript_messages
 from reward_model.data.pair import SIDES, Pair
 
-# Fields of the rejected side of rows whose `messages` are the chosen conversation.
+# Fields for the rejected side, in rows whose `messages` are the chosen conversation.
 REJECTED = ("rejected_response", "rejected_message", "rejected_messages")
 CONVERSATIONS = ("conversations", "messages", "trajectory")
 
 
 @dataclass(frozen=True)
 class Options:
-    """How rows become pairs: arguments of prepare_data.py (`context` is --input)."""
+    """How to convert rows to pairs: arguments of prepare_data.py (`context` is --input)."""
 
     pairing: str = "best"
     min_gap: float = 0.0
@@ -81,7 +81,7 @@ def both_are(row: Row, kind: type) -> bool:
     lambda row: has_list(row, CONVERSATIONS) and isinstance(row.get("chosen"), dict | str),
 )
 def sharegpt(row: Row, options: Options) -> list[Pair]:
-    """Convert a list of turns with chosen and rejected as one turn each (LLaMA-Factory, UltraInteract)."""
+    """Convert a list of turns with a single chosen and a single rejected turn (LLaMA-Factory, UltraInteract)."""
     return [pair_of(first_field(row, CONVERSATIONS), [field(row, side) for side in SIDES], row)]
 
 
@@ -125,10 +125,10 @@ def transcript(row: Row, options: Options) -> list[Pair]:
     ),
 )
 def lists(row: Row, options: Options) -> list[Pair]:
-    """Convert lists of chosen and of rejected answers to every pair of them (RM-Bench, RewardBench 2)."""
+    """Convert lists of chosen and rejected answers to all of their combinations (RM-Bench, RewardBench 2)."""
     sides = [field(row, side) for side in SIDES]
     if not all(isinstance(answers, list) and answers for answers in sides):
-        raise RowError("empty", "chosen and rejected must be lists of at least one answer.")
+        raise RowError("empty", "chosen and rejected must be lists with at least one answer.")
     return [pair_of(prompt_of(row), answers, row) for answers in product(*sides)]
 
 
@@ -136,19 +136,19 @@ def lists(row: Row, options: Options) -> list[Pair]:
     "prompt + chosen, rejected as text", lambda row: both_are(row, str) and any(name in row for name in PROMPTS)
 )
 def text(row: Row, options: Options) -> list[Pair]:
-    """Convert a prompt (any name of PROMPTS) as text or messages with chosen and rejected as text."""
+    """Convert a prompt (any name in PROMPTS), as text or messages, with chosen and rejected as text."""
     return [pair_of(prompt_of(row), [field(row, side) for side in SIDES], row)]
 
 
 @register_format("two candidates and a verdict", lambda row: preferences.find_verdict(row) is not None)
 def verdict(row: Row, options: Options) -> list[Pair]:
-    """Convert two candidates with a label, a signed number or a score each (VERDICTS: Chatbot Arena, HelpSteer3, …)."""
+    """Convert two candidates with a label, a signed number or two scores (VERDICTS: Chatbot Arena, HelpSteer3, …)."""
     return [preferences.pair_from_verdict(row, options.margin_from_gap)]
 
 
-@register_format("prompt + answers with a score or rank each", lambda row: has_list(row, preferences.ANSWER_LISTS))
+@register_format("prompt + answers, each with a score or rank", lambda row: has_list(row, preferences.ANSWER_LISTS))
 def scored(row: Row, options: Options) -> list[Pair]:
-    """Convert answers with a score (or a rank, 0 or 1 being best) each, by --pairing (UltraFeedback, Nectar)."""
+    """Convert answers, each with a score or a rank (0 or 1 is best), to pairs by --pairing (UltraFeedback, Nectar)."""
     return preferences.pairs_from_scores(row, options.pairing, options.min_gap, options.margin_from_gap)
 
 
@@ -164,7 +164,7 @@ def messages(row: Row, options: Options) -> list[Pair]:
 
 @register_format("named by --prompt, --chosen, --rejected or --candidates, --label", lambda row: False)
 def fields(row: Row, options: Options) -> list[Pair]:
-    """Convert any other row, by the names of its fields (--prompt, --chosen, … or --candidates, --label, …)."""
+    """Convert any other row, by field name (--prompt, --chosen, … or --candidates, --label, …)."""
     prompt = field(row, options.prompt) if options.prompt else None
     if options.context and prompt and (context := path_value(row, options.context)):
         *earlier, last = prompt_messages(prompt)

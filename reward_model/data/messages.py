@@ -1,4 +1,4 @@
-"""Convert prompts, answers and turns of any layout to messages, and a prompt with two answers to a pair."""
+"""Convert prompts, answers and turns in any layout to messages, and a prompt with two answers to a pair."""
 
 import json
 import re
@@ -17,14 +17,14 @@ TRANSCRIPT = re.compile(r"\n\n\s*Human:|\s*Human:.*?\n\n\s*Assistant:", re.S)
 TURNS = re.compile(r"(?:^|\n\n)\s*(Human|Assistant):")
 NEMO_TURNS = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")  # HelpSteer2; the first turn has no marker
 SPEAKER_ROLES = {"Human": "user", "User": "user", "Assistant": "assistant"}
-# The space between such a prompt and its answer belongs to neither.
+# The space between such a prompt and its answer is part of neither.
 PROMPT_ENDINGS = ("Assistant:", "TL;DR:")
 # The start of a list of messages as Python or NumPy prints it.
 REPR = re.compile(r"\s*\[\s*\{\s*'(role|content|from)':")
 
 
 def messages_in(value: Any, name: str) -> Any:
-    """Return the messages (or the single message) that a JSON text contains; return anything else unchanged.
+    """Return the messages (or the single message) in a JSON text; return anything else unchanged.
 
     Args:
         value: The value of a field.
@@ -76,15 +76,15 @@ def history_messages(history: Any) -> Messages:
 
 
 def system_messages(text: Any) -> Messages:
-    """Return the system message of a text; none if the text is empty."""
+    """Return a list with the text as a system message, or an empty list if the text is empty."""
     return [{"role": "system", "content": text}] if text else []
 
 
 def chat_message(turn: Any) -> Any:
     """Return a turn as a message with a role and text content.
 
-    Accepts from/value and role/text turns and content as a list of text parts. Anything else is returned unchanged and
-    left to `check_conversation`.
+    Accepts from/value and role/text turns, and content as a list of text parts. Anything else is returned unchanged, so
+    that `check_conversation` reports it.
     """
     if not isinstance(turn, dict) or (type(turn.get("content")) is str and turn.get("role") in CHAT_ROLES):
         return turn
@@ -112,7 +112,7 @@ def _tool_call_message(value: Any) -> dict[str, Any]:
 
 
 def transcript_messages(transcript: Any) -> Messages:
-    r"""Return the messages of a text with "\n\nHuman:" and "\n\nAssistant:" turns, preceded by a system message."""
+    r"""Return the messages in a text with "\n\nHuman:" and "\n\nAssistant:" turns, after an optional system message."""
     if isinstance(transcript, str) and len(nemo := NEMO_TURNS.split(transcript)) > 1:
         parts = ["", "User", *nemo] if nemo[0] else nemo
     else:
@@ -125,7 +125,7 @@ def transcript_messages(transcript: Any) -> Messages:
 
 
 def first_role(messages: list[Any]) -> Any:
-    """Return the role of the first of several messages, which are not validated; None if there is none."""
+    """Return the role of the first message, or None if there is none; the messages need not be validated."""
     return messages[0].get("role") if messages and isinstance(messages[0], dict) else None
 
 
@@ -143,7 +143,7 @@ def complete_conversation(turns: Any, prompt: Any, row: Row) -> Any:
 
 
 def pair_of(prompt: Any, answers: Iterable[Any], row: Row) -> Pair:
-    """Return the unvalidated pair of a prompt and two answers, with the history and the labels of its row.
+    """Return the unvalidated pair for a prompt and two answers, with the history and the labels of its row.
 
     Args:
         prompt: Text or messages; None if the answers are complete conversations.

@@ -1,7 +1,7 @@
-"""The record of a preference pair, {"chosen": [message, …], "rejected": [message, …]}, and its validation.
+"""Define and validate preference pairs: {"chosen": [message, …], "rejected": [message, …]}.
 
 A message is {"role": …, "content": "text"}. Optional keys of a pair are "margin" (float), "source", "subset", "id"
-(strings) and "tools". The checks raise RowError, without the place of the row, which only the caller knows.
+(strings) and "tools". The checks raise RowError, without the location of the row, which only the caller knows.
 """
 
 import json
@@ -17,8 +17,8 @@ from reward_model import RowError
 
 SIDES = ("chosen", "rejected")
 LABELS = ("source", "subset", "id")
-# Reasons for which a pair is counted, but kept unless --drop names them: those of `find_warning`, and those for which
-# pairs conflict with each other (quality.py).
+# Pairs with a warning are counted, but kept unless --drop names the warning. Warnings come from `find_warning` and from
+# comparing pairs (quality.py).
 WARNINGS = ("duplicate", "different prompts", "control characters", "broken encoding", "control tokens")
 Messages = list[dict[str, Any]]
 Pair = dict[str, Any]
@@ -39,7 +39,7 @@ MOJIBAKE = re.compile("[ÃÂ][\u0080-\u00bf]|â€[\u0080-\u00bf\u0153\u0161\u01
 
 
 def check_pair(row: Any) -> Pair:
-    """Return the validated record of a row, without null keys in its messages.
+    """Validate a row, and return it as a pair without null keys in its messages.
 
     Raises:
         RowError: If the row is not a preference pair.
@@ -53,7 +53,7 @@ def check_pair(row: Any) -> Pair:
     chosen, rejected = pair["chosen"], pair["rejected"]
     from_the_end = zip(reversed(chosen), reversed(rejected), strict=False)  # the end is where the sides usually differ
     if len(chosen) == len(rejected) and all(_stripped(a) == _stripped(b) for a, b in from_the_end):
-        raise RowError("identical answers", "chosen and rejected are equal; remove the pair.")
+        raise RowError("identical answers", "chosen and rejected are identical; remove the pair.")
     margin = row.get("margin")
     if margin is not None:
         if isinstance(margin, bool) or not isinstance(margin, int | float) or not abs(margin) <= sys.float_info.max:
@@ -112,7 +112,7 @@ def _with_parsed_calls(message: dict[str, Any]) -> dict[str, Any]:
 
     Arguments that are the JSON text of an object (OpenAI's layout) are parsed, and missing arguments become {}, as vLLM
     does before rendering. Other text, such as a malformed call by a model, is kept. `function_call` is OpenAI's older
-    layout of a single call.
+    layout for a single call.
     """
     message = {key: value for key, value in message.items() if value is not None}
     if isinstance(call := from_json(message.get("function_call"), dict), dict):
@@ -132,7 +132,7 @@ def _with_parsed_arguments(call: Any) -> Any:
 
 
 def from_json(value: Any, kind: Any) -> Any:
-    """Return the value of type `kind` that a JSON text contains; return anything else unchanged."""
+    """Return the value in a JSON text if it is of type `kind`; return anything else unchanged."""
     try:
         found = json.loads(value) if isinstance(value, str) else value
     except (ValueError, RecursionError):
@@ -150,11 +150,11 @@ def check_encodable(text: str, name: str) -> None:
 
 
 def find_warning(pair: Pair, control_tokens: re.Pattern[str] | None = None) -> RowError | None:
-    """Return what looks wrong with a valid pair, or None.
+    """Return a warning about a valid pair, or None.
 
     Args:
         pair: A pair that `check_pair` returned.
-        control_tokens: Matches the control tokens of the tokenizer, to find them in the text of messages.
+        control_tokens: Matches the tokenizer's control tokens, to find them in the text of messages.
     """
     if pair["chosen"][0] != pair["rejected"][0]:
         return RowError("different prompts", "chosen and rejected start with different messages.")
@@ -214,7 +214,7 @@ def prompt_key(prompt: Messages) -> int:
 
 
 def common_prefix_length(conversations: Sequence[Sequence[int] | str]) -> int:
-    """Return the length of the common prefix of token lists (or texts), leaving at least one token to each branch."""
+    """Return the length of the common prefix of token lists (or texts), leaving at least one token for each branch."""
     first, shortest = conversations[0], min(map(len, conversations))
     length = 0
     step = 1 << max(shortest, 1).bit_length()

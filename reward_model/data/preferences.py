@@ -16,7 +16,7 @@ SCORES = ("overall_score", "score", "rating", "reward", "helpfulness", "fine-gra
 
 
 class Verdict(NamedTuple):
-    """The fields of a dataset that compares two candidates.
+    """The fields in a dataset that compares two candidates.
 
     Attributes:
         first, second: The fields (dotted paths) of the candidates.
@@ -34,7 +34,7 @@ class Verdict(NamedTuple):
 
 
 def _summarization_prompt(row: Row) -> str:
-    """Return the prompt of Stiennon et al. 2020, https://arxiv.org/abs/2009.01325, table 4."""
+    """Return the prompt in the format of Stiennon et al. 2020, https://arxiv.org/abs/2009.01325, table 4."""
     prefixes = {"subreddit": "SUBREDDIT: r/", "title": "TITLE: ", "post": "POST: ", "article": "ARTICLE: "}
     parts = [f"{prefix}{row['info'][name]}" for name, prefix in prefixes.items() if row["info"].get(name)]
     return "\n\n".join([*parts, "TL;DR:"])
@@ -60,7 +60,7 @@ VERDICTS = [
 
 
 def find_verdict(row: Row) -> Verdict | None:
-    """Return the first of VERDICTS whose fields a row has; the second candidate may be missing (a bad row)."""
+    """Return the first of VERDICTS whose fields are in a row; the second candidate may be missing (a bad row)."""
     known = (known for known in VERDICTS if all(name.split(".")[0] in row for name in (known.first, *known.by)))
     return next(known, None)
 
@@ -90,17 +90,17 @@ def pair_from_verdict(row: Row, margin_from_gap: bool) -> Pair:
 
 
 def pair_from_label(prompt: Any, candidates: list[Any], label: Any, labels: Iterable[Iterable[str]], row: Row) -> Pair:
-    """Return the pair of two candidates and a label.
+    """Return the pair for two candidates and a label.
 
     Args:
         prompt: Text or messages; None if the candidates are complete conversations.
         candidates: The first and the second candidate.
-        label: The label of this row.
+        label: The label in this row.
         labels: The labels for "first is better", "second is better" and a tie.
         row: The source row.
 
     Raises:
-        RowError: With the reason "tie" for a tie, and for a label that is none of `labels`.
+        RowError: For a tie, with the reason "tie", and for a label that is not in `labels`.
     """
     label = (f"{label:g}" if isinstance(label, float) else str(label)).strip().lower()
     first, second, tie = ([str(known).lower() for known in group] for group in labels)
@@ -115,7 +115,7 @@ def pair_from_label(prompt: Any, candidates: list[Any], label: Any, labels: Iter
 
 
 def pairs_from_scores(row: Row, pairing: str, min_gap: float, margin_from_gap: bool) -> list[Pair]:
-    """Return the pairs of answers with a score or rank each; raise RowError if no two differ by `min_gap`."""
+    """Return pairs of answers that each have a score or rank; raise RowError if no two differ by `min_gap`."""
     answers, scores = _answers_and_scores(row)
     order = sorted(range(len(answers)), key=lambda index: -scores[index])
     candidates = {"best": product(order[:1], order[1:]), "all": combinations(order, 2), "adjacent": pairwise(order)}
@@ -126,7 +126,7 @@ def pairs_from_scores(row: Row, pairing: str, min_gap: float, margin_from_gap: b
             pair = pair_of(prompt, (answers[better], answers[worse]), row)
             pairs.append(pair | ({"margin": gap} if margin_from_gap else {}))
     if not pairs:
-        raise RowError("tie", f"no two answers differ by a score of {max(min_gap, 0):g} or more.")
+        raise RowError("tie", f"no two answers differ in score by {max(min_gap, 0):g} or more.")
     return pairs
 
 
@@ -146,14 +146,14 @@ def _answers_and_scores(row: Row) -> tuple[list[Any], list[float]]:
 
 
 def _cut_after_turn(conversation: Any, turn: Any) -> Any:
-    """Return a conversation up to the answer that was judged: MT-Bench judges the first and the second turn."""
+    """Return a conversation up to the answer that was judged; MT-Bench judges the first and the second turn."""
     answers = [index for index, message in enumerate(conversation) if message.get("role") == "assistant"]
     is_cut = isinstance(turn, int) and 0 < turn < len(answers)
     return conversation[: answers[turn - 1] + 1] if is_cut else conversation
 
 
 def _alternating_messages(questions: Any, answers: Any) -> Messages:
-    """Return the conversation of a list of questions and a list of answers (or JSON text of them)."""
+    """Return the conversation that alternates questions and answers, given as two lists or as their JSON text."""
     lists = [json.loads(texts) if isinstance(texts, str) else texts for texts in (questions, answers)]
     messages: Messages = []
     for question, answer in zip(*lists, strict=True):

@@ -1,8 +1,8 @@
 """Convert sources of preference data to files of validated pairs.
 
-Every row is converted and validated. Valid pairs are written to one file per source, and what later steps need to know
-about each pair is kept in an array of FACTS (about 100 bytes per pair, so memory stays bounded). The pairs are then
-compared with each other, mixed, split, and written in one pass.
+Every row is converted and validated. Valid pairs are written to one file per source, and the metadata that later steps
+need is kept in an array of FACTS (about 100 bytes per pair, so memory stays bounded). The pairs are then compared with
+each other, mixed, split, and written in one pass.
 """
 
 import json
@@ -38,7 +38,7 @@ CONFLICT_MESSAGES = {
 
 
 class ConvertedPairs(NamedTuple):
-    """All valid pairs: their FACTS, the names of files and sources that FACTS index, and the number of rows read."""
+    """All valid pairs: their FACTS, the files and sources that FACTS index, and the number of rows read."""
 
     facts: np.ndarray
     files: list[str]
@@ -48,7 +48,7 @@ class ConvertedPairs(NamedTuple):
 
 @dataclass
 class PreparedData:
-    """What the report is about.
+    """The data that the report describes.
 
     Attributes:
         facts: The FACTS of the written pairs, for training and held out.
@@ -56,8 +56,8 @@ class PreparedData:
         sources: The names that facts["source"] indexes.
         rows: The number of rows read.
         findings: Problems by reason.
-        not_taken: The number of good pairs that a cap or weight left out.
-        samples: Some pairs.
+        not_taken: The number of good pairs left out because of a cap or weight.
+        samples: Sample pairs.
         unit: "tokens" or "characters".
     """
 
@@ -151,7 +151,7 @@ def check_output(output: Path, inputs: list[str], overwrite: bool) -> None:
                 raise InputError(f"--output {output} would overwrite the input {path}. Pass another name.")
     try:
         written_before = json.loads(made["report"].read_bytes())["files"]
-    except (OSError, ValueError, LookupError, TypeError):  # no report, or another file of this name
+    except (OSError, ValueError, LookupError, TypeError):  # no report, or an unrelated file with this name
         written_before = []
     others = [str(path) for path in existing if path.name not in written_before]
     if others and not overwrite:
@@ -162,7 +162,7 @@ def check_output(output: Path, inputs: list[str], overwrite: bool) -> None:
 def _convert_sources(
     sources: list[Source], directory: Path, findings: Findings, config: ConversionConfig, num_proc: int
 ) -> ConvertedPairs:
-    """Write the valid pairs of each source to a file that is named by the index of the source."""
+    """Write the valid pairs of each source to a file whose name is the index of the source."""
     arrays, rows = [np.zeros(0, FACTS)], 0
     files: dict[str, int] = {}
     labels: dict[str, int] = {}
@@ -184,7 +184,7 @@ def _convert_sources(
 
 
 def _mix(facts: np.ndarray, is_good: np.ndarray, sources: list[Source], random: np.random.Generator) -> np.ndarray:
-    """Return the indices of the pairs to write, in this order: apply caps, then weights, then interleave."""
+    """Return the indices of the pairs to write, in order: apply caps, then weights, then interleave the sources."""
     taken = [np.flatnonzero(is_good & (facts["part"] == part)) for part in range(len(sources))]
     sizes = [min(len(pairs), source.cap or len(pairs)) for pairs, source in zip(taken, sources, strict=True)]
     if any(source.weight for source in sources):
@@ -204,7 +204,7 @@ def _mix(facts: np.ndarray, is_good: np.ndarray, sources: list[Source], random: 
 def _good_lines(
     path: Path, part: int, pairs: ConvertedPairs, conflicts: "Conflicts", findings: Findings
 ) -> IndexedLines:
-    """Yield (index, line) of the pairs of a source that are not set aside; add conflicts to the findings."""
+    """Yield (index, line) for each pair in a source that is not set aside; add conflicts to the findings."""
     from reward_model.data.quality import REASONS
 
     indices = np.flatnonzero(pairs.facts["part"] == part)
@@ -225,12 +225,12 @@ def _place_of_pair(pairs: ConvertedPairs, index: int) -> str:
 
 
 def _write_pairs(made: dict[str, Path], lines: list[IndexedLines], order: Iterable[tuple[int, int, bool]]) -> None:
-    """Write pairs; `order` has the index of each pair, its source, and whether it is held out."""
+    """Write pairs; `order` contains the index of each pair, its source, and whether it is held out."""
     with open(made["pairs"], "wb") as training, open(made.get("eval", os.devnull), "wb") as held_out:
         for wanted, part, is_held_out in order:
             index, line = next(lines[part])
             while index != wanted:  # left out by a cap or weight
                 index, line = next(lines[part])
             (held_out if is_held_out else training).write(line)
-    for rest in lines:  # to add the conflicts after the last pair that is taken
+    for rest in lines:  # read the rest, too, to add conflicts after the last pair taken
         deque(rest, maxlen=0)

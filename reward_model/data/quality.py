@@ -1,4 +1,4 @@
-"""Find bad pairs by comparing them: duplicates, contradictions, and prompts of benchmarks."""
+"""Find bad pairs by comparison: duplicates, contradictions, and prompts from benchmarks."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,18 +18,18 @@ from reward_model.data.messages import prompt_messages
 from reward_model.data.pair import WARNINGS, Messages, shared_messages
 from reward_model.data.readers import data_files, place_of, read_rows
 
-# The reasons for which pairs conflict with others, in the order of the checks; index 0 means none.
+# Why pairs conflict with others, in the order of the checks; index 0 means no conflict.
 REASONS = ("", "duplicate", "both orders", "contradiction")
 PERMUTATIONS = 128
 SHINGLE = 5  # characters; words would not work for Chinese
 
 
 class Conflicts(NamedTuple):
-    """What comparing pairs found, one value per pair.
+    """The conflicts between pairs, as arrays with one value per pair.
 
     Attributes:
-        reasons: The index into REASONS for which the pair is set aside.
-        warnings: The index into REASONS of a warning; the pair is kept.
+        reasons: Why the pair is set aside, as an index into REASONS.
+        warnings: The warning about a pair that is kept, as an index into REASONS.
         others: The index of the pair that it conflicts with.
     """
 
@@ -39,7 +39,7 @@ class Conflicts(NamedTuple):
 
 
 def find_conflicts(facts: np.ndarray, drop: tuple[str, ...]) -> Conflicts:
-    """Return the conflicts of pairs with each other, from an array of FACTS; `drop` lists warnings to set aside."""
+    """Return the conflicts between pairs, given their FACTS; a pair with a warning in `drop` is set aside."""
     reasons, warnings = np.zeros((2, len(facts)), dtype=np.uint8)
     others = np.arange(len(facts))
     for reason, find in enumerate((duplicates, both_orders, contradictions), 1):
@@ -66,11 +66,11 @@ def both_orders(facts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def contradictions(facts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the indices (twice) of pairs in a preference cycle of one prompt: A over B, B over C, C over A."""
+    """Return the indices (twice) of pairs in a preference cycle for one prompt: A over B, B over C, C over A."""
     prompts = pd.Series(facts["prompt_hash"])
     several = np.flatnonzero(prompts.groupby(prompts).transform("size") > 2)
-    # In a graph with an edge from each chosen to its rejected answer, an edge is in a cycle exactly if both of its ends
-    # are in one strongly connected component.
+    # In a graph with an edge from each chosen to its rejected answer, an edge is in a cycle if and only if both of its
+    # ends are in the same strongly connected component.
     answers = np.concatenate([facts["chosen_hash"][several], facts["rejected_hash"][several]])
     nodes = pd.DataFrame({"prompt": np.tile(prompts[several], 2), "answer": answers}).groupby(["prompt", "answer"])
     chosen, rejected = nodes.ngroup().to_numpy().reshape(2, -1)
@@ -81,7 +81,7 @@ def contradictions(facts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _pair_keys(facts: np.ndarray, chosen: str = "chosen_hash", rejected: str = "rejected_hash") -> np.ndarray:
-    """Return a 64-bit hash of each pair: its prompt and its answers in this order."""
+    """Return a 64-bit hash of each pair's prompt and answers, in this order."""
     columns = pd.DataFrame({name: facts[name] for name in ("prompt_hash", chosen, rejected)})
     return pd.util.hash_pandas_object(columns, index=False).to_numpy()
 
@@ -94,10 +94,10 @@ def _first_index(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 
 class ExcludedPrompts:
-    """The prompts of files that must not be trained on, such as benchmarks.
+    """The prompts in files that must not be trained on, such as benchmarks.
 
-    Two prompts are similar by the Jaccard similarity of their sets of 5-character pieces, estimated by MinHash
-    (Broder 1997).
+    The similarity between two prompts is the Jaccard similarity of their sets of 5-character substrings, estimated by
+    MinHash (Broder 1997).
 
     Args:
         sources: Files or directories.
@@ -108,9 +108,9 @@ class ExcludedPrompts:
         from datasketch import MinHashLSH  # takes 0.4 s to import
 
         self.similarity = similarity
-        self.places: dict[str, str] = {}  # of each text
+        self.places: dict[str, str] = {}  # by text
         self.hashes: dict[str, Any] = {}
-        self.near = MinHashLSH(threshold=min(similarity, 0.95), num_perm=PERMUTATIONS)  # it rejects 0.99
+        self.near = MinHashLSH(threshold=min(similarity, 0.95), num_perm=PERMUTATIONS)  # 0.99 is rejected
         for source in sources:
             files = data_files(source)
             if not files:
@@ -123,20 +123,20 @@ class ExcludedPrompts:
                     self.near.insert(place, self.hashes[place], check_duplication=False)
 
     def check(self, prompt: Messages) -> None:
-        """Raise RowError if a prompt is similar or equal to one of the excluded prompts."""
+        """Raise RowError if a prompt is identical or similar to one of the excluded prompts."""
         text = _user_text(prompt)
         if text in self.places:
-            raise RowError("contaminated", f"the prompt is equal to {self.places[text]}, which is excluded.")
+            raise RowError("contaminated", f"the prompt duplicates the one at {self.places[text]}, which is excluded.")
         minhash = _minhash(text)
         for place in self.near.query(minhash):
             similarity = minhash.jaccard(self.hashes[place])
             if similarity >= self.similarity:
-                found = f"the prompt is {similarity:.0%} similar to {place}, which is excluded."
+                found = f"the prompt is {similarity:.0%} similar to the one at {place}, which is excluded."
                 raise RowError("nearly contaminated", found)
 
 
 def _prompts_of(file: Path) -> list[tuple[str, Messages]]:
-    """Return (place, prompt) of the rows of a file; a row needs a prompt, but no answers."""
+    """Return (location, prompt) for each row in a file; a row needs a prompt, but no answers."""
     rows = list(read_rows(file))
     try:
         format_ = recognize([row for _, row in rows[:FIRST_ROWS]], str(file))
@@ -161,7 +161,7 @@ def _prompt_of(row: Any, format_: str | None) -> Messages | None:
 
 
 def _user_text(prompt: Messages) -> str:
-    """Return the text of the user's turns without case and spacing; the system message does not matter."""
+    """Return the text of the user turns, ignoring case and whitespace; the system message does not matter."""
     messages = [message for message in prompt if isinstance(message, dict) and message.get("role") == "user"]
     texts = [message["content"] for message in messages if isinstance(message.get("content"), str)]
     return " ".join(" ".join(texts).casefold().split())

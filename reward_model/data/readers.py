@@ -1,4 +1,4 @@
-"""Read the rows of preference data from files, directories and the Hub, each with its number, as a stream."""
+"""Stream the rows of preference data, with their numbers, from files, directories and the Hub."""
 
 import codecs
 import gzip
@@ -16,7 +16,7 @@ from reward_model.data.tables import CONVERT_ENCODING, arrow_rows, csv_rows, dat
 
 SUFFIXES = (".json", ".jsonl", ".jsonl.gz", ".csv", ".parquet", ".arrow")
 TEST_NAMES = ("test", "eval", "valid", "dev")
-# Not data: what prepare_data.py writes next to the pairs, and descriptions and caches that `datasets` writes.
+# Not data: files that prepare_data.py writes next to the pairs, and descriptions and caches that `datasets` writes.
 OUR_FILES = (".rejected.", ".report.")
 DATASETS_FILES = re.compile(r"dataset_infos?\.json|dataset_dict\.json|state\.json|(cache-|tmp).*\.arrow")
 # The first bytes of files whose content does not match their name, and how to fix that.
@@ -34,7 +34,7 @@ NumberedRow = tuple[int, Any | RowError]
 
 
 def data_files(source: str) -> list[Path]:
-    """Return the data files of a path, sorted; [] if the path does not exist (it may be a Hub id).
+    """Return the data files at a path, sorted; [] if the path does not exist (it may be a Hub id).
 
     A directory is searched recursively; hidden files and files that are not data, such as configs, are skipped.
     """
@@ -57,7 +57,7 @@ def data_files(source: str) -> list[Path]:
 
 
 def train_and_test_files(source: str) -> tuple[list[Path], list[Path]]:
-    """Return the training files and the test files of a path.
+    """Return the training files and the test files at a path.
 
     In a directory, the test files are those whose name or parent directory starts with test, eval, valid or dev, or
     contains ".eval.".
@@ -71,13 +71,13 @@ def train_and_test_files(source: str) -> tuple[list[Path], list[Path]]:
 
 
 def place_of(source: str | Path, number: int) -> str:
-    """Return the place of a row for messages: file:line for files of lines, otherwise the row number."""
+    """Return the location of a row for messages: file:line for line-based files, otherwise the row number."""
     by_line = str(source).endswith((".jsonl", ".jsonl.gz"))
     return f"{source}:{number}" if by_line else f"{source}: row {number}"
 
 
 def read_raw_rows(content: BinaryIO, file: Path) -> Iterator[NumberedRow]:
-    """Yield (line or row number, row) of an open file; lines of JSON are bytes, to be parsed by `parse_row`.
+    """Yield (line or row number, row) for an open file; lines of JSON are left as bytes for `parse_row`.
 
     Raises:
         InputError: If the content does not match the name of the file, or the rest of the file cannot be read.
@@ -93,7 +93,7 @@ def read_raw_rows(content: BinaryIO, file: Path) -> Iterator[NumberedRow]:
 
 
 def parse_row(row: Any) -> Any:
-    """Return the value of a line of JSON (bytes), or a RowError if it is not valid; return other rows unchanged."""
+    """Parse a line of JSON (bytes), or return a RowError if it is invalid; return other rows unchanged."""
     if not isinstance(row, bytes):
         return row
     try:
@@ -111,7 +111,7 @@ def parse_row(row: Any) -> Any:
 
 
 def read_rows(file: Path) -> Iterator[NumberedRow]:
-    """Yield (line or row number, row) of a file, parsed."""
+    """Yield (line or row number, parsed row) for each row in a file."""
     with open(file, "rb") as content:
         for number, row in read_raw_rows(content, file):
             yield number, parse_row(row)
@@ -136,25 +136,25 @@ def check_hub(name: str, kind: str) -> None:
             return
         request = HfApi().model_info if kind == "model" else HfApi().dataset_info
         request(name, timeout=5)
-    except Exception as error:  # the Hub client raises many types; its own message is the best
+    except Exception as error:  # the Hub client raises errors of many types, with clear messages
         message = " ".join(str(error).split())[:200]
         raise InputError(f"{name}: not a local directory, and the Hub has no {kind} of this name: {message}") from error
 
 
 def hub_rows(name: str) -> Iterator[NumberedRow]:
-    """Yield the rows of the Hub dataset `owner/name[:split]` (split train by default), streamed."""
+    """Stream the rows of the Hub dataset `owner/name[:split]`; the split defaults to train."""
     from datasets import load_dataset
 
     name, _, split = name.partition(":")
     check_hub(name, "dataset")
     try:
         yield from enumerate(dataset_rows(load_dataset(name, split=split or "train", streaming=True)), 1)
-    except Exception as error:  # the Hub client raises many types; its own message is the best
+    except Exception as error:  # the Hub client raises errors of many types, with clear messages
         raise InputError(f"{name}: cannot load the dataset from the Hub: {error}") from error
 
 
 def _has_lines(content: BinaryIO) -> bool:
-    """Return whether a .json file has one object per line: its first line ends like an object and a second follows."""
+    """Return whether a .json file has one object per line: the first line ends with a brace, and another follows."""
     first, second = content.readline().strip(), content.readline()
     content.seek(0)
     return first.endswith(b"}") and first.removeprefix(codecs.BOM_UTF8)[:1] != b"[" and bool(second.strip())
@@ -174,6 +174,6 @@ def _lines(content: BinaryIO | gzip.GzipFile, file: Path) -> Iterator[NumberedRo
         for number, line in enumerate(content, 1):
             if not line.isspace():
                 yield number, line
-    except (EOFError, OSError, zlib.error) as error:  # of gzip
+    except (EOFError, OSError, zlib.error) as error:  # from gzip
         place = place_of(file, number + 1)
         raise InputError(f"{place}: the file is truncated ({error}). Download it again.") from error

@@ -14,7 +14,7 @@ BATCH_SIZES = (1, 2, 8)
 
 
 def compute_figures(prepared: PreparedData) -> dict[str, Any]:
-    """Return the figures of the report, as written to pairs.report.json."""
+    """Return the figures for the report, as written to pairs.report.json."""
     facts, lengths = prepared.facts, _lengths(prepared)
     return {
         "rows": prepared.rows,

@@ -1,4 +1,4 @@
-"""Facts about a pair that need no text: hashes, lengths and flags, one row of an array of FACTS for each pair."""
+"""Per-pair metadata kept without the text: hashes, lengths and flags, one row of a FACTS array for each pair."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -14,9 +14,9 @@ REFUSALS = (
     *("as an ai", "i apologize", "not able to help", "抱歉", "对不起", "无法", "作为一个人工智能", "作为ai"),
 )
 
-# `part` and `file` are indices of the source and of its file. Lengths are in characters, and in tokens if there is a
-# tokenizer (otherwise 0): `prompt` is what both sides share, `chosen` and `rejected` are the rest of each side.
-# `unfinished`: the answer ends within a word.
+# `part` and `file` are the indices of the source and of its file. Lengths are in characters, and in tokens if there is
+# a tokenizer (otherwise 0): `prompt` is what both sides share, `chosen` and `rejected` are the rest of each side.
+# `unfinished`: the answer ends in the middle of a word.
 SIDE_FACTS = (("markdown", "u2"), ("refuses", "?"), ("unfinished", "?"))
 FACTS = np.dtype(
     [("part", "u2"), ("file", "u2"), ("row", "u4"), ("source", "u2"), ("prompt_hash", "u8"), ("chosen_hash", "u8")]
@@ -27,7 +27,7 @@ FACTS = np.dtype(
 
 
 def pair_facts(pair: Pair, token_lengths: Callable[[Pair], tuple[int, int, int]] | None = None) -> tuple:
-    """Return the FACTS of a validated pair from `prompt_hash` on.
+    """Return the FACTS of a validated pair, starting with `prompt_hash`.
 
     Args:
         pair: The pair.
@@ -35,7 +35,7 @@ def pair_facts(pair: Pair, token_lengths: Callable[[Pair], tuple[int, int, int]]
     """
     shared = shared_messages(pair)
     prompt, *answers = (_text(messages) for messages in (shared, *(pair[side][len(shared) :] for side in SIDES)))
-    # The same answers with other tools are another pair.
+    # The same answers with different tools are a different pair.
     tools = json.dumps(pair["tools"], sort_keys=True, default=str) if "tools" in pair else ""
     return (
         prompt_key(shared),
@@ -54,7 +54,7 @@ def facts_array(pairs: Iterable[Pair]) -> np.ndarray:
 
 
 def trivial_judges(facts: np.ndarray) -> dict[str, float]:
-    """Return the accuracy of judges that do not read the answers, which a reward model must beat; a tie counts half."""
+    """Return the accuracy of judges that do not read answers; a model must beat them. A tie counts as half."""
 
     def accuracy(chosen: np.ndarray, rejected: np.ndarray) -> float:
         return float(np.mean((chosen > rejected) + 0.5 * (chosen == rejected)))
@@ -82,5 +82,5 @@ def _refuses(answer: str) -> bool:
 
 
 def _is_unfinished(answer: str) -> bool:
-    """Return whether a text ends within a word or number; scripts without spaces between words do not count."""
+    """Return whether a text ends in the middle of a word or number; scripts without spaces do not count."""
     return answer[-1:].isalnum() and answer[-1] < "\u0e00"

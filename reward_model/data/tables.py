@@ -1,4 +1,4 @@
-"""Read the rows of files that hold a table: .json, .csv, .parquet and .arrow (save_to_disk), and of `datasets`."""
+"""Read rows from files that hold a table (.json, .csv, .parquet, .arrow from save_to_disk) and from `datasets`."""
 
 import csv
 import io
@@ -21,7 +21,7 @@ NOT_SPACE = re.compile(r"\S")
 
 
 def json_rows(content: BinaryIO, file: Path) -> list[Any]:
-    """Return the rows of a .json file: of an array, of one object that is a table, or objects one after another."""
+    """Return the rows in a .json file: an array, a single object that is a table, or a sequence of objects."""
     try:
         values = _json_values(content.read().decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -33,7 +33,7 @@ def json_rows(content: BinaryIO, file: Path) -> list[Any]:
 
 
 def _json_values(text: str) -> list[Any]:
-    """Return the JSON values in a text, which may be indented and need no separators."""
+    """Return the JSON values in a text; they may be indented and need no separators."""
     decoder, values = json.JSONDecoder(), []
     start = NOT_SPACE.search(text)
     while start:
@@ -44,7 +44,7 @@ def _json_values(text: str) -> list[Any]:
 
 
 def table_rows(table: Any) -> list[Any]:
-    """Return the rows of an object: of {"data": [...]}, of a table (pandas, Dataset.to_dict()), or the object."""
+    """Return the rows in an object: {"data": [...]}, a table (pandas, Dataset.to_dict()), or the object itself."""
     values = list(table.values()) if isinstance(table, dict) else []
     lists = [name for name in table if isinstance(table[name], list)] if values else []
     if {"columns", "data"} <= set(lists):  # orient="split"
@@ -64,7 +64,7 @@ def table_rows(table: Any) -> list[Any]:
 
 
 def is_config(file: Path) -> bool:
-    """Return whether a .json file has a single object that is not a row and has no rows, such as config.json."""
+    """Return whether a .json file contains one object that is neither a row nor a table, such as config.json."""
     if file.suffix != ".json" or file.stat().st_size > 2**20:
         return False
     try:
@@ -85,7 +85,7 @@ def csv_rows(content: BinaryIO, file: Path) -> Iterator[Any]:
     # Bytes that are not UTF-8 become lone surrogates, so that only their row is set aside.
     lines = io.TextIOWrapper(content, encoding="utf-8-sig", errors="surrogateescape", newline="")
     reader = csv.DictReader(lines, strict=True, delimiter=max(",;\t", key=header.count))
-    line = 2  # of the first row
+    line = 2  # where the first row starts
     try:
         for row in reader:
             if None in row or None in row.values():
@@ -130,8 +130,8 @@ def _plain_rows(batch: Any) -> Iterator[dict[str, Any]]:
 def _plain_value(value: Any, kind: Any) -> Any:
     """Return a value of an Arrow type without the nulls that the type adds, and with JSON text (arrow.json) parsed.
 
-    All structs of a column have the same keys: where one row has {"city": "Oslo"} and another {"unit": "C"}, the first
-    is read as {"city": "Oslo", "unit": None}. Arrow cannot distinguish this null from one of the source, so both are
+    All structs in a column have the same keys: if one row has {"city": "Oslo"} and another {"unit": "C"}, the first is
+    read as {"city": "Oslo", "unit": None}. Arrow cannot distinguish this null from one in the source, so both are
     removed; only JSON text keeps it.
     """
     if isinstance(value, dict):

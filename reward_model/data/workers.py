@@ -29,7 +29,7 @@ BAR = {"unit": "B", "unit_scale": True, "dynamic_ncols": True}
 
 @dataclass(frozen=True)
 class Source:
-    """A file, a directory or a Hub id, its format, its weight in the mix, and the greatest number of its pairs."""
+    """A file, a directory or a Hub id, with its format, its weight in the mix, and the maximum number of its pairs."""
 
     name: str
     format: str = "auto"
@@ -43,14 +43,14 @@ class Source:
 
 
 class ConversionConfig(NamedTuple):
-    """What every process needs to convert and validate rows.
+    """Everything that a process needs to convert and validate rows.
 
     Attributes:
-        options: How rows become pairs.
+        options: How to convert rows to pairs.
         drop: Warnings for which pairs are set aside.
         token_lengths: A `model.token_lengths.TokenLengths`, to measure lengths in tokens.
         control_tokens: Matches the control tokens of its tokenizer.
-        check_prompt: The method of a `quality.ExcludedPrompts`.
+        check_prompt: The `check` method of a `quality.ExcludedPrompts`.
     """
 
     options: Options = DEFAULT_OPTIONS
@@ -62,7 +62,7 @@ class ConversionConfig(NamedTuple):
 
 @dataclass
 class ConvertedChunk:
-    """The result of some rows: lines of JSON with FACTS and a source each, bad rows, and warnings about kept pairs."""
+    """Converted rows: lines of JSON, the FACTS and source of each, bad rows, and warnings about kept pairs."""
 
     rows: int
     lines: list[bytes] = field(default_factory=list)
@@ -72,12 +72,12 @@ class ConvertedChunk:
     warnings: list[Finding] = field(default_factory=list)
 
 
-# Rows, their file or Hub id, the source of pairs that have none, and the format.
+# Rows, their file or Hub id, the `source` for pairs that have none, and the format.
 Task = tuple[list[NumberedRow], str, str, str]
 
 
 def convert_chunk(task: Task, config: ConversionConfig) -> ConvertedChunk:
-    """Return some rows, converted and validated."""
+    """Convert and validate some rows."""
     rows, file, label, format_ = task
     chunk = ConvertedChunk(len(rows))
     for converted in convert_rows(rows, file, config.options, format_):
@@ -147,7 +147,7 @@ def _convert_in_worker(task: Task) -> ConvertedChunk:
 
 
 def _convert_in_order(tasks: Iterable[Task], num_proc: int, config: ConversionConfig) -> Iterator[ConvertedChunk]:
-    """Yield converted chunks in order, a few ahead; `Executor.map` would read the entire source at once."""
+    """Yield converted chunks in order, working a few ahead; `Executor.map` would read the entire source at once."""
     if num_proc < 2:
         yield from (convert_chunk(task, config) for task in tasks)
         return

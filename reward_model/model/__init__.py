@@ -1,1 +1,1 @@
-"""What training and scoring share: tokens, packed rows, attention, checkpoints."""
+"""Code shared by training and scoring: tokenization, packed rows, attention, checkpoints."""

@@ -1,7 +1,7 @@
 """Attention over packed rows, registered with Transformers' AttentionInterface as "shared_prefix".
 
-Each branch of a packed row (see packing.py) is one variable-length sequence: its queries attend to the keys of its
-prefix and to its own, causally and aligned to the end. On CUDA this is one call of torch's `varlen_attn`; elsewhere
+Each branch of a packed row (see packing.py) is one variable-length sequence: its queries attend causally to the keys of
+its prefix and to its own keys, aligned at the end. On CUDA this is a single call to torch's `varlen_attn`; elsewhere
 SDPA runs sequence by sequence with the same arguments.
 """
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from reward_model.model.modeling import PathCounts
 
 NAME = "shared_prefix"
-# Queries of one masked SDPA call, so that its mask stays small compared with the activations.
+# Maximum number of queries in a masked SDPA call, so that its mask stays small compared with the activations.
 MASKED_QUERIES = 1024
-# Let query heads share key heads. torch 2.11 does not have the argument and always lets them.
+# Let query heads share key heads. torch 2.11 always does so and does not have this argument.
 GROUPED = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 # Arguments that models pass to attention and that do not change its result.
 HARMLESS = {
@@ -58,11 +58,11 @@ def _attention(
     path_counts: "PathCounts | None" = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attend over a packed row, or over a padded batch if `cu_seq_lens_q` is None. Has Transformers' signature.
+    """Attend over a packed row, or over a padded batch if `cu_seq_lens_q` is None. The signature is Transformers'.
 
-    Queries are `(1, heads, tokens, size)`; keys and values may have fewer heads. `sliding_window` is the number of keys
-    that a query sees at most, including its own. The arguments from `cu_seq_lens_q` to `key_index` are what `pack`
-    returns, and `path_counts` records further arguments that may change the result.
+    Queries are `(1, heads, tokens, size)`; keys and values may have fewer heads. `sliding_window` is the maximum number
+    of keys that a query sees, including its own. The arguments from `cu_seq_lens_q` to `key_index` come from `pack`,
+    and `path_counts` records any other arguments that may change the result.
 
     Returns:
         The output, `(1, tokens, heads, size)`, and None.
@@ -79,7 +79,7 @@ def _attention(
         extra.add("dropout")
     if kwargs.get("is_causal") is False or not getattr(module, "is_causal", True):
         extra.add("is_causal=False")
-    # Recorded, not raised: under ZeRO-3, the probes must run to the end on every rank.
+    # Record problems instead of raising: under ZeRO-3, the probes must run to the end on every rank.
     path_counts.unsupported |= extra
     sequences = (cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k)
     query, key, value = (_autocast(states[0].transpose(0, 1)) for states in (query, key, value))
@@ -92,12 +92,12 @@ def _attention(
         output = sequence_attention(
             query, key, value, *sequences, scale=scaling, window=sliding_window, lengths=path_counts.lengths[1]
         )
-    # JetMoE views the output, so it must be contiguous.
+    # JetMoE calls `view` on the output, so it must be contiguous.
     return output.contiguous()[None], None
 
 
 def _autocast(states: torch.Tensor) -> torch.Tensor:
-    """Cast to autocast's dtype, as SDPA does: rotary embeddings leave query and key in fp32."""
+    """Cast to autocast's dtype, as SDPA does, because rotary embeddings leave query and key in fp32."""
     device = states.device.type
     return states.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else states
 
@@ -141,19 +141,19 @@ def sequence_attention(
     window: int | None,
     lengths: tuple[list[int], list[int]] | None = None,
 ) -> torch.Tensor:
-    """Run SDPA sequence by sequence. Attention is causal within a sequence and aligned to its end.
+    """Run SDPA sequence by sequence. Attention is causal within a sequence and aligned at its end.
 
     Args:
         query: `(queries, heads, size)`.
-        key: `(keys, key heads, size)`, as `value`.
-        value: See `key`.
+        key: `(keys, key heads, size)`.
+        value: `(keys, key heads, size)`.
         cu_seq_q: Boundaries of the sequences in `query`, `(sequences + 1,)`.
         cu_seq_k: Boundaries of the sequences in `key`.
         max_q: Unused; part of the signature of `varlen_attn`.
         max_k: Unused.
-        scale: Factor of the products of queries and keys.
-        window: Number of keys that a query sees at most, including its own.
-        lengths: Lengths of the sequences, if they are known on the host.
+        scale: Factor for the query-key products.
+        window: Maximum number of keys that a query sees, including its own.
+        lengths: Lengths of the sequences, if the host already knows them.
 
     Returns:
         `(queries, heads, size)`.

@@ -11,7 +11,7 @@ from jinja2 import TemplateError
 from reward_model import InputError
 
 RESERVED = {"messages", "tools", "add_generation_prompt"}
-MARK = "{# special tokens in texts are split #}"
+MARKER = "{# special tokens in texts are split #}"
 # Prepended to a template by --split_special_tokens; its lines render to nothing.
 SPLIT = (Path(__file__).parent / "split_special_tokens.jinja").read_text(encoding="utf-8")
 
@@ -23,7 +23,7 @@ def render(messages: list[dict[str, Any]], tokenizer: Any, tools: Any = None, **
         messages: The conversation.
         tokenizer: The tokenizer with the chat template.
         tools: Tool definitions of the row.
-        more: Further variables of the template.
+        more: Additional template variables.
 
     Raises:
         InputError: The template rejects the conversation, or fails on it with any exception.
@@ -38,7 +38,7 @@ def render(messages: list[dict[str, Any]], tokenizer: Any, tools: Any = None, **
 
 
 def as_served(message: dict[str, Any], template: str) -> dict[str, Any]:
-    """Return the message as vLLM 0.32 passes it to a chat template: training and serving must render the same text."""
+    """Return the message as vLLM 0.32 passes it to a chat template. Training and serving must render the same text."""
     if message.keys() == {"role", "content"} and message["role"] not in ("tool", "developer"):
         return message
     served = {"content": ""} | {key: value for key, value in message.items() if key != "tool_calls" or value}
@@ -56,10 +56,10 @@ def as_served(message: dict[str, Any], template: str) -> dict[str, Any]:
 def single_template(template: str | dict[str, str] | None, source: str) -> str:
     """Return the template of a tokenizer, with named templates (Command-R, Hermes) combined into one.
 
-    The combined template chooses as Transformers does: `tool_use` where there are tools, otherwise `default`.
+    The combined template chooses as Transformers does: `tool_use` if there are tools, otherwise `default`.
 
     Raises:
-        InputError: If the tokenizer has no template, or several without a default.
+        InputError: If the tokenizer has no template, or has several but no default.
     """
     if not template:
         raise InputError(
@@ -71,18 +71,18 @@ def single_template(template: str | dict[str, str] | None, source: str) -> str:
     named = template
     if "default" not in named:
         raise InputError(
-            f"{source} has the chat templates {', '.join(sorted(named))} and no default. Save one of them to a file "
+            f"{source} has the chat templates {', '.join(sorted(named))} but no default. Save one of them to a file "
             "and pass it: --chat_template_path template.jinja"
         )
     if "tool_use" not in named:
         return named["default"]
-    # Jinja drops the last line break of a template, which is in the middle here.
+    # Jinja drops the final line break of a template. Do the same, because it would be in the middle here.
     with_tools, default = (named[name].removesuffix("\n") for name in ("tool_use", "default"))
     return f"{{% if tools %}}{with_tools}{{% else %}}{default}{{% endif %}}"
 
 
 def pin_date(template: str, day: str) -> str:
-    """Return the template with the date `day` (2024-07-26) in place of today's.
+    """Return the template with today's date replaced by `day`, such as 2024-07-26.
 
     Raises:
         InputError: `day` is not a date.
@@ -96,11 +96,11 @@ def pin_date(template: str, day: str) -> str:
 
 
 def pin_arguments(template: str, arguments: str) -> str:
-    """Return the template with fixed values for some of its variables, which callers can no longer set.
+    """Return the template with fixed values for some of its variables; callers can no longer set them.
 
     Args:
         template: The chat template.
-        arguments: Values by variable, as a JSON object.
+        arguments: A JSON object with the value of each variable.
 
     Raises:
         InputError: `arguments` is not an object, or the template does not use one of the variables.
@@ -116,23 +116,23 @@ def pin_arguments(template: str, arguments: str) -> str:
     for name in values:
         if name in RESERVED:
             raise InputError(f"--chat_template_kwargs: {name} is set by the code that renders a conversation.")
-        is_set = re.match(rf"(\{{% set .* %\}}\n)*\{{% set {re.escape(name)} = ", template)  # by an earlier run
+        is_set = re.match(rf"(\{{% set .* %\}}\n)*\{{% set {re.escape(name)} = ", template)  # in an earlier run
         if is_set or not re.search(rf"\b{re.escape(name)}\b", template):
             raise InputError(f"--chat_template_kwargs: the chat template has no variable {name} to set.")
-    # Jinja drops the line break behind a block.
+    # Jinja drops the line break after a block.
     return "".join(f"{{% set {name} = {value!r} %}}\n" for name, value in values.items()) + template
 
 
 def split_special_tokens(tokenizer: Any) -> None:
-    """Change the chat template of the tokenizer so that special tokens in texts are read as ordinary text.
+    """Change the tokenizer's chat template so that special tokens in texts are read as ordinary text.
 
-    The template inserts a space into them. As the template does it, training, Transformers and vLLM agree.
+    The template itself inserts a space into them, so training, Transformers and vLLM agree.
 
     Raises:
         InputError: The tokenizer still finds special tokens in the texts.
     """
     tokens = special_tokens(tokenizer)
-    if MARK not in tokenizer.chat_template:
+    if MARKER not in tokenizer.chat_template:
         tokenizer.chat_template = SPLIT.replace("TOKENS", repr(tokens)) + tokenizer.chat_template
     counts = []
     for text in ("words", "".join(tokens)):
@@ -145,5 +145,5 @@ def split_special_tokens(tokenizer: Any) -> None:
 
 
 def special_tokens(tokenizer: Any) -> list[str]:
-    """Return the texts that the tokenizer reads as one special token, the longest first."""
+    """Return the strings that the tokenizer reads as a single special token, longest first."""
     return sorted((str(token) for token in tokenizer.added_tokens_decoder.values() if token.special), key=len)[::-1]

@@ -1,4 +1,4 @@
-"""Inspect a model directory without loading weights: reward model, adapter or causal LM, and whether it is complete.
+"""Inspect a model directory without loading weights: what kind of model it contains, and whether it is complete.
 
 `python -m reward_model.model.checkpoint DIRECTORY cpu|gpu` prints the dtype in which a reward model must be served, or
 exits with status 1 and the reason why the directory cannot be served. It does not import torch, which takes seconds.
@@ -27,7 +27,7 @@ def check_reward_model(directory: str) -> dict[str, Any]:
     """Return the config of a complete reward model in a local directory.
 
     Raises:
-        InputError: The directory has something else, or is not complete.
+        InputError: The directory contains something else or is incomplete.
     """
     path = Path(directory)
     if (path / "adapter_config.json").is_file():
@@ -48,7 +48,7 @@ def check_reward_model(directory: str) -> dict[str, Any]:
 
 
 def check_base_model(name: str, argument: str = "--model_name_or_path") -> None:
-    """Raise InputError if a local directory cannot be trained from. Hub ids are not looked up."""
+    """Raise InputError if training cannot start from a local directory. Hub ids are not looked up."""
     path = Path(name)
     if not path.is_dir():
         if name.startswith((".", "/", "~")) or name.count("/") != 1:
@@ -77,7 +77,7 @@ def merge_command(adapter: str) -> str:
 
 
 def read_config(directory: Path, name: str = "config.json") -> dict[str, Any]:
-    """Return config.json of a model directory, or another JSON file of it."""
+    """Return the contents of config.json, or of another JSON file, in a model directory."""
     try:
         config = json.loads((directory / name).read_text(encoding="utf-8"))
         if not isinstance(config, dict):
@@ -93,7 +93,7 @@ def is_reward_model(config: dict[str, Any]) -> bool:
 
 
 def check_one_label(config: dict[str, Any], directory: str) -> None:
-    """Raise InputError for a classifier whose number of labels is not 1."""
+    """Raise InputError unless a classifier has exactly one label."""
     labels = config.get("num_labels") or len(config.get("id2label") or {"0": "", "1": ""})
     if labels != 1:
         raise InputError(
@@ -110,19 +110,19 @@ def serving_dtype(config: dict[str, Any], device: str) -> str:
     text = config.get("text_config") or config
     if "qwen3_5" in str(text.get("model_type")) and not find_spec("torchvision"):
         raise InputError(
-            "vLLM's implementation of Qwen3.5 needs torchvision, also for text. Install the build of torchvision that "
+            "vLLM's implementation of Qwen3.5 needs torchvision, even for text. Install the build of torchvision that "
             f"matches torch {version('torch')}."
         )
-    if device == "cpu":  # where vLLM computes linear attention in bf16 only; most CPUs emulate bf16, so fp32 is faster
+    if device == "cpu":  # fp32 is faster, as most CPUs emulate bf16, but vLLM has linear attention only in bf16
         return "bfloat16" if "linear_attention" in (text.get("layer_types") or []) else "float32"
     return config.get("dtype") or config.get("torch_dtype") or "auto"
 
 
 def set_served_architecture(directory: Path) -> None:
-    """Write the architecture name that vLLM knows into config.json. Transformers loads by the model type instead.
+    """Write the architecture name that vLLM knows to config.json. Transformers loads by model type instead.
 
-    vLLM serves `XForSequenceClassification` with its `XForCausalLM`. Transformers names the classes of text models in
-    multimodal families otherwise: Qwen3_5TextForSequenceClassification but Qwen3_5ForCausalLM, and the same in Gemma 3.
+    vLLM serves `XForSequenceClassification` with its `XForCausalLM`. In multimodal families, Transformers does not name
+    text classes consistently: Qwen3_5TextForSequenceClassification but Qwen3_5ForCausalLM, and likewise in Gemma 3.
     """
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -136,7 +136,7 @@ def set_served_architecture(directory: Path) -> None:
 
 
 def check_weights(directory: Path, config: dict[str, Any]) -> None:
-    """Raise InputError for a directory without weights, or a reward model without head. Loading checks the rest."""
+    """Raise InputError for a directory without weights, or a reward model without a head. Loading checks the rest."""
     names = stored_tensors(directory)
     if names is None:
         if not list(directory.glob("pytorch_model*.bin")):
@@ -183,7 +183,7 @@ def stored_parameters(name: str | None) -> int | None:
 
 
 def weights_fingerprint(name: str | Path) -> str | None:
-    """Return a hash of the sizes and of three parts of each weights file, or None without local weights."""
+    """Return a hash of the size and of three parts of each weights file, or None without local weights."""
     digest, files = sha256(), sorted(Path(name).glob("*.safetensors"))
     for file in files:
         with open(file, "rb") as content:
@@ -203,7 +203,7 @@ def set_pad_token(model: Any, tokenizer: Any) -> None:
 
 
 def light_tokenizer(directory: str) -> Any:
-    """Return the tokenizer of a directory, if possible without AutoTokenizer, whose import takes seconds."""
+    """Return the tokenizer in a directory, if possible without AutoTokenizer, which takes seconds to import."""
     from transformers import PreTrainedTokenizerFast
 
     if not (Path(directory) / "tokenizer.json").is_file():
@@ -216,9 +216,9 @@ def light_tokenizer(directory: str) -> Any:
 
 
 def check_saved_template(tokenizer: Any, directory: str) -> None:
-    """Check the chat template of a trained model. One that prints today's date only causes a warning.
+    """Check the chat template of a trained model, but only warn if it prints today's date.
 
-    The model has been trained with such a template, so no other would give its scores.
+    The model was trained with that template, so a different one would change its scores.
     """
     template = tokenizer.chat_template
     pinned = pin_date(str(template or ""), datetime.now().date().isoformat())

@@ -1,7 +1,7 @@
-"""Load a model with one score per conversation, and accept only the weights that its config describes.
+"""Load a model with one score per conversation, and accept only weights that match its config.
 
-Transformers initializes weights that it does not find at random, and ignores those that it does not know. Its own
-loading report lists both.
+Transformers randomly initializes weights that it does not find, and ignores weights that it does not know. Its loading
+report lists both.
 """
 
 import re
@@ -17,20 +17,20 @@ from reward_model import InputError
 
 
 def load_model(name: str, new_head: bool = False, **options: Any) -> PreTrainedModel:
-    """Return the sequence classifier with one label of a directory or Hub id.
+    """Load a directory or Hub id as a sequence classifier with one label.
 
     Args:
         name: Directory or Hub id.
-        new_head: Accept weights without a reward head, as at the start of training. Quantized weights are refused then.
-        options: Arguments of `from_pretrained`.
+        new_head: Accept weights without a reward head, as at the start of training; quantized weights are rejected.
+        options: Arguments for `from_pretrained`.
 
     Raises:
-        InputError: The model cannot be loaded, or its weights are not those that its config describes.
+        InputError: The model cannot be loaded, or its weights do not match its config.
     """
     shared = {key: options[key] for key in ("revision", "trust_remote_code") if key in options}
     try:
         config = AutoConfig.from_pretrained(name, **shared)
-    except Exception as error:  # every class of configs raises its own
+    except Exception as error:  # config classes raise errors of many types
         raise InputError(f"{name}: config.json cannot be loaded: {_words(error)}") from error
     quantized = getattr(config, "quantization_config", None)
     if new_head and quantized:
@@ -42,7 +42,7 @@ def load_model(name: str, new_head: bool = False, **options: Any) -> PreTrainedM
     try:
         with _quiet():
             model, report = AutoModelForSequenceClassification.from_pretrained(name, **options)
-            # Falcon chooses its attention when it is built, and its alibi biases differ between sdpa and eager.
+            # Falcon fixes its attention when the model is built, and its alibi biases differ between sdpa and eager.
             if model.config._attn_implementation == "sdpa" and not model._can_set_attn_implementation():
                 options["attn_implementation"] = "eager"
                 model, report = AutoModelForSequenceClassification.from_pretrained(name, **options)
@@ -53,7 +53,7 @@ def load_model(name: str, new_head: bool = False, **options: Any) -> PreTrainedM
 
 
 def check_report(name: str, model: PreTrainedModel, report: dict[str, Any], new_head: bool) -> None:
-    """Raise InputError if the loading report of `model` lists weights that do not fit its config."""
+    """Raise InputError if the loading report of `model` lists weights that do not match its config."""
     missing = set(report["missing_keys"]) - ({"score.weight"} if new_head else set())
     if missing:
         raise InputError(
@@ -75,10 +75,10 @@ def check_report(name: str, model: PreTrainedModel, report: dict[str, Any], new_
 
 
 def _ignored(model: PreTrainedModel, unexpected: Any) -> set[str]:
-    """Return the unexpected weights that belong to more layers or to existing modules, such as a bias.
+    """Return the unexpected weights that belong to additional layers or to existing modules, such as a bias.
 
-    Heads of other tasks, vision towers and the like are not part of the model and do not matter, nor do the layers of
-    DeepSeek-V3 and its relatives that predict further tokens.
+    Heads for other tasks, vision towers and the like are not part of the model and do not matter. Nor do the layers in
+    DeepSeek-V3 and its relatives that predict more than the next token.
     """
     config = model.config.get_text_config()
     layers = config.num_hidden_layers
@@ -90,7 +90,7 @@ def _ignored(model: PreTrainedModel, unexpected: Any) -> set[str]:
 
 
 def check_head(model: PreTrainedModel) -> None:
-    """Raise InputError unless the model is a decoder with the linear head `score`, as vLLM's LAST pooling expects."""
+    """Raise InputError unless the model is a decoder with a linear head `score`, as vLLM's LAST pooling expects."""
     if not isinstance(getattr(model, "score", None), nn.Linear) or model.config.is_encoder_decoder:
         raise InputError(
             f"{type(model).__name__} has no linear head `score` over the last token of a decoder, so vLLM would return "

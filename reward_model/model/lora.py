@@ -19,14 +19,14 @@ def check_adapter(adapter: Path, base_model: str | None = None, force: bool = Fa
 
     Args:
         adapter: Directory of the adapter.
-        base_model: Directory or Hub id, if it is not where adapter_config.json points to.
-        force: Accept a base model with other weights than the adapter was trained on.
+        base_model: Directory or Hub id, if it is not the one in adapter_config.json.
+        force: Accept a base model whose weights differ from those that the adapter was trained on.
 
     Raises:
-        InputError: The adapter is incomplete, or its base model is missing or a different one.
+        InputError: The adapter is incomplete, or its base model is missing or has different weights.
     """
     if not (adapter / "adapter_config.json").is_file():
-        raise InputError(f"{adapter} has no adapter_config.json. Pass a checkpoint of train.py --use_peft.")
+        raise InputError(f"{adapter} has no adapter_config.json. Pass a checkpoint from train.py --use_peft.")
     weights = stored_tensors(adapter, "adapter_model")
     if weights is None:
         raise InputError(f"{adapter} has no adapter_model.safetensors. Copy it, or pass another checkpoint.")
@@ -51,7 +51,7 @@ def check_adapter(adapter: Path, base_model: str | None = None, force: bool = Fa
         same = Path(used).name == Path(recorded_base or used).name
     if not (same or force):
         raise InputError(
-            f"{adapter} was trained on {recorded_base}, and {used} has different weights. Pass the base model of the "
+            f"{adapter} was trained on {recorded_base}, but {used} has different weights. Pass the base model of the "
             "run, or --force to merge anyway."
         )
     return used
@@ -62,9 +62,9 @@ def merge_adapter(adapter: Path, base_model: str, output_dir: Path, dtype: str =
 
     Args:
         adapter: Directory of the adapter.
-        base_model: What `check_adapter` has returned.
+        base_model: What `check_adapter` returned.
         output_dir: Directory for the merged model.
-        dtype: Dtype of the saved weights; "auto" is that of the base model. Weights are added in fp32.
+        dtype: Dtype of the saved weights; "auto" keeps that of the base model. Weights are merged in fp32.
     """
     import torch
     from peft import PeftModel
@@ -95,10 +95,10 @@ def merge_adapter(adapter: Path, base_model: str, output_dir: Path, dtype: str =
 
 
 def scoring_device(parameters: int) -> str:
-    """Return "cuda" if an fp32 model with this number of parameters fits there for its reference scores, else "cpu"."""
+    """Return "cuda" if an fp32 model with this many parameters can be scored on the GPU, otherwise "cpu"."""
     import torch
 
     if not torch.cuda.is_available():
         return "cpu"
-    torch.cuda.empty_cache()  # memory that training has left in the cache
+    torch.cuda.empty_cache()  # free what training left in the cache
     return "cuda" if torch.cuda.mem_get_info()[0] > 4 * parameters + 4e9 else "cpu"  # 4 GB for the longest conversation

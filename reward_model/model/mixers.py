@@ -1,9 +1,9 @@
-"""Packed rows in layers with a recurrent state: linear attention (Qwen3.5, Qwen3-Next) and Mamba (Zamba2).
+"""Support packed rows in layers with a recurrent state: linear attention (Qwen3.5, Qwen3-Next) and Mamba (Zamba2).
 
-Such a layer reads tokens in order, so the branches of a row may not follow each other in it. `install_mixers` replaces
-`forward` of each layer on the instance: the prefixes run first, as a batch, and leave a state each; then the branches
-run as a batch, each from the state of its prefix. So the prefix is computed once here as well. The layer's own code
-computes everything; Transformers' cache interface passes the states.
+Such a layer reads tokens in order, so one branch of a row must not follow another. `install_mixers` replaces `forward`
+on each layer instance: first the prefixes run as a batch, and each leaves a state; then the branches run as a batch,
+each starting from the state of its prefix. So the prefix is computed only once here as well. The layer's own code does
+all the computation; the states are passed through Transformers' cache interface.
 """
 
 import inspect
@@ -18,14 +18,14 @@ MIXER_LAYERS = {"linear_attention", "mamba", "hybrid"}  # values of layer_types 
 
 
 class ForkedState:
-    """The cache of one mixer in one call. Unlike Transformers' cache, it keeps the states in the autograd graph.
+    """Cache for one mixer during one call. Unlike Transformers' cache, it keeps the states in the autograd graph.
 
     Args:
         conv: The last inputs of the convolution, `(batch, channels, kernel size)`.
         recurrent: The recurrent state, `(batch, heads, …)`.
     """
 
-    record_past = True  # makes the layer take its general path for single tokens, too
+    record_past = True  # makes the layer use its general path for single tokens, too
 
     def __init__(self, conv: torch.Tensor | None = None, recurrent: torch.Tensor | None = None) -> None:
         self.conv_states, self.recurrent_states = [conv], [recurrent]
@@ -36,7 +36,7 @@ class ForkedState:
 
     @property
     def layers(self) -> "ForkedState":
-        """The cache itself: it has one layer, whatever the index."""
+        """The cache itself, because it has only one layer, whatever the index."""
         return self
 
     def has_previous_state(self, layer_idx: int | None = None, state_idx: int = 0) -> bool:
@@ -46,7 +46,7 @@ class ForkedState:
     def update_conv_state(
         self, states: torch.Tensor, layer_idx: int, state_idx: int = 0, conv_kernel_size: int = 4, **kwargs: Any
     ) -> torch.Tensor:
-        """Return the inputs of the convolution with those that come before them."""
+        """Return the inputs of the convolution, preceded by the last inputs from the prefix."""
         states = torch.cat([self.conv_states[0], states], dim=-1) if self.is_continued else states
         self.conv_states[0] = F.pad(states, (conv_kernel_size, 0))[..., -conv_kernel_size:]
         return states
@@ -57,13 +57,13 @@ class ForkedState:
         return states
 
     def fork(self, groups: torch.Tensor) -> "ForkedState":
-        """Return the states of the branches; `groups` is the prefix of each, or -1 for an empty one, `(branches,)`."""
+        """Return the states of the branches; `groups`, `(branches,)`, is the prefix of each, or -1 for an empty one."""
         states: list[Any] = [*self.conv_states, *self.recurrent_states]
         return ForkedState(*(F.pad(part, (0, 0) * (part.dim() - 1) + (0, 1))[groups] for part in states))
 
 
 def install_mixers(model: nn.Module, path_counts: Any) -> bool:
-    """Let the recurrent layers of `model` take packed rows, and return whether there are any."""
+    """Make the recurrent layers of `model` accept packed rows, and return whether there are any."""
     mixers = [
         module
         for module in model.modules()

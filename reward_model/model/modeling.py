@@ -1,4 +1,4 @@
-"""Let a sequence classifier of Transformers take packed rows, compute its head in fp32, and count token positions.
+"""Make a Transformers sequence classifier accept packed rows, compute its head in fp32, and count token positions.
 
 `install` replaces `forward` on the instance, so no model code is patched and the saved config does not change. A batch
 with `cu_seq_lens_q` is a packed row (see packing.py) and yields one reward per branch; any other batch is padded.
@@ -27,12 +27,12 @@ class PathCounts:
 
     def __init__(self) -> None:
         self.positions = self.padded_positions = self.real_tokens = self.pairs = 0  # in training
-        self.attention_calls = 0  # on packed rows, of attention or recurrent layers
+        self.attention_calls = 0  # by attention and recurrent layers, on packed rows
         self.has_mixers = False  # whether the model has recurrent layers
-        self.unsupported: set[str] = set()  # arguments of attention that packed attention does not compute
-        self.attention_dropout: list[str] = []  # names in the config, unless dropout is off
-        self.lengths: tuple[Any, tuple[list[int], list[int]]] = (None, ([], []))  # of the row with these cu_seq_lens_q
-        self.long_tokens: torch.Tensor | None = None  # tokens of conversations beyond `rope_switch`
+        self.unsupported: set[str] = set()  # attention arguments that packed attention does not support
+        self.attention_dropout: list[str] = []  # the config's nonzero rates by name, unless dropout is disabled
+        self.lengths: tuple[Any, tuple[list[int], list[int]]] = (None, ([], []))  # in the row with these cu_seq_lens_q
+        self.long_tokens: torch.Tensor | None = None  # tokens of conversations longer than `rope_switch`
 
 
 def install(model: PreTrainedModel, disable_dropout: bool = True) -> None:
@@ -43,7 +43,7 @@ def install(model: PreTrainedModel, disable_dropout: bool = True) -> None:
         disable_dropout: Set all dropout rates to 0.
 
     Raises:
-        InputError: The score of the model is not that of the last token.
+        InputError: The model does not read its score at the last token.
     """
     check_head(model)
     model.path_counts = PathCounts()
@@ -63,12 +63,12 @@ def install(model: PreTrainedModel, disable_dropout: bool = True) -> None:
 
 
 def installed_model(model: nn.Module) -> PreTrainedModel:
-    """Return the model that has been through `install` inside a wrapper."""
+    """Return the model that `install` prepared, which may be inside a wrapper."""
     return next(module for module in model.modules() if hasattr(module, "path_counts"))
 
 
 def zero_dropout(model: nn.Module) -> None:
-    """Set all dropout rates to 0, including those that modules keep as numbers, which trl's function leaves."""
+    """Set all dropout rates to 0, including those that modules store as numbers, which trl's function ignores."""
     disable_dropout_in_model(model)
     for module in model.modules():
         for name in [name for name, value in vars(module).items() if "drop" in name and isinstance(value, float)]:
@@ -90,23 +90,23 @@ def _forward(
     padded_positions: int = 0,
     **kwargs: Any,
 ) -> SequenceClassifierOutputWithPast:
-    """Return rewards: `(branches, 1)` of a packed row, `(conversations, 1)` of a padded batch.
+    """Return rewards: `(branches, 1)` for a packed row, `(conversations, 1)` for a padded batch.
 
     Args:
         self: The model.
-        input_ids: `(1, tokens)` of a packed row, or `(conversations, longest)`.
-        attention_mask: Mask of a padded batch. The reward is read at its last token, whatever the pad token is.
+        input_ids: `(1, tokens)` for a packed row, or `(conversations, longest)`.
+        attention_mask: Mask of a padded batch. The reward is read at the last token in it, whatever the pad token is.
         end_positions: Last token of each branch in a packed row, `(branches,)`.
-        real_tokens: Tokens of both sides of all pairs, for the counts.
-        padded_positions: Positions that the padded batch would have, for the counts.
-        kwargs: What `pack` returns besides, and arguments of the body.
+        real_tokens: Number of tokens on both sides of all pairs, for the counts.
+        padded_positions: Number of positions that the padded batch would have, for the counts.
+        kwargs: Everything else that `pack` returns, and arguments for the body.
     """
     if self.training:
         self.path_counts.positions += input_ids.numel()
         self.path_counts.padded_positions += padded_positions
         self.path_counts.real_tokens += real_tokens
         self.path_counts.pairs += (len(input_ids) if end_positions is None else len(end_positions)) // 2
-    for name in ("margin", "places"):  # of the trainer
+    for name in ("margin", "places"):  # for the trainer
         kwargs.pop(name, None)
     is_long, switch = None, rope_switch(self.config)
     if end_positions is None:
@@ -138,9 +138,9 @@ def rope_switch(config: Any) -> int | None:
 
 @contextmanager
 def rotate_by_length(model: PreTrainedModel, is_long: torch.Tensor | None) -> Iterator[None]:
-    """Let longrope use its long factors for the tokens of `is_long` only, `(batch, tokens)` or `(batch, 1)`.
+    """Make longrope use its long factors only for the tokens in `is_long`, `(batch, tokens)` or `(batch, 1)`.
 
-    None leaves the choice to Transformers, which makes one for the batch.
+    None leaves the choice to Transformers, which chooses once for the batch.
     """
     model.path_counts.long_tokens = is_long
     try:
@@ -150,7 +150,7 @@ def rotate_by_length(model: PreTrainedModel, is_long: torch.Tensor | None) -> It
 
 
 def _rotary(self: nn.Module, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Return cosines and sines of longrope, by the length of the conversation of each token.
+    """Return longrope's cosines and sines, chosen for each token by the length of its conversation.
 
     Transformers chooses the factors by the longest position in the batch, so a score would depend on the other
     conversations: https://github.com/huggingface/transformers/blob/main/src/transformers/modeling_rope_utils.py
@@ -159,5 +159,5 @@ def _rotary(self: nn.Module, x: torch.Tensor, position_ids: torch.Tensor) -> tup
     if is_long is None or switch is None:
         return rotary(self, x, position_ids)
     short = rotary(self, x, position_ids.clamp(max=switch - 1))
-    long = rotary(self, x, F.pad(position_ids, (0, 1), value=switch))  # one position beyond selects the long factors
+    long = rotary(self, x, F.pad(position_ids, (0, 1), value=switch))  # position `switch` selects the long factors
     return tuple(torch.where(is_long[..., None], b[..., :-1, :], a) for a, b in zip(short, long, strict=True))

@@ -1,13 +1,13 @@
-"""The layout of a batch without padding: one row that has each shared prefix once, followed by its branches.
+"""Lay out a batch without padding: one row that contains each shared prefix once, followed by its branches.
 
     [prefix 1 | chosen 1 | rejected 1 | prefix 2 | answer 1 | answer 2 | answer 3 | …]
 
-A prefix with its branches is a tree: a pair has two branches, and k answers to one prompt have k, in any number of
-pairs. Positions restart after the prefix, so every branch has the positions of a separate conversation. Attention sees
-the row as variable-length sequences, in FlashAttention's terms: `cu_seq_lens_q` divides the queries of the row into
-(prefix + first branch), second branch, …; `key_index` gathers for each of them the keys of the prefix and of the
-branch, divided at `cu_seq_lens_k`; within a sequence attention is causal and aligned to the end. All index arithmetic
-is in this module.
+A prefix with its branches is a tree: a pair has two branches, and k answers to one prompt have k, however many pairs
+they form. Positions restart after the prefix, so every branch has the same positions as a separate conversation.
+Attention sees the row as variable-length sequences, in FlashAttention's terms: `cu_seq_lens_q` divides the queries of
+the row into (prefix + first branch), second branch, …; for each of these, `key_index` gathers the keys of the prefix
+and of the branch, with boundaries at `cu_seq_lens_k`. Within a sequence, attention is causal and aligned at the end.
+All index arithmetic is in this module.
 """
 
 from collections.abc import Sequence
@@ -24,8 +24,8 @@ Group = tuple[Sequence[int], Sequence[Sequence[int]]]
 def tree(conversations: Sequence[Sequence[int]], switch: int | None = None) -> Group:
     """Return the shared prefix of some conversations and the rest of each. A single conversation has no prefix.
 
-    Conversations on both sides of `switch` tokens (`modeling.rope_switch`) share no prefix: it would be rotated by
-    different factors.
+    If only some are longer than `switch` tokens (`modeling.rope_switch`), they share no prefix, because it would be
+    rotated by different factors.
     """
     alike = len({len(ids) > switch for ids in conversations}) == 1 if switch else True
     shared = common_prefix_length(conversations) if len(conversations) > 1 and alike else 0
@@ -38,7 +38,7 @@ def positions(group: Group) -> int:
 
 
 def pack(groups: list[Group]) -> dict[str, Any]:
-    """Return a packed row of (prefix, branches) groups. A prefix may be empty; a branch has at least one token.
+    """Pack (prefix, branches) groups into a row. A prefix may be empty; a branch has at least one token.
 
     Returns:
         Tensors `input_ids` and `position_ids`, `(1, tokens)`; `end_positions`, `(branches,)`, the last token of each
@@ -89,7 +89,7 @@ def mixer_layout(cu_seq_lens_q: torch.Tensor, cu_seq_lens_k: torch.Tensor, key_i
     Returns:
         `prefixes`, `(groups, longest)`, the tokens of each prefix with -1 to their left; `branches`, `(branches,
         longest)`, with -1 to their right; `groups`, `(branches,)`, the prefix of each branch, or -1 for an empty one;
-        and `order`, `(tokens,)`, the place of each token of the row in the flattened prefixes and branches.
+        and `order`, `(tokens,)`, the index of each token of the row in the flattened prefixes and branches.
     """
     starts = key_index[cu_seq_lens_k[:-1].long()].tolist()  # of the prefix of each branch
     ends, keys = cu_seq_lens_q[1:].tolist(), cu_seq_lens_k.diff().tolist()

@@ -1,7 +1,7 @@
 """Choose how the attention of a loaded model runs: packed, padded or eager.
 
 Training, scoring, evaluation, merging and reference scores all use `choose_attention`, so they agree. The reference is
-Transformers' eager attention: `sdpa` ignores without a warning what it cannot compute, such as Gemma 2's soft-capping.
+Transformers' eager attention, because `sdpa` silently ignores what it cannot compute, such as Gemma 2's soft-capping.
 """
 
 from collections.abc import Sequence
@@ -17,18 +17,19 @@ from reward_model.model.mixers import MIXER_LAYERS
 from reward_model.model.modeling import install, installed_model, rope_switch
 from reward_model.model.packing import Group, pack, tree
 
-# Largest relative difference of the hidden states that enter the reward head, in fp32 and in half precision. Measured
-# (table in tests/model/test_packing_check.py): correct packing differs by 1e-6 and by 2 %, one pair in 40 by 6 %; a
-# leak by 12 % and more, in every pair. So several pairs are compared, and the one that differs least decides.
+# Largest accepted relative difference between the hidden states that enter the reward head, in fp32 and in half
+# precision. Measured (table in tests/model/test_packing_check.py): with correct packing they differ by 1e-6 and by 2 %,
+# in one pair out of 40 by 6 %; with a leak, by 12 % or more in every pair. So several pairs are compared, and the one
+# that differs least decides.
 IN_FP32, IN_HALF = 1e-3, 5e-2
 PACKABLE_LAYERS = {"full_attention", "sliding_attention"} | MIXER_LAYERS
-# What sdpa computes although it is more than causal attention.
+# What sdpa supports beyond causal attention.
 COMPUTED_BY_SDPA = {"attention_mask", "dropout", "is_causal=False"}
 Pair = tuple[list[int], list[int]]
 
 
 def prepare_for_scoring(model: PreTrainedModel, pad_token_id: int | None) -> PreTrainedModel:
-    """Return `model` ready for scoring. Its attribute `packs` is whether it takes packed rows."""
+    """Prepare `model` for scoring, and return it. `model.packs` is True if it accepts packed rows."""
     install(model)
     model.packs = choose_attention(model.eval(), pad_token_id) is None
     return model
@@ -42,21 +43,21 @@ def choose_attention(
     shared_prefix: bool = True,
     half: bool = False,
 ) -> str | None:
-    """Set the attention of a model that has been through `install`, and return why rows must be padded, or None.
+    """Set the attention of a model prepared by `install`, and return why rows must be padded, or None.
 
     Three short probes are computed with eager attention, on packed rows and on padded rows, and then `pairs` on packed
     and padded rows. Pass the longest pairs: differences beyond a sliding window show only there. All ranks must call
-    this together; they make the same forward passes, as ZeRO-3 needs, and decide alike.
+    this together; they make the same forward passes, as ZeRO-3 requires, and reach the same decision.
 
     Args:
-        model: The model, which a wrapper (DeepSpeed, PEFT) may contain.
+        model: The model, possibly inside a wrapper (DeepSpeed, PEFT).
         pad_token_id: Token id for the padded rows.
         pairs: Pairs of conversations as token ids.
         shared_prefix: Whether packed rows are wanted.
-        half: Whether half precision computes although the weights are in fp32 (autocast, TF32).
+        half: Whether the model computes in lower precision although its weights are in fp32 (autocast, TF32).
     """
     inner = installed_model(model)
-    # Private, since the public set_attn_implementation only warns. test_families.py fails if they change.
+    # Private attributes, because the public set_attn_implementation only warns. test_families.py fails if they change.
     if not (inner._supports_sdpa and inner._can_set_attn_implementation()):
         return f"the attention of {type(inner).__name__} does more than SDPA (sinks or similar)"
     own, training = inner.config._attn_implementation, model.training
@@ -107,11 +108,11 @@ def _longest_pairs_problem(
 ) -> str | None:
     """Return why `pairs` cannot be packed, or None.
 
-    Hidden states are compared, since the noise of rewards grows with the norm of the head.
+    Hidden states are compared, because the noise in rewards grows with the norm of the head.
     """
     quiet = torch.distributed.is_initialized() and torch.distributed.get_rank() > 0
     differences = []
-    # Takes about a second on a GPU; the bar appears where it takes longer.
+    # This takes about a second on a GPU; the progress bar appears if it takes longer.
     for pair in tqdm(pairs, "Comparing packed with padded rows", leave=False, delay=2, disable=quiet):
         packed, reference = (last_states(model, [pair], pad_token_id, packed) for packed in (True, False))
         differences.append(_difference(packed, reference))
@@ -121,7 +122,7 @@ def _longest_pairs_problem(
 
 
 def last_states(model: nn.Module, pairs: list[Pair], pad_token_id: int | None, packed: bool = False) -> torch.Tensor:
-    """Return the hidden states that enter the head, `(2 * pairs, hidden)`, of one packed row or one padded batch."""
+    """Return the hidden states that enter the head, `(2 * pairs, hidden)`, for one packed row or one padded batch."""
     inner = installed_model(model)
     states: list[torch.Tensor] = []
     hook = inner.score.register_forward_pre_hook(lambda module, inputs: states.append(inputs[0].float()))
@@ -145,7 +146,7 @@ def pad(conversations: list[list[int]], pad_token_id: int | None) -> dict[str, t
 
 
 def _difference(states: torch.Tensor, reference: torch.Tensor) -> float:
-    """Return the relative difference of the pair that differs least, by its side that differs most, over all ranks."""
+    """Return the relative difference in the pair that differs least (on its worse side); the maximum over ranks."""
     each = (states - reference).norm(dim=-1) / reference.norm(dim=-1)
     least = each.view(-1, 2).amax(1).min()
     if torch.distributed.is_initialized():

@@ -1,7 +1,7 @@
 """Reference scores: fixed conversations with their tokens and scores, saved with the weights of a reward model.
 
-`client.py check` and infer_vllm.sh compare a server with them; reward_model/scoring/reference_check.py does it without
-torch. The scores are computed from the body and the head themselves, without autocast and without packing.
+`client.py check` and infer_vllm.sh check a server against them, without torch: reward_model/scoring/reference_check.py.
+The scores are computed by calling the body and the head directly, without autocast and without packing.
 """
 
 import json
@@ -20,18 +20,18 @@ from reward_model.model.modeling import rope_switch, rotate_by_length
 from reward_model.model.tokenization import render, token_ids
 
 FILE = "reference_scores.json"
-NORMALIZATION_FILE = "score_normalization.json"  # with vLLM's names: logit_mean, logit_sigma
-LONG = 3000  # tokens of one conversation, if the context of the model is longer
+NORMALIZATION_FILE = "score_normalization.json"  # uses vLLM's names: logit_mean, logit_sigma
+LONG = 3000  # tokens in the long conversation, which is used if the model's context is longer
 PARAMETERS = {"type": "object", "properties": {"town": {"type": "string"}}, "required": ["town"]}
 FUNCTION = {"name": "weather", "description": "The weather of a town.", "parameters": PARAMETERS}
 TOOLS = [{"type": "function", "function": FUNCTION}]
-# The keys have the order in which vLLM passes calls to a template, so that a template that prints a call as JSON
-# renders the same text in both. Mistral's templates require an id of nine characters.
+# The keys are in the order in which vLLM passes calls to a template, so that a template that prints calls as JSON
+# renders the same text in Transformers and vLLM. Mistral's templates require ids with nine characters.
 CALL = {"id": "weatherI1", "function": {"arguments": {"town": "Zürich"}, "name": "weather"}, "type": "function"}
 CALLING = {"role": "assistant", "content": "", "tool_calls": [CALL]}
 RESULT = {"role": "tool", "content": "Dry, 21 °C.", "name": "weather", "tool_call_id": "weatherI1"}
 REASONING = "Zürich is dry today."
-# (system message, turns: alternately the user's and the assistant's text, or messages, tools)
+# (system message; turns, as alternating texts of user and assistant or as messages; tools)
 CONVERSATIONS: list[tuple[str | None, list[Any], Any]] = [
     (None, ["How do I get a stain of red wine out of a carpet?", "Blot it, then use salt and cold water."], None),
     (None, ["How do I get a stain of red wine out of a carpet?", "I like carpets."], None),
@@ -52,9 +52,9 @@ SENTENCE = "The river was wide, the bridge was old, and nobody could say who had
 
 
 def write_reference_scores(model: Any, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
-    """Write the reference scores into the directory that the model was saved to.
+    """Write the reference scores to the directory where the model was saved.
 
-    Every rank must call it, because the forward gathers weights under ZeRO-3. An adapter gets no reference scores.
+    All ranks must call this, because the forward pass gathers weights under ZeRO-3. Adapters get no reference scores.
     """
     if not isinstance(model, PreTrainedModel):
         return
@@ -85,8 +85,8 @@ def read_reference_scores(directory: Path) -> list[dict[str, Any]]:
 def compute_reference_scores(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
     """Return the reference conversations with the scores of a model.
 
-    Each has its text, a hash of its tokens, its score, its score when the output of every module is rounded, and the
-    mean score of all tokens, which identifies a wrong pooler.
+    Each has its text, a hash of its tokens, its score, its score if the output of every module is rounded, and the mean
+    score over all tokens, which identifies a wrong pooler.
     """
     conversations, encoded = _encode_conversations(model, tokenizer)
     scores = _scores(model, encoded)
@@ -108,7 +108,7 @@ def compute_reference_scores(model: PreTrainedModel, tokenizer: PreTrainedTokeni
 
 
 def drift(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> float:
-    """Return the largest difference of the model's scores from its reference scores; 0 if it has none."""
+    """Return the largest difference between the model's scores and its reference scores; 0 if it has none."""
     reference = read_reference_scores(directory)
     if not reference:
         return 0.0
@@ -119,13 +119,13 @@ def drift(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory:
 
 
 def rounding_noise(directory: Path) -> float:
-    """Return the largest change of a reference score by rounding to bfloat16; 0 if none was measured."""
+    """Return the largest change in a reference score caused by rounding to bfloat16; 0 if none was measured."""
     reference = read_reference_scores(directory)
     return max((abs(one.get("rounded_score", one["score"]) - one["score"]) for one in reference), default=0.0)
 
 
 def read_normalization(directory: Path) -> tuple[float, float]:
-    """Return the mean and the deviation of scores for their normalization; 0 and 1 unless evaluate.py wrote them."""
+    """Return the mean and standard deviation that normalize scores; 0 and 1 unless evaluate.py wrote them."""
     if not (directory / NORMALIZATION_FILE).is_file():
         return 0.0, 1.0
     written = json.loads((directory / NORMALIZATION_FILE).read_text(encoding="utf-8"))
@@ -134,10 +134,10 @@ def read_normalization(directory: Path) -> tuple[float, float]:
 
 @contextmanager
 def rounded(model: PreTrainedModel) -> Iterator[None]:
-    """Round the output of every module of the body to bfloat16, in whatever dtype it is computed.
+    """Round the output of every module in the body to bfloat16, whatever dtype it is computed in.
 
-    This predicts by how much scores change if the model is served in bfloat16, without bfloat16 arithmetic, which most
-    CPUs emulate. The factor makes it a second, different rounding for a model that computes in bfloat16 already.
+    This predicts how much scores change if the model is served in bfloat16, without using bfloat16 arithmetic, which
+    most CPUs emulate. The factor makes it a second, different rounding if the model already computes in bfloat16.
     """
 
     def hook(module: torch.nn.Module, inputs: Any, output: Any) -> Any:
@@ -180,8 +180,8 @@ def _encode_conversations(model: PreTrainedModel, tokenizer: PreTrainedTokenizer
 def _scores(model: PreTrainedModel, encoded: list[list[int]]) -> list[torch.Tensor]:
     """Return the scores at all tokens of each conversation.
 
-    Few forwards, because each gathers all weights under ZeRO-3: one batch, and the long conversation alone, because it
-    would pad the others to its length.
+    Uses few forward passes, because each one gathers all weights under ZeRO-3: one for a batch, and one for the long
+    conversation, to whose length the others would be padded.
     """
     short = [ids for ids in encoded if len(ids) < LONG // 2]
     return [values for part in (short, encoded[len(short) :]) if part for values in _scores_of_tokens(model, part)]
@@ -189,7 +189,7 @@ def _scores(model: PreTrainedModel, encoded: list[list[int]]) -> list[torch.Tens
 
 @torch.no_grad()
 def _scores_of_tokens(model: PreTrainedModel, encoded: list[list[int]]) -> list[torch.Tensor]:
-    """Return for each conversation the score at each of its tokens, computed in one padded batch."""
+    """Return the score at each token of each conversation, computed in one padded batch."""
     rows = [torch.tensor(ids) for ids in encoded]
     ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(model.device)
     mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(model.device)

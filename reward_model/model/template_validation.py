@@ -1,4 +1,4 @@
-"""Check a chat template with known conversations, and then whether it renders every part of a dataset's rows."""
+"""Check a chat template on known conversations, and check that it renders every part of a dataset's rows."""
 
 import json
 import re
@@ -12,14 +12,14 @@ from jinja2 import TemplateSyntaxError
 
 from reward_model import InputError
 from reward_model.data.pair import SIDES
-from reward_model.model.chat_template import MARK, render, special_tokens
+from reward_model.model.chat_template import MARKER, render, special_tokens
 
 ANOTHER_DAY = datetime(2001, 2, 3, 4, 5, 6)
-FIX = "Pass another template: --chat_template_path template.jinja"
+FIX = "Pass a different template: --chat_template_path template.jinja"
 TOOL = {"type": "function", "function": {"name": "look_up", "description": "Look up.", "parameters": {}}}
 # A token in brackets, a word, or a punctuation mark.
 LEXEME = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]|\w+|\S")
-# Parts of a message besides its text, with their names in messages.
+# Parts of a message besides its text, and what error messages call them.
 PARTS = {"tool_calls": "tool calls", "reasoning_content": "reasoning", "reasoning": "reasoning"}
 
 
@@ -27,7 +27,7 @@ def check_template(tokenizer: Any) -> list[str]:
     """Render conversations whose words no template contains, and return warnings.
 
     Raises:
-        InputError: The template fails on a question and its answer, drops a part of them, renders them differently from
+        InputError: The template fails on a question and its answer, drops part of them, renders them differently from
             one call or day to the next, or appends more than closing tokens to the answer.
     """
     system, first, reply, second, answer = (
@@ -55,10 +55,10 @@ def check_template(tokenizer: Any) -> list[str]:
         try:
             text = render([system, first, answer], tokenizer, tools)
         except InputError:
-            continue  # rejects system messages or tools; tokenization names the row that has them
+            continue  # rejects system messages or tools; tokenization reports the row that contains them
         _check_undated([system, first, answer], tools, text, tokenizer)
         if tools is None and not _shows(text, system["content"]):
-            warnings.append("The chat template ignores system messages; a dataset that has them is rejected.")
+            warnings.append("The chat template ignores system messages; a dataset that contains them is rejected.")
     return warnings
 
 
@@ -69,18 +69,18 @@ def _render_probe(messages: list[dict[str, Any]], tokenizer: Any) -> str:
         cause = error.__cause__
         if isinstance(cause, TemplateSyntaxError):
             raise InputError(
-                f"The chat template has a syntax error in line {cause.lineno}: {cause.message}. {FIX}"
+                f"The chat template has a syntax error on line {cause.lineno}: {cause.message}. {FIX}"
             ) from error
         raise InputError(f"The chat template cannot render a question and its answer: {error}. {FIX}") from error
 
 
 def check_rows(pairs: Sequence[dict[str, Any]], tokenizer: Any, allow_stripped_reasoning: bool = False) -> list[str]:
-    """Render sampled pairs and return warnings. A pair that the template rejects is skipped: tokenization names it.
+    """Render sampled pairs and return warnings. Skip a pair that the template rejects: tokenization reports it.
 
     Args:
         pairs: Pairs with `chosen`, `rejected`, `tools` and `place`.
         tokenizer: The tokenizer with the chat template.
-        allow_stripped_reasoning: Only warn of dropped tools, tool calls and reasoning.
+        allow_stripped_reasoning: Only warn about dropped tools, tool calls and reasoning.
 
     Raises:
         InputError: The template drops text, or tools, tool calls or reasoning of the answer.
@@ -95,7 +95,7 @@ def check_rows(pairs: Sequence[dict[str, Any]], tokenizer: Any, allow_stripped_r
             if error.__cause__ is None:
                 raise
             continue
-        if MARK not in tokenizer.chat_template:
+        if MARKER not in tokenizer.chat_template:
             special += any(tokens.search(_text(message)) for side in SIDES for message in pair[side])
     warnings = {
         part: f"The chat template drops {part} in {number} of {len(pairs)} sampled pairs."
@@ -110,14 +110,14 @@ def check_rows(pairs: Sequence[dict[str, Any]], tokenizer: Any, allow_stripped_r
     lines = list(warnings.values())
     if special:
         lines.append(
-            f"{special} of {len(pairs)} sampled pairs have special tokens in their texts, which the model reads as "
+            f"{special} of {len(pairs)} sampled pairs contain special tokens in their texts, which the model reads as "
             "control tokens. If they are ordinary text, pass --split_special_tokens True"
         )
     return lines
 
 
 def _dropped_parts(pair: dict[str, Any], side: str, tokenizer: Any) -> set[str]:
-    """Return the parts of a side besides text that the template drops; raise InputError, without a cause, for text."""
+    """Return the non-text parts of a side that the template drops; raise InputError, without a cause, for text."""
     messages, tools = pair[side], pair.get("tools")
     text = render(messages, tokenizer, tools)
     dropped = set()
@@ -140,7 +140,7 @@ def _dropped_parts(pair: dict[str, Any], side: str, tokenizer: Any) -> set[str]:
 
 
 def _render_without(part: str, numbers: list[int], messages: list[dict[str, Any]], tools: Any, tokenizer: Any) -> str:
-    """Return the text of a conversation without a part of some messages; empty if the template needs the part."""
+    """Render a conversation without a part of some messages; return "" if the template needs the part."""
     reduced = [
         {key: value for key, value in one.items() if number not in numbers or key != part}
         for number, one in enumerate(messages)
@@ -160,10 +160,10 @@ def _check_undated(messages: list[dict[str, Any]], tools: Any, text: str, tokeni
 
 
 def _check_end(second: tuple[str, str, str], answer: tuple[str, str, str], reply: tuple[str, str, str]) -> None:
-    """Raise InputError unless the template closes the last answer like an earlier one.
+    """Raise InputError unless the template closes the last answer in the same way as an earlier one.
 
-    Each argument is (text before, content, text after) of a message. After what also follows an earlier answer, only
-    closing tokens may come: no words, and not the tokens that open an answer.
+    Each argument is (text before, content, text after) for a message. Beyond what also follows an earlier answer, only
+    closing tokens may follow the last one: no words, and not the tokens that open an answer.
     """
     ending = LEXEME.findall(answer[2])
     opening = LEXEME.findall(answer[0][len(second[0]) + len(second[1]) :])
@@ -172,27 +172,27 @@ def _check_end(second: tuple[str, str, str], answer: tuple[str, str, str], reply
     more = ending[len(list(same)) :]
     if any(re.fullmatch(r"\w+", lexeme) for lexeme in more) or (more and opening[-len(more) :] == more):
         raise InputError(
-            f"The chat template ends with {answer[2][-40:]!r} instead of the answer and a closing token, where the "
-            f"score is read. Remove the generation prompt from the template. {FIX}"
+            f"The score is read at the last token, but the chat template ends with {answer[2][-40:]!r} rather than the "
+            f"answer and a closing token. Remove the generation prompt from the template. {FIX}"
         )
 
 
 def _dropped_text(message: dict[str, Any]) -> str:
     return (
-        f"The chat template drops the text of a {message['role']!r} message or a part of it: {_text(message)[:60]!r} … "
+        f"The chat template drops the text of a {message['role']!r} message, or part of it: {_text(message)[:60]!r} … "
         f"{FIX}"
     )
 
 
 def _shows(text: str, content: str) -> bool:
-    """Return whether a rendered text contains a content, as it is or as a JSON string, ignoring white space."""
+    """Return whether a rendered text contains `content`, verbatim or as a JSON string, ignoring whitespace."""
     squeezed = _squeeze(text)
     forms = (content, json.dumps(content, ensure_ascii=False)[1:-1], json.dumps(content)[1:-1])
     return any(_squeeze(form) in squeezed for form in forms)
 
 
 def _text(message: dict[str, Any]) -> str:
-    """Return the text of a message; of typed parts, that of the text parts."""
+    """Return the text of a message. If its content is a list of parts, join the text parts."""
     content = message.get("content") or ""
     return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
 

@@ -1,4 +1,4 @@
-"""Lengths of pairs in tokens, for prepare_data.py --tokenizer."""
+"""Measure the lengths of pairs in tokens, for prepare_data.py --tokenizer."""
 
 import re
 
@@ -13,12 +13,12 @@ class TokenLengths:
 
     Args:
         model: Directory or Hub id of the tokenizer.
-        max_length: Longest side that is accepted, in tokens.
+        max_length: Maximum length of a side, in tokens.
     """
 
     def __init__(self, model: str, max_length: int | None) -> None:
         self.tokenizer, self.max_length = load_tokenizer(model), max_length
-        # Texts that the tokenizer reads as special tokens.
+        # Matches strings that the tokenizer reads as special tokens.
         self.control_tokens = re.compile("|".join(map(re.escape, special_tokens(self.tokenizer))) or "$^")
 
     def __call__(self, pair: Pair) -> tuple[int, int, int]:

@@ -20,17 +20,17 @@ from reward_model.model.chat_template import render, single_template
 
 # Below this many pairs, starting processes takes longer than tokenizing.
 PAIRS_WORTH_PROCESSES = 5_000
-# Parts of the names of special tokens that chat templates do not use, best first.
+# Words in the names of special tokens that chat templates do not use, best first.
 SPARE_TOKENS = ("pad", "reserved", "unused", "unk", "endoftext")
 
 
 def load_tokenizer(model: str, chat_template_path: str | None = None, **kwargs: Any) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of a directory or Hub id with its chat template.
+    """Load the tokenizer of a directory or Hub id, with its chat template.
 
     Args:
         model: Directory or Hub id.
         chat_template_path: A .jinja file, or the directory or Hub id of a tokenizer, whose template is used instead.
-        kwargs: Arguments of `AutoTokenizer.from_pretrained`.
+        kwargs: Arguments for `AutoTokenizer.from_pretrained`.
 
     Raises:
         InputError: The tokenizer or the template cannot be loaded.
@@ -50,10 +50,10 @@ def _load(name: str, **kwargs: Any) -> PreTrainedTokenizerBase:
     try:
         # A tekken.json next to the tokenizer is ignored: its tokenizer has no chat template.
         tokenizer = AutoTokenizer.from_pretrained(name, mistral_format=False, **kwargs)
-    except Exception as error:  # every class of tokenizers raises its own
+    except Exception as error:  # tokenizer classes raise errors of many types
         words = " ".join(str(error).split())[:300]
         raise InputError(f"{name}: the tokenizer cannot be loaded: {words}") from error
-    if not tokenizer.encode("text", add_special_tokens=False):  # some classes need no file
+    if not tokenizer.encode("text", add_special_tokens=False):  # some classes load without any files
         raise InputError(f"{name}: the tokenizer cannot be loaded: its files are missing.")
     return tokenizer
 
@@ -70,11 +70,11 @@ def tokenize_pairs(
     """Return the pairs as token ids, in the same order. The result is cached by `datasets`.
 
     Args:
-        pairs: Dataset of `load_pairs`.
+        pairs: Dataset from `load_pairs`.
         tokenizer: Tokenizer with a chat template.
         max_length: Pairs with a longer side are dropped, and their number is printed.
-        num_proc: Number of processes; chosen by the size of the dataset if it is None.
-        name: Name of the pairs in messages.
+        num_proc: Number of processes; None chooses by the size of the dataset.
+        name: What messages call the pairs.
 
     Returns:
         A dataset with `chosen_ids`, `rejected_ids`, `prefix_length` (shared tokens), `length` (of the longer side),
@@ -85,9 +85,9 @@ def tokenize_pairs(
     """
     if num_proc is None:
         num_proc = min(os.cpu_count() or 1, 16) if len(pairs) >= PAIRS_WORTH_PROCESSES else None
-    # With its own key, `datasets` would miss the cache, since the pickle of a tokenizer changes as it is used, and hit
-    # it after a change of the code, since imported functions are hashed by name. `_fingerprint` is private; without it
-    # the contents would have to be hashed. test_tokenization.py fails if the cache is not used.
+    # With its default key, `datasets` would miss the cache, because the pickle of a tokenizer changes with use, and hit
+    # it after a code change, because imported functions are hashed by name. `_fingerprint` is private; without it, the
+    # contents would have to be hashed. test_tokenization.py fails if the cache is not used.
     vocabulary = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else tokenizer
     key = Hasher.hash((pairs._fingerprint, code_stamp(), vocabulary, tokenizer.chat_template))
     tokenized = pairs.map(
@@ -120,9 +120,9 @@ def tokenize_pairs(
 
 
 def stored_ids(pairs: Dataset) -> Iterator[np.ndarray]:
-    """Yield all token ids in the table of `tokenize_pairs`, chunk by chunk and without a copy.
+    """Yield all token ids in the table from `tokenize_pairs`, chunk by chunk and without copying.
 
-    They include the ids of rows that `pairs` does not select.
+    This includes the ids of rows that `pairs` does not select.
     """
     for side in ("chosen_ids", "rejected_ids"):
         for chunk in pairs.data.column(side).chunks:
@@ -133,8 +133,8 @@ def set_unused_pad_token(tokenizer: PreTrainedTokenizerBase, tokenized: list[Dat
     """Set a pad token that no conversation contains: the tokenizer's own, a spare special token, or a new one.
 
     Transformers reads the reward at the rightmost token that is not the pad token, vLLM at the last token. They would
-    differ silently for a conversation that ends with the pad token. Therefore eos is never used: other data may end
-    with it.
+    silently differ for a conversation that ends with the pad token. Therefore eos is never used, because other data may
+    end with it.
     """
     present = np.zeros(max(tokenizer.get_vocab().values()) + 1, dtype=bool)  # by token id
     for pairs in tokenized:
@@ -165,7 +165,7 @@ def _tokenize_batch(batch: dict[str, list[Any]], tokenizer: PreTrainedTokenizerB
     both = list(zip(columns["chosen_ids"], columns["rejected_ids"], strict=True))
     for pair, place in zip(both, batch["place"], strict=True):
         if not all(pair):
-            raise InputError(f"{place}: the chat template renders an empty text. Pass another template.")
+            raise InputError(f"{place}: the chat template renders empty text. Pass a different template.")
     columns["prefix_length"] = [common_prefix_length(pair) for pair in both]
     columns["length"] = [max(map(len, pair)) for pair in both]
     columns["positions"] = [

@@ -1,4 +1,4 @@
-"""The commands of client.py that need more than requests: score and rank files, check the reference scores."""
+"""Commands of client.py that need more than requests: score or rank a file, check the reference scores."""
 
 import argparse
 import sys
@@ -13,7 +13,7 @@ from reward_model.scoring.reference_check import check_reference_scores
 
 
 def run_command(command: str, client: Any, args: argparse.Namespace) -> None:
-    """Run `check`, `rank` or the scoring of a file with a RewardClient; exit with 1 if a row has an error."""
+    """Run `check` or `rank`, or score a file, with a RewardClient; exit with status 1 if a row has an error."""
     if command == "check":
         print(check_reference_scores(Path(args.model_dir), client, args.dtype))
         return

@@ -1,4 +1,4 @@
-"""Score the rows of a file with any scorer: resume after a stop, keep the order, write errors of rows, rank answers."""
+"""Score the rows of a file with any scorer: resume interrupted runs, keep the order, record errors, rank answers."""
 
 import json
 import os
@@ -18,11 +18,11 @@ from reward_model.data.readers import place_of, read_rows
 
 Scores = list[float] | str  # or why a row cannot be scored
 Scorer = Callable[[Iterable[ScoringRow]], Iterable[tuple[ScoringRow, Scores]]]
-SAMPLE = 16  # rows that are scored again to see whether the output belongs to the same model
+SAMPLE = 16  # rows that are scored again to check that the output comes from the same model
 
 
 class PartialOutput(NamedTuple):
-    """An existing output: its complete rows, its errors, its length in bytes, a sample, and the rows still to score."""
+    """An existing output: its number of rows, errors and bytes, a sample of it, and the rows still to score."""
 
     file: Path
     done: int
@@ -33,15 +33,15 @@ class PartialOutput(NamedTuple):
 
 
 def open_partial_output(source: Path, output: Path) -> PartialOutput:
-    """Match an output with the rows of its source.
+    """Match an existing output with the rows of its source.
 
     Raises:
-        InputError: If the output has other rows than the source.
+        InputError: If the rows in the output are not those of the source.
     """
     if not source.is_file():
         raise InputError(f"--input {source} is not a file.")
     if output.exists() and (output.samefile(source) or not output.is_file()):
-        raise InputError(f"--output {output} is the --input or not a regular file; choose another --output.")
+        raise InputError(f"--output {output} is the same file as --input, or is not a regular file; choose another.")
     rows: Iterator[ScoringRow] = (
         read_conversations(row, place_of(source, number)) for number, row in read_rows(source)
     )
@@ -68,20 +68,20 @@ def score_file(source: Path, partial: PartialOutput, score_rows: Scorer, exact: 
     """Append each row with its scores or an "error" to the output, and return the number of rows with an error.
 
     Args:
-        source: File of rows.
-        partial: The output of `source`, from `open_partial_output`.
+        source: File with the rows.
+        partial: The output for `source`, from `open_partial_output`.
         score_rows: Yields each row with its scores or an error, in order.
         exact: Whether the model computes in fp32.
         rank: Whether to add the `order` of the answers, best first, and the number of the `best`.
 
     Raises:
-        InputError: If the scores in the output are those of another model.
+        InputError: If the scores in the output come from a different model.
     """
     output, done, failed, size, _, rows = partial
     _check_same_model(partial, score_rows, exact)
     print(f"Resuming {output} after {done:,} rows" if done else f"Scoring into {output}", flush=True)
     output.parent.mkdir(parents=True, exist_ok=True)
-    often = 0.1 if sys.stderr.isatty() else 5  # seconds: a log keeps every state of the bar
+    often = 0.1 if sys.stderr.isatty() else 5  # seconds; a log file keeps every update of the bar
     progress = tqdm(desc="Scoring", initial=done, total=_count_rows(source), unit="row", mininterval=often)
     with progress, open(output, "a", encoding="utf-8", errors="backslashreplace") as lines:
         lines.truncate(size)
@@ -106,18 +106,21 @@ def _parse(line: bytes) -> dict[str, Any]:
 
 
 def _check_same_model(partial: PartialOutput, score_rows: Scorer, exact: bool) -> None:
-    """Score a sample again: rounding changes scores by less than 5e-4 in fp32 and 0.3 deviations in other dtypes."""
+    """Score a sample again, and raise InputError if the scores differ by more than rounding explains.
+
+    Rounding changes scores by less than 5e-4 in fp32, and by less than 0.3 standard deviations in other dtypes.
+    """
     earlier = [score for _, scores in partial.sample for score in scores]
     tolerance = 5e-4 if exact else max(0.1, 0.3 * statistics.pstdev(earlier or [0.0]))
     again = score_rows([row for row, _ in partial.sample])
     for (_, scores), (_, then) in zip(again, partial.sample, strict=True):
         if isinstance(scores, str) or any(abs(a - b) > tolerance for a, b in zip(scores, then, strict=True)):
-            found = f"{partial.file} has scores of another model: {then}, now {scores}"
+            found = f"{partial.file} contains scores from a different model: {then}, now {scores}"
             raise InputError(f"{found}; choose another --output.")
 
 
 def _count_rows(source: Path) -> int | None:
-    """Return the number of rows of a .jsonl file; None for other files, which take longer to count."""
+    """Return the number of rows in a .jsonl file; None for other files, which take longer to count."""
     if source.suffix != ".jsonl":
         return None
     with open(source, "rb") as lines:

@@ -23,14 +23,14 @@ from reward_model.model.tokenization import load_tokenizer, render, token_ids
 Conversation = list[dict[str, Any]]
 SEED = 42  # the default of train.py's --seed
 # Token positions in a batch. On a CPU, larger batches are 15 % slower and take more memory (docs/benchmarks.md).
-# A GPU is busy with 32,768 even if the model is small; more would only delay the next rows of the output.
+# 32,768 positions keep a GPU busy even if the model is small; more would only delay the next rows of the output.
 CPU_BUDGET, LARGEST_BUDGET = 4096, 32768
 
 
 def load_reward_model(directory: str, dtype: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Return a reward model and its tokenizer, ready for `score`.
 
-    `dtype` is float32 by default on a CPU, and the dtype of the weights on an accelerator.
+    `dtype` defaults to float32 on a CPU, and to the dtype of the weights on an accelerator.
     """
     check_reward_model(directory)
     tokenizer = load_tokenizer(directory)
@@ -46,7 +46,7 @@ def load_untrained(base_model: str, directory: str) -> tuple[PreTrainedModel, Pr
     """Return the base model of a reward model with an untrained head, and the tokenizer of the reward model.
 
     Args:
-        base_model: Directory or Hub id. The head is the random one that train.py starts from by default.
+        base_model: Directory or Hub id. Its head is the random one with which train.py starts by default.
         directory: Directory of the reward model.
     """
     check_base_model(base_model)
@@ -64,14 +64,14 @@ def score(
     tokens_per_batch: int | None = None,
     tools: list[Any] | None = None,
 ) -> list[list[float]]:
-    """Return one score for each conversation of each group, in order. A group's shared prefix is computed once.
+    """Return one score for each conversation in each group, in order. A group's shared prefix is computed only once.
 
     Args:
         model: Model from `load_reward_model`.
         tokenizer: Its tokenizer.
         groups: Conversations that may have a shared prefix: a pair, or n answers to one prompt.
         tokens_per_batch: Token positions in a forward pass; `batch_budget(model)` by default.
-        tools: For each group the tools that the assistant had, or None.
+        tools: For each group, the assistant's tools, or None.
 
     Raises:
         InputError: If the template rejects a conversation, or if it is longer than the model's context.
@@ -79,7 +79,7 @@ def score(
     each = zip(groups, tools or [None] * len(groups), strict=True)
     tokens = [encode(group, model, tokenizer, its_tools) for group, its_tools in each]
     scores: list[list[float]] = [[] for _ in groups]
-    often = 0.1 if sys.stderr.isatty() else 5  # seconds: a log keeps every state of the bar
+    often = 0.1 if sys.stderr.isatty() else 5  # seconds; a log file keeps every update of the bar
     progress = tqdm(total=sum(map(len, groups)), desc="Scoring", unit="conversation", mininterval=often)
     sizes = [positions(to_group(group, model)) for group in tokens]
     for numbers in _batches(sizes, tokens_per_batch or batch_budget(model)):
@@ -94,10 +94,10 @@ def score(
 def encode(
     group: list[Conversation], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tools: Any = None
 ) -> list[list[int]]:
-    """Return token ids of conversations.
+    """Return the token ids of each conversation.
 
     Raises:
-        InputError: If the template rejects one, or if it is longer than the model's context.
+        InputError: If the template rejects one, or if one is longer than the model's context.
     """
     tokens = token_ids([render(messages, tokenizer, tools) for messages in group], tokenizer)
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -116,7 +116,7 @@ def score_batch(
     except torch.OutOfMemoryError:
         if len(groups) == 1:
             raise
-    # Outside of `except`, where the traceback would keep the tensors of the failed pass alive.
+    # Retry outside of `except`, where the traceback would keep the tensors of the failed pass alive.
     torch.accelerator.empty_cache()
     middle = len(groups) // 2
     halves = groups[:middle], groups[middle:]
@@ -140,7 +140,7 @@ def _score_batch(
 def score_rows(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens_per_batch: int, rows: Iterable[ScoringRow]
 ) -> Iterator[tuple[ScoringRow, list[float] | str]]:
-    """Yield each row of a file with its scores or an error, in order; fill each batch with rows."""
+    """Yield each row of a file with its scores or an error, in order, scoring batches of `tokens_per_batch`."""
     batch: list[tuple[ScoringRow, list[list[int]]]] = []
     filled = 0
     for row in rows:
@@ -182,13 +182,12 @@ def _device() -> torch.device:
 
 
 def batch_budget(model: PreTrainedModel) -> int:
-    """Return the number of token positions to score in one batch, from the free memory of the model's device.
+    """Return the number of token positions to score in one batch, based on the free memory of the model's device.
 
-    Without gradients only one layer's activations exist at a time. Counted for each position are, in the model's
-    dtype, three widths of the MLP (gate, up and their product) and eight hidden states (residual, norm, query, key,
-    value, gathered keys and values, output), and two hidden states in fp32 for the norm. Half of the free memory is
-    left for fragmentation, and for attention and experts that keep more; `score_batch` halves a batch that does not
-    fit.
+    Without gradients, only one layer's activations exist at a time. For each position, the estimate counts three MLP
+    widths (gate, up and their product) and eight hidden states (residual, norm, query, key, value, gathered keys and
+    values, output) in the model's dtype, plus two hidden states in fp32 for the norm. Half of the free memory is left
+    for fragmentation, and for attention and experts that need more; `score_batch` halves a batch that does not fit.
     """
     if model.device.type != "cuda":
         return CPU_BUDGET
@@ -200,7 +199,7 @@ def batch_budget(model: PreTrainedModel) -> int:
 
 
 def _batches(sizes: list[int], budget: int) -> Iterator[list[int]]:
-    """Yield the numbers of the groups of each batch: of similar size, up to `budget` token positions, at least one."""
+    """Yield the indices of the groups in each batch: of similar size, up to `budget` positions, at least one."""
     batch: list[int] = []
     filled = 0
     for number in sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True):

@@ -1,4 +1,4 @@
-"""Compare the scores of a server with the reference scores that a model was saved with. Needs no torch."""
+"""Check the scores from a server against the reference scores saved with a model. Does not need torch."""
 
 import hashlib
 import json
@@ -12,23 +12,23 @@ from typing import Any
 from reward_model import InputError
 
 # Scores may differ by DRIFT times the rounding noise that was measured when the model was saved: 35 correct bfloat16
-# computations of five models differed by up to 3.3 times that noise, wrong weights by 40 times and more.
+# computations with five models differed by up to 3.3 times that noise, wrong weights by 40 times or more.
 DRIFT = 5
 ROUNDING = {"float32": 0.0, "float16": 1 / 8, "bfloat16": 1.0}  # noise relative to bfloat16; float16 has 3 more bits
-FP32_NOISE = 1e-4  # vLLM on a CPU with AVX-512 was 2e-4 off for a model of 30 layers, where Transformers was exact
+FP32_NOISE = 1e-4  # vLLM on a CPU with AVX-512 was 2e-4 off for a model with 30 layers, where Transformers was exact
 DATE = r"\d{4}-\d\d-\d\d|\d\d? [A-Z][a-z]{2,8},? \d{4}|[A-Z][a-z]{2,8} \d\d?, \d{4}"
 
 
 def check_reference_scores(model_dir: str | Path, client: Any, dtype: str | None = None) -> str:
-    """Return a sentence about a server that gives the reference scores, or a warning about numerical drift.
+    """Return a sentence that confirms the served scores, or a warning about numerical drift.
 
     Args:
         model_dir: Directory of the served model.
         client: A RewardClient.
-        dtype: The served dtype; default: that of the weights.
+        dtype: The served dtype; defaults to that of the weights.
 
     Raises:
-        InputError: With the cause, if a structural fault changes the scores.
+        InputError: A structural fault changes the scores. The message gives the cause.
     """
     directory = Path(model_dir)
     if not (directory / "reference_scores.json").is_file():
@@ -37,7 +37,7 @@ def check_reference_scores(model_dir: str | Path, client: Any, dtype: str | None
     reference = _read_reference(directory)
     expected, rounded, served, means, rejected, received = [], [], [], [], 0, None
     for one in reference["conversations"]:
-        # Without use_activation, so that the server's own setting is checked.
+        # Omit use_activation, so that the server's own setting is checked.
         scores = client.score_group([one["messages"]], one["tools"], encoding_format="float")
         if isinstance(scores, str):
             if "returned 400" not in scores:
@@ -62,13 +62,13 @@ def check_reference_scores(model_dir: str | Path, client: Any, dtype: str | None
     if is_fault:
         raise InputError(f"scores differ by up to {worst:.2g}: {cause}")
     if cause:
-        return f"warning: scores differ by up to {worst:.2g}, where rounding explains {DRIFT * noise:.2g}: {cause}"
+        return f"warning: scores differ by up to {worst:.2g}, but rounding explains only {DRIFT * noise:.2g}: {cause}"
     skipped = f"; {rejected} are longer than the server accepts" if rejected else ""
     return f"{len(served)} scores match the reference scores of {directory} within {worst:.1e}{skipped}."
 
 
 def _read_reference(directory: Path) -> dict[str, Any]:
-    """Return the reference scores, after checking that the files of the model are those that they were made with."""
+    """Return the reference scores, after checking that the model's files are those that produced them."""
     reference = json.loads((directory / "reference_scores.json").read_text(encoding="utf-8"))
     if not all(math.isfinite(one["score"]) for one in reference["conversations"]):
         raise InputError(f"{directory}/reference_scores.json has scores that are not finite: the weights are broken.")
@@ -77,12 +77,12 @@ def _read_reference(directory: Path) -> dict[str, Any]:
         raise InputError(f"{template} was changed after the reference scores were written; restore the template.")
     if reference["pad_token_id"] != json.loads((directory / "config.json").read_text()).get("pad_token_id"):
         config = f"pad_token_id in {directory}/config.json"
-        raise InputError(f"{config} was changed, so Transformers reads the score at another token; restore it.")
+        raise InputError(f"{config} was changed, so Transformers reads the score at a different token; restore it.")
     return reference
 
 
 def tokenize(client: Any, messages: list[dict[str, Any]], tools: Any = None) -> tuple[list[int], str, int] | None:
-    """Return a server's token ids of a conversation, their text and its --max-model-len; None without /tokenize."""
+    """Return the server's token ids for a conversation, their text, and --max-model-len; None without /tokenize."""
     try:
         reply = json.loads(client.post("/tokenize", client.body(messages, tools))[1])
         text = client.post("/detokenize", {"model": client.model, "tokens": reply["tokens"]})[1]
@@ -92,7 +92,7 @@ def tokenize(client: Any, messages: list[dict[str, Any]], tools: Any = None) -> 
 
 
 def longrope_problem(config: str, max_model_len: int) -> str:
-    """Return why a server of a longrope model (Phi-3.5, Phi-4-mini) gives other scores; "" if that is not the cause.
+    """Return why a longrope model (Phi-3.5, Phi-4-mini) gives different scores; "" if longrope is not the cause.
 
     Transformers uses the long factors for texts longer than original_max_position_embeddings; vLLM uses them for every
     text if --max-model-len is larger.
@@ -107,14 +107,14 @@ def longrope_problem(config: str, max_model_len: int) -> str:
 def compare_scores(
     expected: list[float], served: list[float], noise: float, half: float, means: list[float] | None = None
 ) -> tuple[bool, str]:
-    """Return whether served scores of equal tokens are structurally wrong, and the cause; "" if rounding explains them.
+    """Return whether scores of identical tokens are structurally wrong, and the cause; "" if rounding explains them.
 
     Args:
         expected: The reference scores.
-        served: The scores of the server.
-        noise: Largest change of a score by rounding to the served dtype, measured when the model was saved.
+        served: The scores from the server.
+        noise: Largest change in a score from rounding to the served dtype, measured when the model was saved.
         half: The same for bfloat16.
-        means: The scores that a pooler of all tokens would give.
+        means: The scores that mean pooling over all tokens would give.
     """
     worst = max_difference(expected, served)
     if worst <= DRIFT * noise:
@@ -129,35 +129,35 @@ def compare_scores(
         if scores and max_difference(scores, served) < min(worst / 2, max(1e-2, DRIFT * noise)):
             return True, cause
     if len(expected) > 2 and max(served) == min(served):
-        return True, "the server reads the first token, which is the same in all; start it with pooling_type LAST."
+        return True, "the server reads the first token, which is always the same; start it with pooling_type LAST."
     residual = math.sqrt(statistics.fmean((a - b) ** 2 for a, b in zip(expected, served, strict=True)))
     if len(expected) > 2 and worst > 2 * DRIFT * noise and residual > 0.5 * statistics.pstdev(expected):
-        return True, "the server has the same tokens but other weights: another checkpoint, adapter or reward head."
+        return True, "the server has the same tokens but different weights (checkpoint, adapter or reward head)."
     if worst <= DRIFT * half:
         return False, "bfloat16 explains it: the served dtype or the weights are rounded."
     return False, "the served weights are coarsely rounded (quantized?) or belong to a closely related model."
 
 
 def max_difference(first: Iterable[float], second: Iterable[float]) -> float:
-    """Return the largest absolute difference of two sequences of the same length."""
+    """Return the largest absolute difference between two sequences of the same length."""
     return max(abs(a - b) for a, b in zip(first, second, strict=True))
 
 
 def text_difference(expected: str, served: str) -> str:
-    """Describe how the text that a server renders differs from the text in training."""
+    """Describe how the text that a server renders differs from that in training."""
     if served == expected:
-        return "the server has another tokenizer: the same text has other tokens."
+        return "the server has a different tokenizer: the same text has different tokens."
     if served.startswith(expected):
         return f"the server appends {served[len(expected) :]!r} to the conversation."
     if served.endswith(expected):
         before = served[: -len(expected)]
         added = "a system message" if "system" in before else "text"
-        return f"the server adds {added} before the conversation that training did not have: {before!r}."
+        return f"the server adds {added} before the conversation, which training did not: {before!r}."
     if expected.startswith(served) or expected.endswith(served):
         missing = expected[len(served) :] if expected.startswith(served) else expected[: -len(served)]
-        return f"the server leaves out {missing!r}, which training had."
+        return f"the server leaves out {missing!r}, which training rendered."
     at = next(at for at, (a, b) in enumerate(zip(expected, served, strict=False)) if a != b)
     dates = [re.search(DATE, text[max(at - 20, 0) : at + 20]) for text in (expected, served)]
-    problem = "prints another date" if all(dates) else "renders with another chat template"
+    problem = "prints a different date" if all(dates) else "renders with a different chat template"
     found, wanted = served[at : at + 40], expected[at : at + 40]
     return f"the server {problem}: at character {at + 1} {found!r} instead of {wanted!r}."

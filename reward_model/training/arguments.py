@@ -131,7 +131,7 @@ class TrainingArguments(RewardConfig):
             # Without this, accelerate sees a single process under torchrun, and DeepSpeed's batch size check fails.
             os.environ["ACCELERATE_USE_DEEPSPEED"] = str(self.deepspeed is not None).lower()
             if self.deepspeed is not None:
-                import deepspeed  # takes seconds
+                import deepspeed  # takes seconds to import
 
                 # This op is compiled on first use, which fails if the path contains a space; gloo replaces it.
                 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -139,7 +139,7 @@ class TrainingArguments(RewardConfig):
             self.accelerator_config = {"use_configured_state": True}
         super().__post_init__()
         if self.n_gpu > 1:
-            print(f"Training on one of {self.n_gpu} GPUs. To use all of them: sh train.sh with the same arguments.")
+            print(f"Training on one of {self.n_gpu} GPUs. To use all of them, run sh train.sh with the same arguments.")
             # Private: Trainer would use nn.DataParallel, which trl rejects, and offers no other way to prevent it.
             # test_one_of_several_gpus_is_used fails if this no longer works.
             self._n_gpu = 1
@@ -156,7 +156,7 @@ class ModelArguments(ModelConfig):
         metadata={"choices": ["auto", "bfloat16", "float16", "float32"]},
     )
     lora_task_type: str = HfArg(default="SEQ_CLS", help="LoRA task type. SEQ_CLS trains the reward head `score`.")
-    lora_dropout: float = HfArg(default=0.0, help="Dropout on the inputs of LoRA.")
+    lora_dropout: float = HfArg(default=0.0, help="Dropout applied to the inputs of LoRA.")
 
     def __post_init__(self) -> None:
         if self.use_peft and self.lora_target_modules is None:
@@ -172,7 +172,7 @@ def bf16_is_fast() -> bool:
 def parse_arguments(argv: list[str], default_file: Path) -> tuple[DataArguments, TrainingArguments, ModelArguments]:
     """Parse a command line, which may start with a JSON or YAML file; later arguments override the file.
 
-    If there are no arguments, read `default_file` and make its directory the working directory, so that a debugger can
+    Without arguments, read `default_file` and make its directory the working directory, so that a debugger can
     start anywhere. Paths are relative to the working directory.
     """
     if not argv:

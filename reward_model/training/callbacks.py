@@ -18,7 +18,7 @@ from reward_model.model.packing_check import choose_attention
 from reward_model.training.checkpointing import newest_complete
 from reward_model.training.collator import SIDES, PairCollator
 
-MAX_DRIFT = 30.0  # of the mean reward since the first log
+MAX_DRIFT = 30.0  # largest accepted change in the mean reward since the first log
 
 
 class AttentionChooser(TrainerCallback):
@@ -78,7 +78,7 @@ class TrainingMonitor(TrainerCallback):
         # ZeRO-3 leaves the parameters empty; ds_tensor holds this rank's shard of each.
         parts = [getattr(parameter, "ds_tensor", parameter) for parameter in model.parameters()]
         if not all(gather_object([bool(part.isfinite().all()) for part in parts])):
-            raise InputError(f"The weights are not finite after step {state.global_step}, so they are not saved.")
+            raise InputError(f"The weights are not finite after step {state.global_step}, so they were not saved.")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
         """Warn once if the mean reward has drifted by more than MAX_DRIFT."""

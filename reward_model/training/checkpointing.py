@@ -30,7 +30,7 @@ STOPPED = 75  # exit status of a run that saved a checkpoint and stopped (EX_TEM
 class CheckpointWriter(TrainerCallback):
     """Complete each checkpoint that Trainer writes, then delete older ones.
 
-    Trainer would delete older checkpoints before the new one is complete, so `save_total_limit` is kept from it.
+    Trainer would delete older checkpoints before the new one is complete, so it is not given `save_total_limit`.
     """
 
     def __init__(self, save_total_limit: int | None) -> None:
@@ -52,7 +52,7 @@ class CheckpointWriter(TrainerCallback):
 
 
 def mark_complete(checkpoint: Path) -> None:
-    """Write complete.json into a checkpoint atomically."""
+    """Write complete.json to a checkpoint atomically."""
     files = [file for file in checkpoint.rglob("*") if file.is_file() and not file.name.startswith(COMPLETE)]
     sizes = {str(file.relative_to(checkpoint)): file.stat().st_size for file in sorted(files)}
     new = checkpoint / f"{COMPLETE}.new"
@@ -101,7 +101,7 @@ def find_checkpoint(resume: str | bool | None, output_dir: Path, verbose: bool) 
     newest = newest_complete(output_dir, verbose)
     if word == "true" and newest is None:
         raise InputError(
-            f"--resume_from_checkpoint True: {output_dir} has no complete checkpoint. Pass auto to start a "
+            f"--resume_from_checkpoint True: {output_dir} contains no complete checkpoint. Pass auto to start a "
             "new run in this case, or the path of a checkpoint."
         )
     if newest and verbose:
@@ -110,7 +110,7 @@ def find_checkpoint(resume: str | bool | None, output_dir: Path, verbose: bool) 
 
 
 def exit_with_message(message: str, status: int) -> NoReturn:
-    """Exit with a one-line message. A rank passes it to torchrun, which prints only that of the first rank to fail."""
+    """Exit with a one-line message. Ranks pass theirs to torchrun, which prints only that of the first to fail."""
     if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
         Path(file).write_text(json.dumps({"message": message, "timestamp": int(time.time())}), encoding="utf-8")
     else:

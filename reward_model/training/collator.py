@@ -42,7 +42,7 @@ class PairCollator(DataCollatorForPreference):
             if "margin" in examples[0]:
                 batch["margin"] = torch.tensor([example["margin"] for example in examples], dtype=torch.float)
         if self.max_tokens:
-            batch["examples"] = np.array(examples, dtype=object)  # an array that accelerate does not move to the device
+            batch["examples"] = np.array(examples, dtype=object)  # accelerate does not move an object array
         if "place" in examples[0]:
             batch["places"] = np.array([example["place"] for example in examples], dtype=object)
         return batch | {"real_tokens": sum(lengths), "padded_positions": len(lengths) * max(lengths)}

@@ -75,8 +75,8 @@ def tokenize_all(
 ) -> tuple[Dataset, dict[str, Dataset]]:
     """Tokenize the training pairs and the evaluation sets (by name), and set an unused pad token in `tokenizer`.
 
-    Training and held-out pairs longer than --max_length are dropped. If there are no test pairs, training pairs are
-    held out according to --eval_size.
+    Training and held-out pairs longer than --max_length are dropped. Without test pairs, training pairs are held
+    out according to --eval_size.
     """
     with args.main_process_first(desc="tokens"):
         limits = args.max_length, args.dataset_num_proc

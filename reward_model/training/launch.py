@@ -26,7 +26,7 @@ from torch.utils.cpp_extension import get_default_build_root
 
 from reward_model.training.checkpointing import STOPPED
 
-# The most seconds that compiling a DeepSpeed extension takes.
+# The longest time, in seconds, that DeepSpeed takes to compile an extension.
 BUILD_SECONDS = 120
 
 

@@ -87,7 +87,7 @@ class StepSampler(Sampler[int]):
             yield from self._deal(step)
 
     def _deal(self, step: list[np.ndarray]) -> list[int]:
-        """Return the pairs of a step, which are given by prompt, ordered by micro-step and then by rank."""
+        """Order the pairs of a step, which are given by prompt, by micro-step and then by rank."""
         batches: list[list[int]] = [[] for _ in range(-(-sum(map(len, step)) // self.batch_size))]
         loads = [0] * len(batches)
         waiting = deque(sorted(step, key=self._positions, reverse=True))

@@ -38,7 +38,7 @@ def flops_per_position(model: nn.Module) -> int | None:
 
 
 def speed(counts: list[int], seconds: float) -> dict[str, float]:
-    """Return the metrics to log, given the counts of pairs, tokens, positions and padded positions in `seconds`."""
+    """Return the metrics to log, given the counts of pairs, tokens and positions processed in `seconds`."""
     pairs, tokens, positions, padded_positions = counts
     return {
         "pairs_per_second": pairs / seconds,
@@ -66,7 +66,7 @@ class Throughput:
         self.positions = [self.before[2]]  # on this rank: at the last log and after each step since
 
     def end_step(self) -> None:
-        """Record, after an optimizer step, the positions that this rank has computed."""
+        """Record the positions that this rank has computed; call this after each optimizer step."""
         self.positions.append(self._counts()[2])
 
     def log(self) -> dict[str, float]:

@@ -114,7 +114,7 @@ class ExactRewardTrainer(RewardTrainer):
         return loss
 
     def _step_in_parts(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any) -> torch.Tensor:
-        """Run one micro-batch, split into the number of passes that the rank with the largest one needs."""
+        """Run a micro-batch in several passes; the rank with the largest micro-batch determines how many."""
         examples, ends_step = inputs["examples"], self.accelerator.sync_gradients
         parts = self.data_collator.split(list(examples))
         most = torch.tensor(len(parts), device=self.args.device)
@@ -192,7 +192,7 @@ def configure_trainer(args: Any, checkpoint: str | None, has_eval: bool, has_oth
     """
     args.resume_from_checkpoint = checkpoint
     args.max_length = args.chat_template_path = args.model_init_kwargs = None  # applied; trl would filter row by row
-    args.disable_dropout = False  # applied; trl would disable the dropout of LoRA as well
+    args.disable_dropout = False  # applied; trl would disable LoRA's dropout as well
     args.remove_unused_columns = False  # the collator selects columns
     args.hub_strategy = HubStrategy.END  # Trainer would copy checkpoints (for LoRA, the adapter) over the saved model
     if not has_eval:

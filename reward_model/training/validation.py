@@ -154,8 +154,8 @@ def load_skeleton(training_args: TrainingArguments, model_args: ModelArguments) 
     """Return the model on the meta device, where no weights are read; for LoRA, with its adapters.
 
     Raises:
-        InputError: The model is not a decoder with a head, its weights do not match its config, or LoRA finds no module
-            to adapt.
+        InputError: The model is not a decoder with a linear head, its weights do not match its config, or LoRA finds no
+            module to adapt.
     """
     unset_hf_deepspeed_config()  # under ZeRO-3, parameters would be partitioned and have no shapes
     try:

@@ -58,11 +58,11 @@ SPLITS = [
     ([1] * 24, 24, "--eval_size 24 is more than half of 24 pairs. Pass at most 12"),
     ([1] * 24, 100, "--eval_size 100 is more than half of 24 pairs"),
     ([1] * 24, 0.6, "--eval_size 0.6 is more than half of 24 pairs"),
-    ([1] * 24, -1, "--eval_size -1: pass a share"),
-    ([1] * 24, -0.1, "--eval_size -0.1: pass a share"),
-    ([1] * 24, 1.5, "--eval_size 1.5: pass a share"),
-    ([1] * 24, float("nan"), "--eval_size nan: pass a share"),
-    ([1] * 24, float("inf"), "--eval_size inf: pass a share"),
+    ([1] * 24, -1, "--eval_size -1: pass a fraction"),
+    ([1] * 24, -0.1, "--eval_size -0.1: pass a fraction"),
+    ([1] * 24, 1.5, "--eval_size 1.5: pass a fraction"),
+    ([1] * 24, float("nan"), "--eval_size nan: pass a fraction"),
+    ([1] * 24, float("inf"), "--eval_size inf: pass a fraction"),
 ]
 
 

@@ -133,11 +133,13 @@ def test_ties_and_margins_of_numbers() -> None:
     assert (first["margin"], second["margin"], second["chosen"][-1]["content"]) == (1, 3, "b")
 
 
-UNUSED = "rows.jsonl:1: {0} may be part of the conversation and is not used; map it (--prompt, --input, --chosen, --rejected) or ignore it (--ignore {0})."
+UNUSED = "rows.jsonl:1: {0} may be part of the conversation but is not used; map it (--prompt, --input, --chosen, --rejected) or ignore it (--ignore {0})."
 UNKNOWN = "rows.jsonl: unknown format (keys: {}). "
 UNCLEAR = "rows.jsonl:1: the label '0' is ambiguous; pass --label with --label_first, --label_second and --label_tie. "
 NAME = NAME_FIELDS
-COMMAND = "If these are its fields, run: .venv/bin/python prepare_data.py rows.jsonl --output save/rows/pairs.jsonl {}"
+COMMAND = (
+    "If these are the right fields, run: .venv/bin/python prepare_data.py rows.jsonl --output save/rows/pairs.jsonl {}"
+)
 
 
 def both_ways(row: dict, first: str, second: str, label: str, *values: object) -> list[dict]:

@@ -90,8 +90,8 @@ MALFORMED = [
     ("messages", MESSAGES | {"chosen": conversation("  ", "Because.")}, "empty", "message 1 (user) is empty"),
     ("messages", MESSAGES | {"chosen": conversation("Why?", 4)}, "not text", "content that is not text: '4'"),
     ("messages", MESSAGES | {"chosen": conversation("Why?", None)}, "not text", "not text: 'None'"),
-    ("messages", MESSAGES | {"rejected": MESSAGES["chosen"]}, "identical answers", "are equal"),
-    ("messages", MESSAGES | {"rejected": conversation("Why?", " Because.\n")}, "identical answers", "are equal"),
+    ("messages", MESSAGES | {"rejected": MESSAGES["chosen"]}, "identical answers", "are identical"),
+    ("messages", MESSAGES | {"rejected": conversation("Why?", " Because.\n")}, "identical answers", "are identical"),
     ("messages", MESSAGES | {"margin": "big"}, "margin", "margin is 'big'"),
     ("messages", MESSAGES | {"margin": True}, "margin", "margin is True"),
     ("messages", NAN, "margin", "margin is nan"),
@@ -215,7 +215,7 @@ def test_a_source_without_pairs_is_an_error(tmp_path: Path) -> None:
     }.items():
         with pytest.raises(InputError, match=message):
             prepared(tmp_path / source, tmp_path / "pairs.jsonl")
-    with pytest.raises(InputError, match=r"ties\.jsonl:1: a tie \('a=b'\)\. Nothing was written. Pass another --ties"):
+    with pytest.raises(InputError, match=r"ties\.jsonl:1: a tie \('a=b'\)\. Nothing was written. Pass a different"):
         prepare([Source(str(ties))], tmp_path / "pairs.jsonl", ConversionConfig(), ties="stop")
     with pytest.raises(InputError, match=r"odd\.jsonl:2: no 'chosen'.*Omit --strict"):
         odd = jsonl(tmp_path / "odd.jsonl", [MESSAGES, {"a": 1}])
@@ -267,7 +267,7 @@ def test_held_out_prompts_are_removed(tmp_path: Path) -> None:
     findings = found(0.7).findings
     counts = {reason: finding["count"] for reason, finding in findings.items()}
     assert counts == {"contaminated": 2, "nearly contaminated": 1}
-    assert f"the prompt is equal to {held}:1, which is excluded" in findings["contaminated"]["first"][0]
+    assert f"the prompt duplicates the one at {held}:1, which is excluded" in findings["contaminated"]["first"][0]
     assert found(1).findings.keys() == {"contaminated"}
 
 

@@ -19,7 +19,7 @@ ODD: dict[str, tuple[dict[str, object], str, str]] = {
     "no pair": ({"d.jsonl": [{"text": "hello"}]}, "--model M d.jsonl", "d.jsonl"),
     "a bad row": ({"d.jsonl": [PAIR, {"chosen": [], "rejected": []}]}, "--model M d.jsonl", "d.jsonl:2: "),
     "only bad rows": ({"d.jsonl": [{"chosen": [], "rejected": []}] * 2}, "--model M --skip_bad d.jsonl", "d.jsonl"),
-    "both sides equal": ({"d.jsonl": [PAIR | {"rejected": PAIR["chosen"]}]}, "--model M d.jsonl", "are equal"),
+    "both sides equal": ({"d.jsonl": [PAIR | {"rejected": PAIR["chosen"]}]}, "--model M d.jsonl", "are identical"),
     "user's turn last": ({"d.jsonl": [{s: PAIR[s][:1] for s in PAIR}]}, "--model M d.jsonl", "d.jsonl:1: "),
     "NaN as a margin": ({"d.jsonl": '{"chosen": NaN, "rejected": NaN}\n'}, "--model M d.jsonl", "d.jsonl"),
     "ties of pairs": ({"d.jsonl": [PAIR]}, "--model M --protocol ties d.jsonl", "a pair, but --protocol ties"),

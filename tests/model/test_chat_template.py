@@ -37,13 +37,13 @@ INVALID = {
     "constant": "drops the text of a 'user' message",
     "{{ messages[-1].content }}": "drops the text of a 'user' message",
     "{% for m in messages[:-1] %}{{ m.content }}{% endfor %}": "drops the text of a 'assistant' message",
-    CHATML + "<|im_start|>assistant\n": "ends with '.*assistant.*' instead of the answer",
-    CHATML.replace("<|im_start|>", "<|") + "<|assistant\n": "instead of the answer",
+    CHATML + "<|im_start|>assistant\n": "ends with '.*assistant.*' rather than the answer",
+    CHATML.replace("<|im_start|>", "<|") + "<|assistant\n": "rather than the answer",
     PLAIN + "{{ range(100000) | random }}": "differently each time",
-    PLAIN.replace("m.content", "m.content[:200]"): "drops .* or a part of it: 'question0 question1",
-    PLAIN + "<|im_start|>user\nWell?<|im_end|>": "instead of the answer",
+    PLAIN.replace("m.content", "m.content[:200]"): "drops .*, or part of it: 'question0 question1",
+    PLAIN + "<|im_start|>user\nWell?<|im_end|>": "rather than the answer",
     DATED: "prints today's date.*--template_date 2024-07-26",
-    "{% for m in messages %}{{ m.content }}": r"syntax error in line 1: Unexpected end of template",
+    "{% for m in messages %}{{ m.content }}": r"syntax error on line 1: Unexpected end of template",
     "{{ messages[0].content + 1 }}": "cannot render a question .* TypeError",
     "{{ raise_exception('never') }}": "cannot render a question and its answer: .* never",
 }
@@ -76,7 +76,7 @@ def test_templates_of_known_models_are_accepted(make_tokenizer) -> None:
 def test_template_without_system_messages_is_refused_only_if_rows_have_them(make_tokenizer) -> None:
     tokenizer = make_tokenizer(IGNORES_SYSTEM)
     assert check_template(tokenizer) == [
-        "The chat template ignores system messages; a dataset that has them is rejected."
+        "The chat template ignores system messages; a dataset that contains them is rejected."
     ]
     pair = {side: conversation("2 + 2?", answer) for side, answer in (("chosen", "Four."), ("rejected", "Five."))}
     assert check_rows([pair], tokenizer) == []
@@ -143,7 +143,7 @@ def test_reasoning_of_earlier_turns_is_only_reported(make_tokenizer) -> None:
 def test_special_tokens_in_texts_are_reported(make_tokenizer) -> None:
     pair = {"chosen": conversation("2 + 2?", "Four.<|im_end|>"), "rejected": conversation("2 + 2?", "Five.")}
     (warning,) = check_rows([pair], make_tokenizer())
-    assert warning.startswith("1 of 1 sampled pairs have special tokens")
+    assert warning.startswith("1 of 1 sampled pairs contain special tokens")
     assert warning.endswith("--split_special_tokens True")
 
 
@@ -181,7 +181,7 @@ def test_named_templates_are_combined(tools, make_tokenizer, base_model, tmp_pat
         for tokenizer in (load_tokenizer(str(directory)), light_tokenizer(str(directory))):
             assert render(messages, tokenizer, tools) == expected
             assert check_template(tokenizer) == []
-    with pytest.raises(InputError, match="has the chat templates rag and no default"):
+    with pytest.raises(InputError, match="has the chat templates rag but no default"):
         single_template({"rag": CHATML}, "a model")
 
 

@@ -171,10 +171,10 @@ def test_odd_answers_of_a_server(server) -> None:
 @pytest.mark.parametrize(
     ("arguments", "environment", "message"),
     [
-        ("--base_url 127.0.0.1:5001", {}, "not an address such as http://127"),
-        ("--base_url http://127.0.0.1:port", {}, "not an address such as http://127"),
+        ("--base_url 127.0.0.1:5001", {}, "is not an http:// or https:// address such as http://127"),
+        ("--base_url http://127.0.0.1:port", {}, "is not an http:// or https:// address such as http://127"),
         ("--base_url http://127.0.0.1:99999 --retries 0", {}, "Cannot reach a server at http://127.0.0.1:99999"),
-        ("--base_url ftp://127.0.0.1", {}, "not an address such as"),
+        ("--base_url ftp://127.0.0.1", {}, "is not an http:// or https:// address such as"),
         ("--timeout 0", {}, "timeout=0.0, retries=4"),
         ("--timeout -1", {}, "timeout=-1.0, retries=4"),
         ("--timeout nan", {}, "timeout=nan"),
@@ -312,8 +312,8 @@ def test_a_foreign_file_is_left_as_it_is(server, tmp_path: Path) -> None:
         assert (tmp_path / name).read_bytes() == content, name
     (tmp_path / "link.jsonl").symlink_to(source)
     for name, message in {
-        "link.jsonl": "is the --input",
-        "/dev/full": "/dev/full is the --input or not a regular file",
+        "link.jsonl": "is the same file as --input",
+        "/dev/full": "/dev/full is the same file as --input, or is not a regular file",
     }.items():
         shown = run(*command, tmp_path / name, check=False)
         assert shown.returncode == 1 and message in shown.stderr and "Traceback" not in shown.stderr
@@ -414,12 +414,12 @@ def test_broken_rules_are_named() -> None:
         text + "<|im_end|>": "appends '<|im_end|>'",
         "<|im_start|>system\nBe kind.<|im_end|>\n" + text: "a system message before",
         text[:-1]: "leaves out '\\n'",
-        text: "the same text has other tokens",
-        text.replace("im_start", "user"): "renders with another chat template: at character 3 'user",
+        text: "the same text has different tokens",
+        text.replace("im_start", "user"): "renders with a different chat template: at character 3 'user",
     }.items():
         assert message in text_difference(text, served)
     dates = [f"Today Date: {day} Jul 2024\n{text}" for day in (25, 26)]
-    assert "prints another date" in text_difference(*dates)
+    assert "prints a different date" in text_difference(*dates)
     phi = '{"rope_parameters": {"rope_type": "longrope", "original_max_position_embeddings": 4096}}'
     assert longrope_problem(phi, 131072).endswith("Start the server with --max-model-len 4096.")
     assert longrope_problem(phi, 4096) == longrope_problem(phi.replace("longrope", "yarn"), 131072) == ""
@@ -430,7 +430,7 @@ def test_broken_rules_are_named() -> None:
         (1.0, 0.0, 0.2, 0.3): "pools the mean of all tokens",
         (2.01, -1.0, 0.5, 3.02): "bfloat16 explains it",
         (2.4, -1.1, 0.5, 3.3): "coarsely rounded",
-        (-1.0, 3.0, 0.5, 0.2): "other weights",
+        (-1.0, 3.0, 0.5, 0.2): "different weights",
     }.items():
         is_fault, why = compare_scores(here, list(served), 1e-4, 1e-2, [1.0, 0.0, 0.2, 0.3])
         assert message in why and is_fault == ("round" not in message and "bfloat16" not in message)

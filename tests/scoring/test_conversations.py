@@ -60,7 +60,7 @@ def test_pairs_give_the_conversations_of_training(row: dict, pair: dict) -> None
         ({"a": 1}, "rows.jsonl:1: no messages, no prompt with a response or responses, and no preference pair (keys: a)"),
         ({"response": YES}, "no messages, no prompt"),
         ({"messages": str(QUESTION)}, "messages is not JSON but the Python repr of messages"),
-        ({"question": ASK, "context": "All.", "responses": [YES]}, "context may be part of the conversation and is not used; add it to the prompt or remove it."),
+        ({"question": ASK, "context": "All.", "responses": [YES]}, "context may be part of the conversation but is not used; add it to the prompt or remove it."),
         (PAIR | {"tools": "f("}, "tools is not JSON"),
     ],
 )  # fmt: skip

@@ -78,9 +78,9 @@ FAULTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
         template(CHATML.replace("start|>", "start|> ")),
         "chat template: at character 13",
     ),
-    "other checkpoint": (USUAL, change_weights(lambda _, weight: weight.roll(1, 0)), "same tokens but other weights"),
-    "other adapter": ("LoRA, merged", change_weights(noise), "same tokens but other weights"),
-    "other tokenizer": (USUAL, another_tokenizer, "the same text has other tokens"),
+    "other checkpoint": (USUAL, change_weights(lambda _, weight: weight.roll(1, 0)), "tokens but different weights"),
+    "other adapter": ("LoRA, merged", change_weights(noise), "tokens but different weights"),
+    "other tokenizer": (USUAL, another_tokenizer, "the same text has different tokens"),
 }
 
 
@@ -97,7 +97,7 @@ def test_rounded_weights_are_reported(runs, drift: str, tmp_path: Path) -> None:
     change_weights(DRIFTS[drift][0])(folder)
     evaluate.reference(evaluate.parse_arguments(["reference", str(folder)]))
     found = check_reference_scores(folder, client.RewardClient(runs[USUAL].url))
-    warning = rf"^warning: scores differ by up to 0\.\d+, where rounding explains 0.0005: .*({DRIFTS[drift][1]})"
+    warning = rf"^warning: scores differ by up to 0\.\d+, but rounding explains only 0.0005: .*({DRIFTS[drift][1]})"
     assert re.search(warning, found)
 
 
@@ -177,7 +177,7 @@ STARTS: dict[str, tuple[Callable[[Path], list[str]], str]] = {
         "the server pools the mean of all tokens; start it with",
     ),
     "zero": (zero_head, "the served reward head is zero"),
-    "date": (other_day, "the server prints another date: at character 9 '7 Jul 2024"),
+    "date": (other_day, "the server prints a different date: at character 9 '7 Jul 2024"),
 }
 
 

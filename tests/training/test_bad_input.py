@@ -41,7 +41,7 @@ ROWS = {
     json.dumps(
         GOOD | {"chosen": conversation("a", 4)}
     ): r"pairs\.jsonl:2: chosen, message 2 has content that is not text: '4'",
-    json.dumps(GOOD | {"rejected": GOOD["chosen"]}): r"pairs\.jsonl:2: chosen and rejected are equal",
+    json.dumps(GOOD | {"rejected": GOOD["chosen"]}): r"pairs\.jsonl:2: chosen and rejected are identical",
     json.dumps(GOOD | {"margin": "big"}): r"pairs\.jsonl:2: margin is 'big'; set a finite number",
     json.dumps(GOOD | {"margin": 1.0}): r"2 of 3 pairs have no margin. Add one to all pairs or to none",
 }
@@ -94,7 +94,7 @@ def test_invalid_arguments_stop_the_run(base_model: Path, few_pairs: Path, tmp_p
     (trained / "checkpoint-5").mkdir(parents=True)
     with pytest.raises(InputError, match=r"already contains a model or checkpoints.*--resume_from_checkpoint auto"):
         start(base_model, few_pairs, trained)
-    with pytest.raises(InputError, match=r"has no complete checkpoint"):
+    with pytest.raises(InputError, match=r"contains no complete checkpoint"):
         start(base_model, few_pairs, tmp_path / "out", "--resume_from_checkpoint", "True")
     with pytest.raises(InputError, match=r"--fsdp is not supported: .* Use sh train.sh"):
         start(base_model, few_pairs, tmp_path / "out", "--fsdp", "full_shard")

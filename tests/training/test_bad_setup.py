@@ -29,7 +29,7 @@ ARGUMENTS = {
     "--per_device_eval_batch_size -2": r"--per_device_eval_batch_size -2 must be greater",
     "--gradient_accumulation_steps 0": r"--gradient_accumulation_steps 0 must be greater",
     "--max_length 0": r"--max_length 0 must be greater than 0",
-    "--eval_size nan": r"--eval_size nan: pass a share",
+    "--eval_size nan": r"--eval_size nan: pass a fraction",
     "--save_steps 0": r"--save_steps 0 must be greater than 0",
     "--label_smoothing_factor 0.7": r"--label_smoothing_factor 0\.7 must be in \[0, 0\.5\)",
     "--bf16 True": r"--bf16 needs a GPU",
@@ -142,7 +142,7 @@ MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
     "tokenizer broken": (lambda model: truncate(model / "tokenizer.json"), r"the tokenizer cannot be loaded"),
     "template broken": (
         lambda model: (model / "chat_template.jinja").write_text("{% for m in messages %}"),
-        r"chat template has a syntax error in line 1",
+        r"chat template has a syntax error on line 1",
     ),
     "template drops the answer": (
         lambda model: (model / "chat_template.jinja").write_text("{{ messages[0].content }}"),
@@ -154,7 +154,7 @@ MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "short context": (
         lambda model: change_config(model, max_position_embeddings=16),
-        r"takes 16\. Pass --max_length 16",
+        r"at most 16\. Pass --max_length 16",
     ),
 }
 

@@ -151,7 +151,7 @@ def test_model_card(more: str, base_model: Path, few_pairs: Path, tmp_path: Path
     assert '"pooling_type": "LAST", "use_activation": false' in command and "--dtype float32" in command
     figures = json.loads((tmp_path / "out" / "eval_results.json").read_text())
     assert f"| held-out pairs | {figures['eval_accuracy']:.4f} | {figures['eval_loss']:.4f} |" in card
-    assert "| definitions of tools | not rendered |\n| tool calls | not rendered |" in card, "ChatML has contents only"
+    assert "| tool definitions | not rendered |\n| tool calls | not rendered |" in card, "ChatML has contents only"
     digest = hashlib.sha256(few_pairs.read_bytes()).hexdigest()
     assert digest in card and f"{few_pairs.parent}" not in card
 
@@ -193,7 +193,7 @@ def test_dry_run_reports_memory_and_time_and_saves_nothing(more: str, base_model
         base_model, few_pairs, tmp_path / "out", f"--dry_run True --max_steps 1000 --save_strategy steps {more}"
     )
     assert trainer.state.global_step == 2
-    report = r"Dry run: the longest step takes \d+\.\d\d s and \d+\.\d GB of main memory .* about \S+ minutes"
+    report = r"Dry run: the longest step takes \d+\.\d\d s and \d+\.\d GB of main memory .* run time: \S+ minutes"
     assert re.search(report, capsys.readouterr().out)
     assert not list((tmp_path / "out").glob("**/*.safetensors")) and not (tmp_path / "out" / "run.json").exists()
 

@@ -104,7 +104,7 @@ def test_one_process_uses_one_of_several_gpus(
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     trainer = train_script.main(arguments(base_model, data, tmp_path / "out", "--max_steps 1 --eval_strategy no"))
     assert trainer.args.n_gpu == 1 and trainer.args.train_batch_size == trainer.args.per_device_train_batch_size
-    assert "Training on one of 4 GPUs. To use all of them: sh train.sh" in capsys.readouterr().out
+    assert "Training on one of 4 GPUs. To use all of them, run sh train.sh" in capsys.readouterr().out
 
 
 def test_pad_token_is_replaced_if_the_data_contains_it(base_model: Path, data: Path, tmp_path: Path) -> None:
