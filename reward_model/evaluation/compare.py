@@ -47,7 +47,7 @@ def paired_differences(a: pd.DataFrame, b: pd.DataFrame) -> tuple[pd.DataFrame, 
 
 
 def paired_difference(right_a: np.ndarray, right_b: np.ndarray, prompts: np.ndarray, seed: int = 0) -> dict[str, Any]:
-    """Return both runs' accuracies on the same items, their difference with a 95 % interval, and McNemar's p-value."""
+    """Return both runs' accuracies on the same items, their difference with a 95% interval, and McNemar's p-value."""
     low, high = interval(right_b - right_a, prompts, seed)
     return {
         "items": len(right_a),

@@ -66,7 +66,7 @@ def item_accuracy(
 
 
 def interval(values: np.ndarray, prompts: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """Return the 95 % interval for the mean of `values`, from a percentile bootstrap over prompts.
+    """Return the 95% interval for the mean of `values`, from a percentile bootstrap over prompts.
 
     Args:
         values: Shape (items,).

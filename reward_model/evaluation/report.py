@@ -66,7 +66,7 @@ def _subset_table(figures: dict[str, Any]) -> pd.DataFrame:
     """Return a table with the metrics, formatted as text, for each subset and for all items."""
     table = pd.DataFrame([*figures["subsets"].values(), figures["all"]], index=[*figures["subsets"], "all"])
     table["interval"] = [f"{low:.3f}–{high:.3f}" for low, high in zip(table["low"], table["high"], strict=True)]
-    shown = {"items": "items", "accuracy": "accuracy", "interval": "95 % interval", "mean_margin": "margin"}
+    shown = {"items": "items", "accuracy": "accuracy", "interval": "95% interval", "mean_margin": "margin"}
     shown |= {"log_loss": "log loss", "calibration_error": "ECE", "temperature": "temperature"}
     table = table[list(shown)].map(lambda value: f"{value:.3f}" if isinstance(value, float) else value)
     return table.rename(columns=shown)

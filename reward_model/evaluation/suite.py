@@ -10,7 +10,7 @@ AVERAGE = "average"
 
 
 def suite_scores(results: dict[str, Result], seed: int = 0) -> dict[str, dict[str, float]]:
-    """Return the official figure for each complete benchmark, and their average, with 95 % bootstrap intervals."""
+    """Return the official figure for each complete benchmark, and their average, with 95% bootstrap intervals."""
     complete = {name: results[name] for name in COLUMNS if name in results and results[name].terms}
     samples = {
         name: resampled_means(result.terms, seed + number) for number, (name, result) in enumerate(complete.items())

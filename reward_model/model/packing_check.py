@@ -18,8 +18,8 @@ from reward_model.model.modeling import install, installed_model, rope_switch
 from reward_model.model.packing import Group, pack, tree
 
 # Largest accepted relative difference between the hidden states that enter the reward head, in fp32 and in half
-# precision. Measured (table in tests/model/test_packing_check.py): with correct packing they differ by 1e-6 and by 2 %,
-# in one pair out of 40 by 6 %; with a leak, by 12 % or more in every pair. So several pairs are compared, and the one
+# precision. Measured (table in tests/model/test_packing_check.py): with correct packing they differ by 1e-6 and by 2%,
+# in one pair out of 40 by 6%; with a leak, by 12% or more in every pair. So several pairs are compared, and the one
 # that differs least decides.
 IN_FP32, IN_HALF = 1e-3, 5e-2
 PACKABLE_LAYERS = {"full_attention", "sliding_attention"} | MIXER_LAYERS

@@ -22,7 +22,7 @@ from reward_model.model.tokenization import load_tokenizer, render, token_ids
 
 Conversation = list[dict[str, Any]]
 SEED = 42  # the default of train.py's --seed
-# Token positions in a batch. On a CPU, larger batches are 15 % slower and take more memory (docs/benchmarks.md).
+# Token positions in a batch. On a CPU, larger batches are 15% slower and take more memory (docs/benchmarks.md).
 # 32,768 positions keep a GPU busy even if the model is small; more would only delay the next rows of the output.
 CPU_BUDGET, LARGEST_BUDGET = 4096, 32768
 

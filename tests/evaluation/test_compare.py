@@ -37,7 +37,7 @@ def test_mcnemar_and_paired_difference() -> None:
     assert compare.mcnemar(a, b) == pytest.approx(0.125)
     found = compare.paired_difference(a, b, np.arange(10))
     assert (found["accuracy_a"], found["accuracy_b"]) == (0.4, 0.9) and found["difference"] == pytest.approx(0.5)
-    # The sum of ten draws of -1 (one in ten), 1 (six in ten) or 0 is at most 0 in 2.3 % and 8 in 96.4 % of samples.
+    # The sum of ten draws of -1 (one in ten), 1 (six in ten) or 0 is at most 0 in 2.3% and 8 in 96.4% of samples.
     assert found["low"] in (0.0, pytest.approx(0.1)) and found["high"] == pytest.approx(0.9)
     assert compare.mcnemar(a, a) == 1.0
 

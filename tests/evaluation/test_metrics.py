@@ -16,7 +16,7 @@ def test_accuracy_and_its_interval() -> None:
     found = measures.measures(MARGINS)
     assert found["ties"] == 1 and found["mean_margin"] == 1.0
     # Prompts have sums 1, 0.5, 1 over 2, 1, 1 pairs. Of the 27 samples of three prompts, the one with c alone gives
-    # 1 (3.7 %), those without c give 0.5 (29.6 %): the 2.5th and 97.5th percentiles.
+    # 1 (3.7%), those without c give 0.5 (29.6%): the 2.5th and 97.5th percentiles.
     assert measures.interval(measures.right(MARGINS), PROMPTS) == (0.5, 1.0)
     # Resampling pairs instead of prompts would be another interval: it reaches below a half.
     assert measures.interval(measures.right(MARGINS), np.arange(4))[0] < 0.5

@@ -99,7 +99,7 @@ def test_only_leaks_are_a_reason_to_pad(leak, precision: str, monkeypatch: pytes
 
 
 def test_rounding_noise_of_a_large_head_is_not_a_leak() -> None:
-    """With the norm of a trained head, the rewards of this pair differ by 12 % in bf16, the hidden states by 1.4 %."""
+    """With the norm of a trained head, the rewards of this pair differ by 12% in bf16, the hidden states by 1.4%."""
     tokens = random.Random(1)
     prefix, chosen, rejected = ([tokens.randrange(3, 640) for _ in range(length)] for length in (100, 37, 200))
     model = tiny_model("qwen2", torch.bfloat16, num_hidden_layers=16)
