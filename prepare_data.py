@@ -108,7 +108,13 @@ def parse_arguments() -> argparse.Namespace:
         default=0,
         help="fraction (below 1) or number of pairs to hold out, by prompt (default: 0)",
     )
-    add("--exclude_prompts", nargs="+", default=[], metavar="FILE", help="set aside pairs with a prompt in these files")
+    add(
+        "--exclude_prompts",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="set aside pairs whose prompt is in these files",
+    )
     add("--exclude_similarity", type=float, default=SIMILARITY, help="minimum Jaccard similarity (default: 0.8)")
     add("--tokenizer", metavar="MODEL", help="measure lengths in tokens, and try the chat template on every pair")
     add("--max_length", type=int, help="set aside pairs with a side longer than this many tokens")

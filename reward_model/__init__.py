@@ -5,7 +5,7 @@ import traceback
 
 
 class InputError(ValueError):
-    """An input error. Its message gives problem, location and fix; scripts print it without a traceback."""
+    """An input error. Its message states the problem, where it is and how to fix it. Scripts print no traceback."""
 
 
 class RowError(InputError):

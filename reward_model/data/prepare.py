@@ -204,7 +204,7 @@ def _mix(facts: np.ndarray, is_good: np.ndarray, sources: list[Source], random: 
 def _good_lines(
     path: Path, part: int, pairs: ConvertedPairs, conflicts: "Conflicts", findings: Findings
 ) -> IndexedLines:
-    """Yield (index, line) for each pair in a source that is not set aside; add conflicts to the findings."""
+    """Yield (index, line) for each pair in a source, except those set aside; add conflicts to the findings."""
     from reward_model.data.quality import REASONS
 
     indices = np.flatnonzero(pairs.facts["part"] == part)

@@ -154,7 +154,7 @@ def hub_rows(name: str) -> Iterator[NumberedRow]:
 
 
 def _has_lines(content: BinaryIO) -> bool:
-    """Return whether a .json file has one object per line: the first line ends with a brace, and another follows."""
+    """Return whether a .json file has one object per line: its first line ends with } and a second follows."""
     first, second = content.readline().strip(), content.readline()
     content.seek(0)
     return first.endswith(b"}") and first.removeprefix(codecs.BOM_UTF8)[:1] != b"[" and bool(second.strip())

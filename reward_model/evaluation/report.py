@@ -38,7 +38,7 @@ def compute_figures(scored: ScoredItems, seed: int = 0) -> dict[str, Any]:
 
 
 def _subset_metrics(scored: ScoredItems, inside: np.ndarray, seed: int) -> dict[str, Any]:
-    """Return metrics for the items where `inside` is true. Accuracy is per item; other metrics are over their pairs."""
+    """Return metrics for the items where `inside` is true. Accuracy counts items; other metrics count pairs."""
     margins = np.concatenate([scored.margins[index] for index in np.flatnonzero(inside)])
     low, high = interval(scored.right[inside], scored.prompts[inside], seed)
     return {
@@ -93,7 +93,7 @@ def write(directory: Path, name: str, figures: dict[str, Any], scored: ScoredIte
 
 
 def with_identifier_keys(figures: dict[str, Any]) -> dict[str, Any]:
-    """Return the same figures with identifiers as keys, such as official.rm_bench.easy. Subset names do not change."""
+    """Return the same metrics with keys that are identifiers, such as official.rm_bench.easy; subsets keep their names."""
     renamed = {}
     for name, value in figures.items():
         is_nested = isinstance(value, dict) and name != "subsets"

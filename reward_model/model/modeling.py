@@ -23,7 +23,7 @@ from reward_model.model.packing import mixer_layout
 
 
 class PathCounts:
-    """State of one model: what it has computed, and what its layers have passed to attention."""
+    """Per-model state: cached results, and the values that its layers pass to attention."""
 
     def __init__(self) -> None:
         self.positions = self.padded_positions = self.real_tokens = self.pairs = 0  # in training

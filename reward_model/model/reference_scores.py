@@ -137,7 +137,8 @@ def rounded(model: PreTrainedModel) -> Iterator[None]:
     """Round the output of every module in the body to bfloat16, whatever dtype it is computed in.
 
     This predicts how much scores change if the model is served in bfloat16, without using bfloat16 arithmetic, which
-    most CPUs emulate. The factor makes it a second, different rounding if the model already computes in bfloat16.
+    most CPUs emulate. If the model already computes in bfloat16, scaling by a factor first makes this rounding differ
+    from the model's own.
     """
 
     def hook(module: torch.nn.Module, inputs: Any, output: Any) -> Any:

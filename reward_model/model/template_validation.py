@@ -162,8 +162,8 @@ def _check_undated(messages: list[dict[str, Any]], tools: Any, text: str, tokeni
 def _check_end(second: tuple[str, str, str], answer: tuple[str, str, str], reply: tuple[str, str, str]) -> None:
     """Raise InputError unless the template closes the last answer in the same way as an earlier one.
 
-    Each argument is (text before, content, text after) for a message. Beyond what also follows an earlier answer, only
-    closing tokens may follow the last one: no words, and not the tokens that open an answer.
+    Each argument is (text before, content, text after) for a message. The last answer may be followed by the same text
+    as an earlier one and by closing tokens, but not by other words or by the tokens that open an answer.
     """
     ending = LEXEME.findall(answer[2])
     opening = LEXEME.findall(answer[0][len(second[0]) + len(second[1]) :])

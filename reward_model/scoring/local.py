@@ -199,7 +199,8 @@ def batch_budget(model: PreTrainedModel) -> int:
 
 
 def _batches(sizes: list[int], budget: int) -> Iterator[list[int]]:
-    """Yield the indices of the groups in each batch: of similar size, up to `budget` positions, at least one."""
+    """Yield batches of group indices. The groups in a batch have similar sizes and at most `budget` positions, except
+    for a single larger group."""
     batch: list[int] = []
     filled = 0
     for number in sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True):

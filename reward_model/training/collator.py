@@ -17,11 +17,11 @@ class PairCollator(DataCollatorForPreference):
     """Collate pairs so that the rewards of the batch are in the order `[chosen…, rejected…]`.
 
     Examples contain `chosen_ids` and `rejected_ids`, and optionally `margin`, `place` and `prompt` (a key: pairs with
-    the same prompt share a tree). The batch contains the inputs of the model, `real_tokens` (on both sides),
-    `padded_positions` (in the padded batch) and, if `max_tokens` is set, its `examples`, for `split`.
+    the same prompt share a tree). The batch contains the model inputs, `real_tokens` (the number in chosen and rejected),
+    `padded_positions` (the size of the padded batch) and, if `max_tokens` is set, the `examples` that `split` needs.
 
     Args:
-        shared_prefix: Return one packed row; otherwise padded rows.
+        shared_prefix: Return one packed row; if False, return padded rows.
         max_tokens: Maximum number of token positions in a pass, for `split`.
         rope_switch: The value of `reward_model.model.modeling.rope_switch` for the model.
     """

@@ -89,7 +89,7 @@ def metrics_by_subset(metrics: dict[str, float]) -> dict[str, dict[str, float]]:
 
 
 def upload_model(directory: Path, repository: str, args: TrainingArguments) -> None:
-    """Upload a complete model to the Hub. Trainer would upload it before the reference scores and the card exist."""
+    """Upload a complete model to the Hub. Trainer's own upload would come before the reference scores and the card."""
     commit = HfApi(token=args.hub_token).upload_folder(
         repo_id=repository,
         folder_path=directory,

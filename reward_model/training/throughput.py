@@ -16,7 +16,7 @@ PEAK = {"GB200": 2500, "B200": 2250, "H200": 989, "H100 NVL": 835, "H100 PCIe": 
 
 
 def peak_flops(device_name: str) -> float | None:
-    """Return the peak of a GPU in FLOP/s, or None if it is unknown, as for a MIG instance."""
+    """Return a GPU's peak throughput in FLOP/s, or None if it is unknown (for example, for a MIG instance)."""
     return next((1e12 * peak for name, peak in PEAK.items() if name in device_name and "MIG" not in device_name), None)
 
 
