@@ -113,7 +113,7 @@ def parse_arguments() -> argparse.Namespace:
         nargs="+",
         default=[],
         metavar="FILE",
-        help="set aside pairs whose prompt is in these files",
+        help="set aside pairs whose prompt they contain",
     )
     add("--exclude_similarity", type=float, default=SIMILARITY, help="minimum Jaccard similarity (default: 0.8)")
     add("--tokenizer", metavar="MODEL", help="measure lengths in tokens, and try the chat template on every pair")

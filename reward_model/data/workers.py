@@ -29,7 +29,7 @@ BAR = {"unit": "B", "unit_scale": True, "dynamic_ncols": True}
 
 @dataclass(frozen=True)
 class Source:
-    """A file, a directory or a Hub id, with its format, its weight in the mix, and the maximum number of pairs from it."""
+    """A file, a directory or a Hub id, with its format, its weight in the mix, and a maximum number of pairs."""
 
     name: str
     format: str = "auto"

@@ -93,7 +93,7 @@ def write(directory: Path, name: str, figures: dict[str, Any], scored: ScoredIte
 
 
 def with_identifier_keys(figures: dict[str, Any]) -> dict[str, Any]:
-    """Return the same metrics with keys that are identifiers, such as official.rm_bench.easy; subsets keep their names."""
+    """Return the same metrics with identifiers as keys (official.rm_bench.easy); subsets keep their names."""
     renamed = {}
     for name, value in figures.items():
         is_nested = isinstance(value, dict) and name != "subsets"

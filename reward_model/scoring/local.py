@@ -199,8 +199,7 @@ def batch_budget(model: PreTrainedModel) -> int:
 
 
 def _batches(sizes: list[int], budget: int) -> Iterator[list[int]]:
-    """Yield batches of group indices. The groups in a batch have similar sizes and at most `budget` positions, except
-    for a single larger group."""
+    """Yield batches of group indices: similar sizes, and at most `budget` positions unless one group has more."""
     batch: list[int] = []
     filled = 0
     for number in sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True):

@@ -17,7 +17,7 @@ class PairCollator(DataCollatorForPreference):
     """Collate pairs so that the rewards of the batch are in the order `[chosen…, rejected…]`.
 
     Examples contain `chosen_ids` and `rejected_ids`, and optionally `margin`, `place` and `prompt` (a key: pairs with
-    the same prompt share a tree). The batch contains the model inputs, `real_tokens` (the number in chosen and rejected),
+    the same prompt share a tree). The batch contains the model inputs, `real_tokens` (the number in both sides),
     `padded_positions` (the size of the padded batch) and, if `max_tokens` is set, the `examples` that `split` needs.
 
     Args:
