@@ -39,21 +39,28 @@ ARGUMENTS = (
 SECONDS = 400  # that a server may take to start
 
 
+# Sizes as small as vLLM's CPU kernels accept, where a tiny config has them.
+SIZES = {
+    "head_dim": 32, "linear_key_head_dim": 128, "linear_value_head_dim": 128, "mamba_headdim": 32,
+    "kv_lora_rank": 512, "qk_rope_head_dim": 64, "qk_nope_head_dim": 128, "v_head_dim": 128,
+    "word_embed_proj_dim": 128, "attention_hidden_size": 256, "attention_head_dim": 64,
+}  # fmt: skip
+# Settings of released checkpoints.
+RELEASED = {"deepseek_v3": {"topk_method": "noaux_tc"}, "gpt_bigcode": {"num_key_value_heads": 1}}
+
+
 def served_config(name: str, changes: dict[str, Any]) -> Any:
-    """Return a tiny config with heads as small as vLLM's CPU kernels accept, and settings that checkpoints have."""
-    heads = {"head_dim": 32, "linear_key_head_dim": 128, "linear_value_head_dim": 128, "mamba_headdim": 32}
-    heads |= {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "qk_nope_head_dim": 128, "v_head_dim": 128}
-    heads |= {"word_embed_proj_dim": 128}
-    sizes = {"hidden_size": 128, "vocab_size": 49152, "initializer_range": 0.1, "pad_token_id": 2}
-    if name == "deepseek_v3":
-        sizes["topk_method"] = "noaux_tc"
+    """Return a tiny config that vLLM can serve on a CPU."""
+    common = {"hidden_size": 128, "vocab_size": 49152, "initializer_range": 0.1, "pad_token_id": 2}
 
     def enlarge(text: dict[str, Any]) -> dict[str, Any]:
-        return text | sizes | {key: heads[key] for key in heads.keys() & text.keys()}
+        return text | common | {key: SIZES[key] for key in SIZES.keys() & text.keys()}
 
     if "text_config" in changes:  # a model with a vision tower
         changes = changes | {"text_config": enlarge(changes["text_config"])}
-    return tiny_config(name.split()[0], **(changes if "text_config" in changes else enlarge(changes)))
+    else:
+        changes = enlarge(changes)
+    return tiny_config(name.split()[0], **changes | RELEASED.get(name, {}))
 
 
 def train(config: Any, directory: Path) -> dict[str, Any]:
