@@ -35,6 +35,9 @@ from reward_model.training.data import read_pairs, sample_pairs
 from reward_model.training.ranks import collect, raise_on_all_ranks
 from reward_model.training.run_record import check_same_run, make_record
 
+# Model types that vLLM 0.32 does not serve as they are saved (the table of families in docs/training.md).
+NOT_SERVED = "axk1 biogpt bloom diffllama doge gemma3 gpt_neox helium minicpm3 ministral mpt persimmon phimoe".split()
+
 
 @dataclass
 class Setup:
@@ -70,6 +73,11 @@ def check_setup(data_args: DataArguments, training_args: TrainingArguments, mode
             setup.tokenizer, warnings = load_training_tokenizer(training_args, model_args)
             setup.warnings += warnings
         setup.skeleton = load_skeleton(training_args, model_args)
+        if (family := setup.skeleton.config.model_type) in NOT_SERVED:
+            setup.warnings.append(
+                f"vLLM 0.32 cannot serve {family} models as they are saved (see the table of families in "
+                "docs/training.md). infer_transformers.py scores with the trained model."
+            )
         if not problems:  # a number out of range would be reported twice
             check_libraries(setup.skeleton, training_args)
     with collect(problems), training_args.main_process_first(desc="data"):

@@ -15,8 +15,9 @@ import train as train_script
 from reward_model import InputError
 from reward_model.model import checkpoint
 from reward_model.model.checkpoint import check_reward_model, check_saved_template, light_tokenizer, serving_dtype
-from reward_model.training.arguments import DataArguments
+from reward_model.training.arguments import DataArguments, parse_arguments
 from reward_model.training.data import check_tokens, read_pairs
+from reward_model.training.validation import check_setup
 
 pytestmark = pytest.mark.usefixtures("no_model_is_loaded")
 PAIRS = demo_pairs()[:8]
@@ -331,6 +332,14 @@ def test_date_in_a_saved_template_gives_a_warning(tiny_reward_model: Path, tmp_p
     template.write_text("{{ strftime_now('%d %b %Y') }}" + template.read_text())
     check_saved_template(light_tokenizer(str(model)), str(model))
     assert "prints today's date, so scores change from day to day" in capsys.readouterr().err
+
+
+def test_family_that_vllm_cannot_serve_is_reported_before_training(tiny_model, tmp_path, capsys) -> None:
+    pairs = jsonl(tmp_path / "pairs.jsonl", PAIRS)
+    paths = {"--model_name_or_path": tiny_model("persimmon"), "--dataset_name": pairs, "--output_dir": tmp_path / "out"}
+    arguments = [str(word) for both in paths.items() for word in both]
+    check_setup(*parse_arguments(arguments, tmp_path / "none"))
+    assert "vLLM 0.32 cannot serve persimmon models" in capsys.readouterr().out
 
 
 def test_the_check_before_serving_prints_the_dtype(tiny_reward_model: Path) -> None:
