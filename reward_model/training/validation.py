@@ -36,7 +36,10 @@ from reward_model.training.ranks import collect, raise_on_all_ranks
 from reward_model.training.run_record import check_same_run, make_record
 
 # Model types that vLLM 0.32 does not serve as they are saved (the table of families in docs/training.md).
-NOT_SERVED = "axk1 biogpt bloom diffllama doge gemma3 gpt_neox helium minicpm3 ministral mpt persimmon phimoe".split()
+NOT_SERVED = (
+    "axk1 axk2 biogpt bloom diffllama doge gemma3 gpt_neo gpt_neox helium minicpm3 minimax ministral mpt persimmon "
+    "phimoe zamba"
+).split()
 
 
 @dataclass
