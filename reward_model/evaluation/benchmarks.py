@@ -1,4 +1,4 @@
-"""Compute the official results of public benchmarks as their own code does. Ties are wrong unless noted otherwise."""
+"""Compute the official results of public benchmarks as their own code does. Ties count as wrong unless noted."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -65,7 +65,7 @@ def official_results(scored: ScoredItems) -> dict[str, Result]:
 
 
 def rewardbench(scored: ScoredItems) -> Result:
-    """Return the weighted mean for each section, and the mean over sections.
+    """Return the weighted mean accuracy for each section, and the mean over sections.
 
     Follows calculate_scores_per_section in allenai/reward-bench.
     """
@@ -153,7 +153,7 @@ def ppe_correctness(scored: ScoredItems) -> Result:
 
 
 def rmb(scored: ScoredItems) -> Result:
-    """Return the accuracy on the pairs and on the lists for helpfulness, the same for harmlessness, and the mean."""
+    """Return the accuracy on pairs and on lists, each for helpfulness and for harmlessness, and the mean of all four."""
     parts: dict[str, Terms] = {}
     for name, start in RMB.items():
         inside = np.char.startswith(scored.subsets, start)

@@ -1,4 +1,4 @@
-"""Read rows of PPE and RMB, which label the better answers in fields of their own.
+"""Read rows from PPE and RMB, which label the better answers in their own fields.
 
 Every row that these benchmarks score is accepted, including rows with empty answers and pairs of identical answers.
 """
@@ -31,14 +31,14 @@ class LabeledRow:
     comparisons: list[tuple[int, int]] = field(default_factory=list)
 
     def conversations(self, answers: list[Any]) -> list[Messages]:
-        """Return the prompt followed by each answer; raise RowError if any message is not text."""
+        """Return a conversation for each answer, which follows the prompt; raise RowError if a message is not text."""
         turns = self.prompt if isinstance(self.prompt, list) else [{"role": "user", "content": self.prompt}]
         context = [{"role": turn["role"], "content": _text(turn["content"])} for turn in turns]
         return [[*context, {"role": "assistant", "content": _text(answer)}] for answer in answers]
 
 
 def find_layout(row: Any) -> Callable[[Row, str], LabeledRow] | None:
-    """Return the function of (row, source) that reads rows like this one, or None if it is not a PPE or RMB row."""
+    """Return the function that reads rows like this one, given (row, source), or None if it is not from PPE or RMB."""
     keys = row.keys() if isinstance(row, dict) else set()
     return next((read for needed, read in LAYOUTS if needed <= keys), None)
 

@@ -58,7 +58,7 @@ def _attention(
     path_counts: "PathCounts | None" = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attend over a packed row, or over a padded batch if `cu_seq_lens_q` is None. Transformers prescribes the signature.
+    """Attend over a packed row, or over a padded batch if `cu_seq_lens_q` is None. Transformers sets the signature.
 
     Queries are `(1, heads, tokens, size)`; keys and values may have fewer heads. `sliding_window` is the maximum number
     of keys that a query sees, including its own. The arguments from `cu_seq_lens_q` to `key_index` come from `pack`,

@@ -55,10 +55,11 @@ def load_model(name: str, new_head: bool = False, **options: Any) -> PreTrainedM
 def check_report(name: str, model: PreTrainedModel, report: dict[str, Any], new_head: bool) -> None:
     """Raise InputError if Transformers' loading report for `model` lists weights that do not match its config."""
     missing = set(report["missing_keys"]) - ({"score.weight"} if new_head else set())
+    found = _names(report["unexpected_keys"])
     if missing:
         raise InputError(
             f"{name}: {_names(missing)} are missing from the weights and would be random"
-            + (f"; the weights contain {_names(report['unexpected_keys'])} instead" if report["unexpected_keys"] else "")
+            + (f"; the weights contain {found} instead" if found else "")
             + ". Save the unwrapped model again, or copy the weights that belong to config.json."
         )
     if report["mismatched_keys"]:

@@ -38,7 +38,7 @@ from reward_model.training.run_record import check_same_run, make_record
 
 @dataclass
 class Setup:
-    """What validation has read and found. Attributes that could not be read are not set."""
+    """Everything that validation has read. Attributes that could not be read are left unset."""
 
     tokenizer: PreTrainedTokenizerBase = field(init=False)
     skeleton: PreTrainedModel = field(init=False)  # without weights, on the meta device; for LoRA, with its adapters

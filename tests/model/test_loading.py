@@ -29,8 +29,8 @@ def with_one(key: str, *shape: int) -> Callable[[Tensors], Tensors]:
 
 # Change of the weights, expected message.
 MISMATCHED = {
-    "torch.compile": (renamed("", "_orig_mod."), r"missing.* would be random; the weights have _orig_mod\."),
-    "DDP": (renamed("", "module."), r"the weights have module\."),
+    "torch.compile": (renamed("", "_orig_mod."), r"missing.* would be random; the weights contain _orig_mod\."),
+    "DDP": (renamed("", "module."), r"the weights contain module\."),
     "FSDP": (renamed("layers.0.", "layers.0._fsdp_wrapped_module."), r"layers\.0\._fsdp_wrapped_module"),
     "activation checkpointing": (renamed("mlp.", "_checkpoint_wrapped_module.mlp."), "_checkpoint_wrapped_module"),
     "PEFT, not merged": (renamed("q_proj.", "q_proj.base_layer."), r"q_proj\.base_layer\.weight"),

@@ -150,7 +150,7 @@ MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "tokenizer of another model": (
         lambda model: shrink_vocabulary(model),
-        r"vocabulary of the model has 100",
+        r"the model's vocabulary has only 100",
     ),
     "short context": (
         lambda model: change_config(model, max_position_embeddings=16),
