@@ -175,7 +175,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         commands[run.__name__].set_defaults(run=run)
     for name in ("accuracy", "parity"):
         add = commands[name].add_argument
-        add("--url", required=name == "parity", help="server started by infer_vllm.sh; its API key is read from VLLM_API_KEY")
+        add("--url", required=name == "parity", help="server started by infer_vllm.sh; set VLLM_API_KEY to its key")
         add("--served_model_name", default=MODEL, help="name of the model on the server (default: %(default)s)")
         add("--concurrency", type=int, default=8, help="number of concurrent requests (default: 8)")
     for name in ("parity", "reference", "normalize"):

@@ -23,8 +23,8 @@ python=python3
 : "${NODE_RANK:=0}"
 : "${MASTER_ADDR:=127.0.0.1}"
 : "${MASTER_PORT:=29500}"
-# By default, torchrun kills ranks that are still running 30 s after SIGTERM or Ctrl-C. That is too soon for saving a
-# checkpoint: ZeRO-3 writes about 100 GB for 7B.
+# By default, torchrun kills ranks that are still running 30 s after SIGTERM or Ctrl-C. Saving a checkpoint
+# takes longer: ZeRO-3 writes about 100 GB for 7B.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-900}"
 # Steps differ in length, so fixed segments would fragment the memory.
 export PYTORCH_ALLOC_CONF="${PYTORCH_ALLOC_CONF:-${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}}"

@@ -25,7 +25,7 @@ from reward_model.evaluation.layouts import find_layout
 from reward_model.evaluation.metrics import item_accuracy
 
 RM_BENCH_DOMAINS = ("chat", "math", "code", "safety")
-GENERIC_NAMES = ("dataset", "data", "test", "train", "eval")  # uninformative file names; the directory's name is used instead
+GENERIC_NAMES = ("dataset", "data", "test", "train", "eval")  # uninformative file names, replaced by the directory's
 EXCERPT = 200  # characters of each message kept in scores.jsonl
 
 
@@ -160,7 +160,7 @@ def _row_items(converted: ConvertedRow, stem: str, label: str, protocol: str) ->
         subset = first.get("subset") or first.get("source") or label
         found = item_protocol(subset, len(chosen), len(rejected)) if protocol == "auto" else protocol
         if protocol not in ("auto", "pairs") and len(chosen) + len(rejected) == 2:
-            raise InputError(f"{converted.place}: this is a pair, but --protocol {found} is for lists. Omit --protocol.")
+            raise InputError(f"{converted.place}: this is a pair, but --protocol {found} is for lists. Omit it.")
         if found == "rm-bench" and (len(chosen), len(rejected)) != (3, 3):
             sizes = f"{len(chosen)} chosen and {len(rejected)} rejected answers"
             raise InputError(f"{converted.place}: {sizes}, but RM-Bench has 3 of each. Pass a different --protocol.")

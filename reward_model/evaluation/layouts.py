@@ -15,7 +15,7 @@ from reward_model.data.pair import Messages, check_encodable
 from reward_model.data.preferences import MODELS
 
 PPE_PREFERENCE = "PPE Preference"
-# The sets of PPE Correctness. Their rows have the same fields, so a set is recognized by its file or directory name.
+# The sets in PPE Correctness. Their rows have the same fields, so a set is recognized by its file or directory name.
 PPE_CORRECTNESS = ("MMLU-Pro", "MATH", "GPQA", "IFEval", "MBPP-Plus")
 
 
@@ -31,7 +31,7 @@ class LabeledRow:
     comparisons: list[tuple[int, int]] = field(default_factory=list)
 
     def conversations(self, answers: list[Any]) -> list[Messages]:
-        """Return a conversation for each answer, which follows the prompt; raise RowError if a message is not text."""
+        """Return one conversation per answer, the prompt and that answer; raise RowError if a message is not text."""
         turns = self.prompt if isinstance(self.prompt, list) else [{"role": "user", "content": self.prompt}]
         context = [{"role": turn["role"], "content": _text(turn["content"])} for turn in turns]
         return [[*context, {"role": "assistant", "content": _text(answer)}] for answer in answers]

@@ -37,7 +37,7 @@ def check_reward_model(directory: str) -> dict[str, Any]:
         raise InputError(f"{directory} {problem}. Pass the --output_dir of train.py or another reward model.")
     config = read_config(path)
     if not is_reward_model(config):
-        architecture = (config.get("architectures") or ["a model without architecture"])[0]
+        architecture = (config.get("architectures") or ["a model of unknown architecture"])[0]
         raise InputError(
             f"{directory} contains {architecture}, which has no reward head. "
             f"Train a reward model from it: .venv/bin/python train.py --model_name_or_path {directory} …"
