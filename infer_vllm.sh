@@ -5,8 +5,8 @@
 #   PORT=5002 TENSOR_PARALLEL_SIZE=2 sh infer_vllm.sh save/my-run --max-model-len 4096      (more flags for vllm serve)
 #   DATA_PARALLEL_SIZE=8 sh infer_vllm.sh save/my-run                                   a replica on each of eight GPUs
 #   HOST=0.0.0.0 VLLM_API_KEY=… sh infer_vllm.sh save/my-run      open to other machines; client.py sends the same key
-#   SERVED_MODEL_NAME=judge sh infer_vllm.sh save/my-run                                  served model name (default: base_reward)
-#   CHECK=0 sh infer_vllm.sh save/my-run                     skips the check of served scores against reference_scores.json
+#   SERVED_MODEL_NAME=judge sh infer_vllm.sh save/my-run                      served model name (default: base_reward)
+#   CHECK=0 sh infer_vllm.sh save/my-run               skips the check of served scores against reference_scores.json
 #
 # All vLLM flags: python -m vllm.entrypoints.openai.api_server --help=all
 set -eu

@@ -95,7 +95,7 @@ def _forward(
     Args:
         self: The model.
         input_ids: `(1, tokens)` for a packed row, or `(conversations, longest)`.
-        attention_mask: Mask of a padded batch. The reward is read at its last unmasked token, even a pad token.
+        attention_mask: Mask of a padded batch. The reward is read at its last token, whatever the pad token is.
         end_positions: Last token of each branch in a packed row, `(branches,)`.
         real_tokens: Number of tokens on both sides of all pairs, for the counts.
         padded_positions: Number of positions that the padded batch would have, for the counts.

@@ -36,7 +36,7 @@ ARGUMENTS = {
     "--fp16 True": r"--fp16 and --dtype float16 need a GPU",
     "--dtype float16": r"--fp16 and --dtype float16 need a GPU",
     "--fp16 True --bf16 True --use_cpu True": r"At most one of fp16 and bf16",
-    "--report_to nobody": r"--report_to nobody is not installed or unknown",
+    "--report_to nobody": r"--report_to nobody is not installed or is unknown",
     "--lora_r 8": r"--lora_r has no effect without --use_peft",
     "--use_peft --lora_r -1": r"--lora_r -1 must be greater than 0",
     "--use_peft --lora_target_modules nothing": r"--lora_target_modules nothing: No modules were targeted",
