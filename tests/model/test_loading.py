@@ -40,7 +40,7 @@ MISMATCHED = {
         r"layers\.1\..* and \d+ more weights are missing",
     ),
     "one tensor is missing": (without("layers.0.mlp.up_proj"), r"model\.layers\.0\.mlp\.up_proj\.weight are missing"),
-    "a further layer": (with_one("model.layers.2.mlp.up_proj.weight", 96, 128), r"contain model\.layers\.2.*be ignored"),
+    "a further layer": (with_one("model.layers.2.mlp.up_proj.weight", 96, 128), r"contain model.layers.2.*be ignored"),
     "a bias": (with_one("model.layers.0.mlp.up_proj.bias", 96), r"up_proj\.bias, which config.json does not describe"),
     "another shape": (with_one("model.norm.weight", 64), r"model\.norm\.weight has the shape \[64\] in the weights"),
 }
