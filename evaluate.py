@@ -4,7 +4,7 @@
     python evaluate.py --url http://127.0.0.1:5001 rewardbench.parquet rm_bench.json  # use a vLLM server
     python evaluate.py --model save/demo --suite save/suite  # run all public benchmarks and print one table row
     python evaluate.py compare save/evaluation-a save/evaluation-b  # compare two --output directories
-    python evaluate.py parity save/demo --url http://127.0.0.1:5001 data/demo/eval.jsonl  # are the scores the same?
+    python evaluate.py parity save/demo --url http://127.0.0.1:5001 data/demo/eval.jsonl  # do the scores match?
 
 DATA is anything that prepare_data.py reads: a file, a directory (its test files, if any) or a Hub id. Rows that
 list several chosen or rejected answers are judged by the protocol of their benchmark (see docs/evaluation.md).
@@ -175,7 +175,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         commands[run.__name__].set_defaults(run=run)
     for name in ("accuracy", "parity"):
         add = commands[name].add_argument
-        add("--url", required=name == "parity", help="server started by infer_vllm.sh; its API key is in VLLM_API_KEY")
+        add("--url", required=name == "parity", help="server started by infer_vllm.sh; set VLLM_API_KEY to its key")
         add("--served_model_name", default=MODEL, help="name of the model on the server (default: %(default)s)")
         add("--concurrency", type=int, default=8, help="number of concurrent requests (default: 8)")
     for name in ("parity", "reference", "normalize"):

@@ -4,9 +4,9 @@
 #   sh infer_vllm.sh save/my-run
 #   PORT=5002 TENSOR_PARALLEL_SIZE=2 sh infer_vllm.sh save/my-run --max-model-len 4096      (more flags for vllm serve)
 #   DATA_PARALLEL_SIZE=8 sh infer_vllm.sh save/my-run                                   a replica on each of eight GPUs
-#   HOST=0.0.0.0 VLLM_API_KEY=… sh infer_vllm.sh save/my-run       allows other machines; client.py sends the same key
-#   SERVED_MODEL_NAME=judge sh infer_vllm.sh save/my-run                                  served model name, default: base_reward
-#   CHECK=0 sh infer_vllm.sh save/my-run                     does not check the served scores against reference_scores.json
+#   HOST=0.0.0.0 VLLM_API_KEY=… sh infer_vllm.sh save/my-run      open to other machines; client.py sends the same key
+#   SERVED_MODEL_NAME=judge sh infer_vllm.sh save/my-run                      served model name (default: base_reward)
+#   CHECK=0 sh infer_vllm.sh save/my-run               skips the check of served scores against reference_scores.json
 #
 # All vLLM flags: python -m vllm.entrypoints.openai.api_server --help=all
 set -eu
@@ -22,7 +22,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 python=python3
 [ -x "$here/.venv/bin/python" ] && python=$here/.venv/bin/python
 
-# Flags after the directory override the variables. Read the flags that the check and the messages below need.
+# Flags after the directory override the variables. Read those flags that the check and the messages below need.
 for word in "$@"; do
   case $word in --*) flag=$(echo "${word%%=*}" | tr _ -) ;; esac
   value=${word#--*=}
@@ -51,7 +51,7 @@ if ! nvidia-smi -L >/dev/null 2>&1; then
   eager=--enforce-eager device=cpu
   export VLLM_CPU_KVCACHE_SPACE="${VLLM_CPU_KVCACHE_SPACE:-2}"
 fi
-# The dtype in which Transformers loads the weights. By default, vLLM serves fp32 weights as fp16 on a GPU.
+# Serve in the dtype in which Transformers loads the weights; vLLM's default on a GPU is to serve fp32 weights as fp16.
 dtype=$(PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}" "$python" -m reward_model.model.checkpoint "$model" "$device")
 dtype=${given:-$dtype}
 case $eager$dtype in
@@ -65,7 +65,7 @@ esac
 normalization=$(sed 's/{/, /; s/}//' "$model/score_normalization.json" 2>/dev/null || true)
 # LAST: the reward is read at the last token, as in training. use_activation true would apply a sigmoid to scores.
 # hf: tokenize as in training, even if the directory also contains another tokenizer's files (tekken.json).
-# string: pass content as text, as in training. To templates that render images, vLLM would pass lists of parts.
+# string: pass content as text, as in training. Otherwise vLLM passes lists of parts to templates that render images.
 set -- --served-model-name "$name" --host "$host" --port "$port" --dtype "$dtype" $eager \
   --tensor-parallel-size "${TENSOR_PARALLEL_SIZE:-1}" --data-parallel-size "${DATA_PARALLEL_SIZE:-1}" \
   --tokenizer-mode hf --chat-template-content-format string --runner pooling \

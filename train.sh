@@ -11,8 +11,8 @@
 # defaults are for a 7B model on four to eight 80 GB GPUs: 8 pairs per GPU and step, in one pass (because ZeRO-3 gathers
 # all weights in every pass) unless they have more than 16384 token positions. --ddp_timeout limits how long ranks wait
 # for the rank that tokenizes: tens of millions of pairs take longer than the default of 30 minutes. The authors have not
-# yet run this script on GPUs. Without a GPU, one process (two with NPROC_PER_NODE=2) runs on the CPU in fp32, to debug
-# the distributed path.
+# yet run this script on GPUs. Without a GPU, it runs one process (two with NPROC_PER_NODE=2) on the CPU in fp32, for
+# debugging the distributed code.
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -23,8 +23,8 @@ python=python3
 : "${NODE_RANK:=0}"
 : "${MASTER_ADDR:=127.0.0.1}"
 : "${MASTER_PORT:=29500}"
-# After SIGTERM or Ctrl-C, torchrun kills ranks that are still running after 30 s. That is too short to save a
-# checkpoint: ZeRO-3 writes about 100 GB for 7B.
+# By default, torchrun kills ranks that are still running 30 s after SIGTERM or Ctrl-C. Saving a checkpoint
+# takes longer: ZeRO-3 writes about 100 GB for 7B.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-900}"
 # Steps differ in length, so fixed segments would fragment the memory.
 export PYTORCH_ALLOC_CONF="${PYTORCH_ALLOC_CONF:-${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}}"

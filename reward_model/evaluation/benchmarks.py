@@ -1,4 +1,4 @@
-"""Compute the official results of public benchmarks as their own code does. Ties are wrong unless noted otherwise."""
+"""Compute the official results of public benchmarks as their own code does. Ties count as wrong unless noted."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -12,8 +12,8 @@ from reward_model.evaluation.metrics import Terms, Values, best_of_k, weighted_m
 Figures = dict[str, float]
 Scores = tuple[list[float], list[float]]  # (chosen answers, rejected answers)
 
-# The subsets of each section of RewardBench and their weights (allenai/reward-bench, rewardbench/constants.py). The 447
-# pairs of math-prm together have the same weight as all code pairs together.
+# The subsets in each RewardBench section, with their weights (allenai/reward-bench, rewardbench/constants.py). The 447
+# math-prm pairs together have the same weight as all code pairs together.
 REWARDBENCH = {
     "Chat": {"alpacaeval-easy": 100, "alpacaeval-length": 95, "alpacaeval-hard": 95, "mt-bench-easy": 28,
              "mt-bench-med": 40},
@@ -25,7 +25,7 @@ REWARDBENCH = {
                   "hep-rust": 164},
 }  # fmt: skip
 REWARDBENCH_2 = ("Factuality", "Precise IF", "Math", "Safety", "Focus", "Ties")
-# The categories of JudgeBench, and what `source` starts with in each (ScalerLab/JudgeBench, run_judge.py).
+# JudgeBench's categories, and what `source` starts with in each (ScalerLab/JudgeBench, run_judge.py).
 JUDGEBENCH = {
     "knowledge": "mmlu-pro",
     "reasoning": "livebench-reasoning",
@@ -34,7 +34,7 @@ JUDGEBENCH = {
 }
 
 
-# The sets of RMB, and what `category_path` starts with in each (Zhou-Zoey/RMB-Reward-Model-Benchmark).
+# RMB's sets, and what `category_path` starts with in each (Zhou-Zoey/RMB-Reward-Model-Benchmark).
 RMB = {
     "helpfulness, pairs": "Pairwise_set/Helpfulness",
     "helpfulness, best of n": "BoN_set/Helpfulness",
@@ -65,7 +65,7 @@ def official_results(scored: ScoredItems) -> dict[str, Result]:
 
 
 def rewardbench(scored: ScoredItems) -> Result:
-    """Return the weighted mean for each section, and the mean over sections.
+    """Return the weighted mean accuracy for each section, and the mean over sections.
 
     Follows calculate_scores_per_section in allenai/reward-bench.
     """
@@ -153,7 +153,7 @@ def ppe_correctness(scored: ScoredItems) -> Result:
 
 
 def rmb(scored: ScoredItems) -> Result:
-    """Return the accuracy on the pairs and on the lists for helpfulness, the same for harmlessness, and the mean."""
+    """Return the accuracy on pairs and on lists, each for helpfulness and harmlessness, and the mean of all four."""
     parts: dict[str, Terms] = {}
     for name, start in RMB.items():
         inside = np.char.startswith(scored.subsets, start)

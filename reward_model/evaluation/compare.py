@@ -29,10 +29,10 @@ def load_run(directory: Path) -> pd.DataFrame:
 def paired_differences(a: pd.DataFrame, b: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the differences between two runs (B minus A), and the items on which the runs disagree.
 
-    The differences have a row for each subset and a row "all".
+    The table of differences has one row for each subset and a row "all".
 
     Raises:
-        InputError: If the runs have no items in common.
+        InputError: The runs have no items in common.
     """
     both = a.merge(b[["key", "right"]].drop_duplicates("key"), on="key", suffixes=("_a", "_b"))
     if both.empty:
@@ -61,7 +61,10 @@ def paired_difference(right_a: np.ndarray, right_b: np.ndarray, prompts: np.ndar
 
 
 def mcnemar(right_a: np.ndarray, right_b: np.ndarray) -> float:
-    """Return the exact p-value of McNemar's test (1947) that A and B are right equally often, ignoring tied items."""
+    """Return the exact p-value of McNemar's test (1947), with the null hypothesis that A and B are equally accurate.
+
+    Only items that exactly one of them gets right count; tied items are ignored.
+    """
     only_a = int(((right_a == 1) & (right_b == 0)).sum())
     only_b = int(((right_a == 0) & (right_b == 1)).sum())
     return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0

@@ -25,7 +25,7 @@ from reward_model.evaluation.layouts import find_layout
 from reward_model.evaluation.metrics import item_accuracy
 
 RM_BENCH_DOMAINS = ("chat", "math", "code", "safety")
-GENERIC_NAMES = ("dataset", "data", "test", "train", "eval")  # uninformative file names; the directory's name is used
+GENERIC_NAMES = ("dataset", "data", "test", "train", "eval")  # uninformative file names, replaced by the directory's
 EXCERPT = 200  # characters of each message kept in scores.jsonl
 
 
@@ -64,7 +64,7 @@ class Item:
 
     @property
     def prompt(self) -> Messages:
-        """The messages that chosen and rejected share, without the answers, even if these are identical."""
+        """The messages that chosen and rejected share, without the answers, even if the answers are identical."""
         return shared_messages({"chosen": self.chosen[0], "rejected": self.rejected[0]})[: len(self.chosen[0]) - 1]
 
     @property
@@ -80,12 +80,12 @@ def load_items(
 
     Args:
         sources: Files, directories or Hub ids.
-        protocol: How to judge the items, see `item_accuracy`; "auto" chooses by the subset and the number of answers.
+        protocol: How to judge items (see `item_accuracy`); "auto" chooses by the subset and the number of answers.
         skipped: If given, bad rows are skipped, and a message for each is appended to this list.
         all_files: Read every file in a directory: PPE Correctness, for example, is published as training files.
 
     Raises:
-        InputError: At the first bad row, unless `skipped` is given, or if no row contains a valid pair.
+        InputError: A row is bad and `skipped` is not given, or no row contains a valid pair.
     """
     rows_of: dict[str, Iterable[NumberedRow]] = {}
     for source in sources:
@@ -145,7 +145,7 @@ def _layout_item(row: Any, source: str, place: str) -> Item:
 
 
 def _stem(source: str) -> str:
-    """Return a file's name without suffixes and shard number: "test" for test-00000-of-00001.parquet."""
+    """Return a file's name without its suffixes or shard number: "test" for test-00000-of-00001.parquet."""
     return re.sub(r"-\d+-of-\d+$", "", Path(source).name.split(".")[0])
 
 
@@ -160,11 +160,11 @@ def _row_items(converted: ConvertedRow, stem: str, label: str, protocol: str) ->
         subset = first.get("subset") or first.get("source") or label
         found = item_protocol(subset, len(chosen), len(rejected)) if protocol == "auto" else protocol
         if protocol not in ("auto", "pairs") and len(chosen) + len(rejected) == 2:
-            raise InputError(f"{converted.place}: a pair, but --protocol {found} is for lists of answers. Omit it.")
+            raise InputError(f"{converted.place}: this is a pair, but --protocol {found} is for lists. Omit it.")
         if found == "rm-bench" and (len(chosen), len(rejected)) != (3, 3):
             sizes = f"{len(chosen)} chosen and {len(rejected)} rejected answers"
             raise InputError(f"{converted.place}: {sizes}, but RM-Bench has 3 of each. Pass a different --protocol.")
-        # Rows do not give their domain in files for a single domain, such as chat_filtered.json.
+        # In files that cover a single domain, such as chat_filtered.json, rows do not name it.
         domain = converted.row.get("domain") or (stem if stem.startswith(RM_BENCH_DOMAINS) else subset)
         tools, id_ = first.get("tools"), first.get("id")
         yield Item(converted.place, subset, found, chosen, rejected, tools, id_, str(domain))

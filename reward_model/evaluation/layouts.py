@@ -1,4 +1,4 @@
-"""Read rows of PPE and RMB, which label the better answers in fields of their own.
+"""Read rows from PPE and RMB, which label the better answers in their own fields.
 
 Every row that these benchmarks score is accepted, including rows with empty answers and pairs of identical answers.
 """
@@ -15,7 +15,7 @@ from reward_model.data.pair import Messages, check_encodable
 from reward_model.data.preferences import MODELS
 
 PPE_PREFERENCE = "PPE Preference"
-# The sets of PPE Correctness. Their rows have the same fields, so a set is recognized by its file or directory name.
+# The sets in PPE Correctness. Their rows have the same fields, so a set is recognized by its file or directory name.
 PPE_CORRECTNESS = ("MMLU-Pro", "MATH", "GPQA", "IFEval", "MBPP-Plus")
 
 
@@ -31,14 +31,14 @@ class LabeledRow:
     comparisons: list[tuple[int, int]] = field(default_factory=list)
 
     def conversations(self, answers: list[Any]) -> list[Messages]:
-        """Return the prompt followed by each answer; raise RowError if any message is not text."""
+        """Return one conversation per answer, the prompt and that answer; raise RowError if a message is not text."""
         turns = self.prompt if isinstance(self.prompt, list) else [{"role": "user", "content": self.prompt}]
         context = [{"role": turn["role"], "content": _text(turn["content"])} for turn in turns]
         return [[*context, {"role": "assistant", "content": _text(answer)}] for answer in answers]
 
 
 def find_layout(row: Any) -> Callable[[Row, str], LabeledRow] | None:
-    """Return the function of (row, source) that reads rows like this one, or None if it is not a PPE or RMB row."""
+    """Return the function that reads rows like this one, given (row, source), or None if it is not from PPE or RMB."""
     keys = row.keys() if isinstance(row, dict) else set()
     return next((read for needed, read in LAYOUTS if needed <= keys), None)
 

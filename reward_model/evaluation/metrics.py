@@ -41,7 +41,7 @@ def item_accuracy(
         protocol: How to judge the item:
 
             - pairs: chosen scores higher (RewardBench, LLMBar, JudgeBench, PPE Preference, any pairs).
-            - best: every chosen answer scores higher than every rejected one; n tied top scores count as 1 / n
+            - best: every chosen answer scores higher than every rejected one; n scores tied at the top count as 1 / n
               (RewardBench 2).
             - ties: every chosen answer scores higher than every rejected one (RewardBench 2's Ties subset).
             - beats-all: the same, with a single chosen answer (RMB's lists).
@@ -90,7 +90,7 @@ def interval(values: np.ndarray, prompts: np.ndarray, seed: int = 0) -> tuple[fl
 
 
 def weighted_mean(terms: Terms) -> float:
-    """Return the weighted sum of the mean of each term."""
+    """Return the sum of the terms' means, each multiplied by its weight."""
     return float(sum(weight * term.values.mean() for weight, term in terms))
 
 
@@ -100,14 +100,14 @@ def resampled_means(terms: Terms, seed: int = 0) -> np.ndarray:
     prompts, group = np.unique(np.concatenate([term.prompts for _, term in terms]), return_inverse=True)
     groups = np.split(group, np.cumsum([len(term.prompts) for _, term in terms])[:-1])
     pairs = list(zip(groups, (term.values for _, term in terms), strict=True))
-    # Shape (prompts, terms): for each prompt, the sum of its values and how many it has
+    # Shape (prompts, terms): for each prompt, the sum and the number of its values.
     sums = np.stack([np.bincount(group, values, len(prompts)) for group, values in pairs], axis=1)
     counts = np.stack([np.bincount(group, minlength=len(prompts)) for group, _ in pairs], axis=1)
     rng, result = np.random.default_rng(seed), np.empty(RESAMPLES)
     for index in range(RESAMPLES):
         drawn = np.bincount(rng.integers(len(prompts), size=len(prompts)), minlength=len(prompts))
         number = drawn @ counts
-        # On small data, a sample may contain no prompt from some term; that term keeps its mean.
+        # With little data, a sample may contain none of a term's prompts; that term then keeps its mean.
         result[index] = np.dot(weights, np.where(number > 0, drawn @ sums / np.maximum(number, 1), means))
     return result
 

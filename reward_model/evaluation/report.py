@@ -38,7 +38,7 @@ def compute_figures(scored: ScoredItems, seed: int = 0) -> dict[str, Any]:
 
 
 def _subset_metrics(scored: ScoredItems, inside: np.ndarray, seed: int) -> dict[str, Any]:
-    """Return metrics for the items where `inside` is true. Accuracy counts items; other metrics count pairs."""
+    """Return metrics for the items where `inside` is true: accuracy over items, the other metrics over pairs."""
     margins = np.concatenate([scored.margins[index] for index in np.flatnonzero(inside)])
     low, high = interval(scored.right[inside], scored.prompts[inside], seed)
     return {

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 NAME = "shared_prefix"
 # Maximum number of queries in a masked SDPA call, so that its mask stays small compared with the activations.
 MASKED_QUERIES = 1024
-# Let query heads share key heads. torch 2.11 always does so and does not have this argument.
+# Lets query heads share key heads. torch 2.11 always does so, without this argument.
 GROUPED = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
-# Arguments that models pass to attention and that do not change its result.
+# Arguments that models pass to attention but that do not affect its result.
 HARMLESS = {
     "mixer_layout",
     "position_ids",
@@ -37,7 +37,7 @@ HARMLESS = {
 
 
 def _mask(*, attention_mask: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor | None:
-    """Return SDPA's mask for a padded batch. Packed rows need none."""
+    """Return SDPA's mask for a padded batch; packed rows need no mask."""
     return None if attention_mask is None else sdpa_mask(attention_mask=attention_mask, **kwargs)
 
 
@@ -58,7 +58,7 @@ def _attention(
     path_counts: "PathCounts | None" = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attend over a packed row, or over a padded batch if `cu_seq_lens_q` is None. The signature is Transformers'.
+    """Attend over a packed row, or over a padded batch if `cu_seq_lens_q` is None. Transformers sets the signature.
 
     Queries are `(1, heads, tokens, size)`; keys and values may have fewer heads. `sliding_window` is the maximum number
     of keys that a query sees, including its own. The arguments from `cu_seq_lens_q` to `key_index` come from `pack`,
@@ -87,7 +87,7 @@ def _attention(
     if _has_kernel(query.device) and _kernel_takes(query, value):
         output = _varlen_attention(query, key, value, *sequences, scale=scaling, window=sliding_window)
     else:
-        if path_counts.lengths[0] is not cu_seq_lens_q:  # once for all layers: tolist() waits for the GPU
+        if path_counts.lengths[0] is not cu_seq_lens_q:  # once for all layers, as tolist() waits for the GPU
             path_counts.lengths = cu_seq_lens_q, (cu_seq_lens_q.diff().tolist(), cu_seq_lens_k.diff().tolist())
         output = sequence_attention(
             query, key, value, *sequences, scale=scaling, window=sliding_window, lengths=path_counts.lengths[1]
@@ -122,7 +122,7 @@ def _varlen_attention(
     scale: float | None,
     window: int | None,
 ) -> torch.Tensor:
-    """Run FlashAttention once for the row. Not yet run on a GPU; `make check-gpu` compares it with SDPA in fp32."""
+    """Run FlashAttention on the row in a single call. `make check-gpu`, not yet run, compares it with SDPA in fp32."""
     left = -1 if window is None else window - 1
     return varlen_attn(
         query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale=scale, window_size=(left, 0), **GROUPED
@@ -151,9 +151,9 @@ def sequence_attention(
         cu_seq_k: Boundaries of the sequences in `key`.
         max_q: Unused; part of the signature of `varlen_attn`.
         max_k: Unused.
-        scale: Factor for the query-key products.
+        scale: Factor applied to the query-key products.
         window: Maximum number of keys that a query sees, including its own.
-        lengths: Lengths of the sequences, if the host already knows them.
+        lengths: Lengths of the sequences in `query` and in `key`, if they are already on the CPU.
 
     Returns:
         `(queries, heads, size)`.

@@ -22,11 +22,11 @@ def render(messages: list[dict[str, Any]], tokenizer: Any, tools: Any = None, **
     Args:
         messages: The conversation.
         tokenizer: The tokenizer with the chat template.
-        tools: Tool definitions of the row.
+        tools: Tool definitions from the row.
         more: Additional template variables.
 
     Raises:
-        InputError: The template rejects the conversation, or fails on it with any exception.
+        InputError: The template rejects the conversation, or raises any other exception while rendering it.
     """
     options = {"tokenize": False, "add_generation_prompt": False, **more}
     try:
@@ -54,7 +54,7 @@ def as_served(message: dict[str, Any], template: str) -> dict[str, Any]:
 
 
 def single_template(template: str | dict[str, str] | None, source: str) -> str:
-    """Return the template of a tokenizer, with named templates (Command-R, Hermes) combined into one.
+    """Return a tokenizer's template; if it has several named ones (Command-R, Hermes), combine them into one.
 
     The combined template chooses as Transformers does: `tool_use` if there are tools, otherwise `default`.
 
@@ -76,7 +76,7 @@ def single_template(template: str | dict[str, str] | None, source: str) -> str:
         )
     if "tool_use" not in named:
         return named["default"]
-    # Jinja drops the final line break of a template. Do the same, because it would be in the middle here.
+    # Jinja drops a template's final line break, but here the break would end up in the middle, so remove it.
     with_tools, default = (named[name].removesuffix("\n") for name in ("tool_use", "default"))
     return f"{{% if tools %}}{with_tools}{{% else %}}{default}{{% endif %}}"
 

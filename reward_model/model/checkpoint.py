@@ -1,7 +1,7 @@
 """Inspect a model directory without loading weights: what kind of model it contains, and whether it is complete.
 
 `python -m reward_model.model.checkpoint DIRECTORY cpu|gpu` prints the dtype in which a reward model must be served, or
-exits with status 1 and the reason why the directory cannot be served. It does not import torch, which takes seconds.
+exits with status 1 and the reason why the directory cannot be served. It avoids importing torch, which takes seconds.
 """
 
 import json
@@ -37,7 +37,7 @@ def check_reward_model(directory: str) -> dict[str, Any]:
         raise InputError(f"{directory} {problem}. Pass the --output_dir of train.py or another reward model.")
     config = read_config(path)
     if not is_reward_model(config):
-        architecture = (config.get("architectures") or ["a model without architecture"])[0]
+        architecture = (config.get("architectures") or ["a model of unknown architecture"])[0]
         raise InputError(
             f"{directory} contains {architecture}, which has no reward head. "
             f"Train a reward model from it: .venv/bin/python train.py --model_name_or_path {directory} …"
@@ -48,7 +48,7 @@ def check_reward_model(directory: str) -> dict[str, Any]:
 
 
 def check_base_model(name: str, argument: str = "--model_name_or_path") -> None:
-    """Raise InputError if training cannot start from a local directory. Hub ids are not looked up."""
+    """Raise InputError if training cannot start from `name`, a directory or a Hub id. Hub ids are not looked up."""
     path = Path(name)
     if not path.is_dir():
         if name.startswith((".", "/", "~")) or name.count("/") != 1:
@@ -113,13 +113,13 @@ def serving_dtype(config: dict[str, Any], device: str) -> str:
             "vLLM's implementation of Qwen3.5 needs torchvision, even for text. Install the build of torchvision that "
             f"matches torch {version('torch')}."
         )
-    if device == "cpu":  # fp32 is faster, as most CPUs emulate bf16, but vLLM has linear attention only in bf16
+    if device == "cpu":  # fp32 is faster, as most CPUs emulate bf16, but vLLM runs linear attention only in bf16
         return "bfloat16" if "linear_attention" in (text.get("layer_types") or []) else "float32"
     return config.get("dtype") or config.get("torch_dtype") or "auto"
 
 
 def set_served_architecture(directory: Path) -> None:
-    """Write the architecture name that vLLM knows to config.json. Transformers loads by model type instead.
+    """Write the architecture name that vLLM knows to config.json; Transformers goes by the model type instead.
 
     vLLM serves `XForSequenceClassification` with its `XForCausalLM`. In multimodal families, Transformers does not name
     text classes consistently: Qwen3_5TextForSequenceClassification but Qwen3_5ForCausalLM, and likewise in Gemma 3.
@@ -136,7 +136,7 @@ def set_served_architecture(directory: Path) -> None:
 
 
 def check_weights(directory: Path, config: dict[str, Any]) -> None:
-    """Raise InputError for a directory without weights, or a reward model without a head. Loading checks the rest."""
+    """Raise InputError if there are no weights, or if a reward model has no head. Loading checks the rest."""
     names = stored_tensors(directory)
     if names is None:
         if not list(directory.glob("pytorch_model*.bin")):
@@ -183,7 +183,7 @@ def stored_parameters(name: str | None) -> int | None:
 
 
 def weights_fingerprint(name: str | Path) -> str | None:
-    """Return a hash of the size and of three parts of each weights file, or None without local weights."""
+    """Return a hash of each weights file's size and of three parts of it, or None if there are no local weights."""
     digest, files = sha256(), sorted(Path(name).glob("*.safetensors"))
     for file in files:
         with open(file, "rb") as content:
@@ -196,14 +196,14 @@ def weights_fingerprint(name: str | Path) -> str | None:
 
 
 def set_pad_token(model: Any, tokenizer: Any) -> None:
-    """Copy the pad token of the tokenizer to the model's config, and add an embedding for it if it is new."""
+    """Copy the tokenizer's pad token to the model's config, and add an embedding for it if the model has none."""
     model.config.get_text_config().pad_token_id = model.config.pad_token_id = tokenizer.pad_token_id
     if tokenizer.pad_token_id >= model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(tokenizer.pad_token_id + 1, mean_resizing=False)
 
 
 def light_tokenizer(directory: str) -> Any:
-    """Return the tokenizer in a directory, if possible without AutoTokenizer, which takes seconds to import."""
+    """Load the tokenizer in a directory; if possible, avoid AutoTokenizer, which takes seconds to import."""
     from transformers import PreTrainedTokenizerFast
 
     if not (Path(directory) / "tokenizer.json").is_file():

@@ -21,7 +21,7 @@ def load_model(name: str, new_head: bool = False, **options: Any) -> PreTrainedM
 
     Args:
         name: Directory or Hub id.
-        new_head: Accept weights without a reward head, as at the start of training; quantized weights are rejected.
+        new_head: Accept weights without a reward head, and reject quantized weights, as at the start of training.
         options: Arguments for `from_pretrained`.
 
     Raises:
@@ -53,12 +53,13 @@ def load_model(name: str, new_head: bool = False, **options: Any) -> PreTrainedM
 
 
 def check_report(name: str, model: PreTrainedModel, report: dict[str, Any], new_head: bool) -> None:
-    """Raise InputError if the loading report of `model` lists weights that do not match its config."""
+    """Raise InputError if Transformers' loading report for `model` lists weights that do not match its config."""
     missing = set(report["missing_keys"]) - ({"score.weight"} if new_head else set())
+    found = _names(report["unexpected_keys"])
     if missing:
         raise InputError(
             f"{name}: {_names(missing)} are missing from the weights and would be random"
-            + (f"; the weights have {_names(report['unexpected_keys'])} instead" if report["unexpected_keys"] else "")
+            + (f"; the weights contain {found} instead" if found else "")
             + ". Save the unwrapped model again, or copy the weights that belong to config.json."
         )
     if report["mismatched_keys"]:
@@ -69,16 +70,16 @@ def check_report(name: str, model: PreTrainedModel, report: dict[str, Any], new_
         )
     if unknown := _ignored(model, report["unexpected_keys"]):
         raise InputError(
-            f"{name}: the weights have {_names(unknown)}, which config.json does not describe and which would be "
+            f"{name}: the weights contain {_names(unknown)}, which config.json does not describe and which would be "
             "ignored. Copy the config.json that belongs to the weights."
         )
 
 
 def _ignored(model: PreTrainedModel, unexpected: Any) -> set[str]:
-    """Return the unexpected weights that belong to additional layers or to existing modules, such as a bias.
+    """Return the unexpected weights that matter: additional layers, and parts of existing modules, such as a bias.
 
-    Heads for other tasks, vision towers and the like are not part of the model and do not matter. Nor do the layers in
-    DeepSeek-V3 and its relatives that predict more than the next token.
+    Heads for other tasks, vision towers and the like are not part of the model and do not matter. Neither do the layers
+    in DeepSeek-V3 and its relatives that predict tokens beyond the next one.
     """
     config = model.config.get_text_config()
     layers = config.num_hidden_layers

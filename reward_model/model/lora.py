@@ -15,11 +15,11 @@ from reward_model.model.checkpoint import (
 
 
 def check_adapter(adapter: Path, base_model: str | None = None, force: bool = False) -> str:
-    """Return the base model of an adapter that can be merged.
+    """Check that an adapter can be merged, and return the name of its base model.
 
     Args:
         adapter: Directory of the adapter.
-        base_model: Directory or Hub id, if it is not the one in adapter_config.json.
+        base_model: Directory or Hub id to use instead of the one in adapter_config.json.
         force: Accept a base model whose weights differ from those that the adapter was trained on.
 
     Raises:
@@ -43,7 +43,7 @@ def check_adapter(adapter: Path, base_model: str | None = None, force: bool = Fa
     if not Path(used).is_dir():
         check_hub(used, "model")
     if not (adapter / "tokenizer_config.json").is_file():
-        raise InputError(f"{adapter} has no tokenizer. Copy the tokenizer files of the run into it.")
+        raise InputError(f"{adapter} has no tokenizer. Copy the run's tokenizer files into it.")
     run = read_config(adapter.parent, "run.json") if (adapter.parent / "run.json").is_file() else {}
     if fingerprint := run.get("weights"):
         same = weights_fingerprint(used) == fingerprint
@@ -62,7 +62,7 @@ def merge_adapter(adapter: Path, base_model: str, output_dir: Path, dtype: str =
 
     Args:
         adapter: Directory of the adapter.
-        base_model: What `check_adapter` returned.
+        base_model: The name that `check_adapter` returned.
         output_dir: Directory for the merged model.
         dtype: Dtype of the saved weights; "auto" keeps that of the base model. Weights are merged in fp32.
     """
@@ -77,14 +77,14 @@ def merge_adapter(adapter: Path, base_model: str, output_dir: Path, dtype: str =
 
     dtype = AutoConfig.from_pretrained(base_model).dtype if dtype == "auto" else getattr(torch, dtype)
     tokenizer = load_tokenizer(str(adapter))
-    model = load_model(base_model, new_head=True, dtype=torch.float32)  # the adapter has the head
+    model = load_model(base_model, new_head=True, dtype=torch.float32)  # the adapter contains the head
     set_pad_token(model, tokenizer)
     try:
         model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
-    except RuntimeError as error:  # tensors of different shapes
+    except RuntimeError as error:  # shapes that do not match
         raise InputError(f"{adapter} does not match {base_model}: {' '.join(str(error).split())[:300]}") from error
     if not all(parameter.isfinite().all() for parameter in model.parameters()):
-        raise InputError(f"{adapter} merged into {base_model} has weights that are not finite; nothing was saved.")
+        raise InputError(f"Merging {adapter} into {base_model} gives weights that are not finite; nothing was saved.")
     model.to(dtype or torch.float32).save_pretrained(output_dir)
     set_served_architecture(output_dir)
     tokenizer.save_pretrained(output_dir)

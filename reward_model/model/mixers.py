@@ -2,7 +2,7 @@
 
 Such a layer reads tokens in order, so one branch of a row must not follow another. `install_mixers` replaces `forward`
 on each layer instance: first the prefixes run as a batch, and each leaves a state; then the branches run as a batch,
-each starting from the state of its prefix. So the prefix is computed only once here as well. The layer's own code does
+each starting from the state of its prefix. So each prefix is computed only once here as well. The layer's own code does
 all the computation; the states are passed through Transformers' cache interface.
 """
 
@@ -36,7 +36,7 @@ class ForkedState:
 
     @property
     def layers(self) -> "ForkedState":
-        """The cache itself, because it has only one layer, whatever the index."""
+        """The cache itself, which returns itself for any layer index, because it serves a single layer."""
         return self
 
     def has_previous_state(self, layer_idx: int | None = None, state_idx: int = 0) -> bool:
@@ -46,7 +46,7 @@ class ForkedState:
     def update_conv_state(
         self, states: torch.Tensor, layer_idx: int, state_idx: int = 0, conv_kernel_size: int = 4, **kwargs: Any
     ) -> torch.Tensor:
-        """Return the inputs of the convolution, preceded by the last inputs from the prefix."""
+        """Return the convolution's inputs, preceded by the last ones from the prefix, and keep the new last ones."""
         states = torch.cat([self.conv_states[0], states], dim=-1) if self.is_continued else states
         self.conv_states[0] = F.pad(states, (conv_kernel_size, 0))[..., -conv_kernel_size:]
         return states
@@ -57,7 +57,7 @@ class ForkedState:
         return states
 
     def fork(self, groups: torch.Tensor) -> "ForkedState":
-        """Return the states of the branches; `groups`, `(branches,)`, is the prefix of each, or -1 for an empty one."""
+        """Return each branch's initial state; `groups`, `(branches,)`, has the index of its prefix, or -1 for none."""
         states: list[Any] = [*self.conv_states, *self.recurrent_states]
         return ForkedState(*(F.pad(part, (0, 0) * (part.dim() - 1) + (0, 1))[groups] for part in states))
 

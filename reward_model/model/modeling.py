@@ -1,4 +1,4 @@
-"""Make a Transformers sequence classifier accept packed rows, compute its head in fp32, and count token positions.
+"""Make a Transformers sequence classifier accept packed rows, run its head in fp32, and count token positions.
 
 `install` replaces `forward` on the instance, so no model code is patched and the saved config does not change. A batch
 with `cu_seq_lens_q` is a packed row (see packing.py) and yields one reward per branch; any other batch is padded.
@@ -23,7 +23,7 @@ from reward_model.model.packing import mixer_layout
 
 
 class PathCounts:
-    """Per-model state: cached results, and the values that its layers pass to attention."""
+    """Per-model state: counts, cached lengths, and what the layers pass to attention."""
 
     def __init__(self) -> None:
         self.positions = self.padded_positions = self.real_tokens = self.pairs = 0  # in training
@@ -31,8 +31,8 @@ class PathCounts:
         self.has_mixers = False  # whether the model has recurrent layers
         self.unsupported: set[str] = set()  # attention arguments that packed attention does not support
         self.attention_dropout: list[str] = []  # the config's nonzero rates by name, unless dropout is disabled
-        self.lengths: tuple[Any, tuple[list[int], list[int]]] = (None, ([], []))  # in the row with these cu_seq_lens_q
-        self.long_tokens: torch.Tensor | None = None  # tokens of conversations longer than `rope_switch`
+        self.lengths: tuple[Any, tuple[list[int], list[int]]] = (None, ([], []))  # cu_seq_lens_q, its lengths
+        self.long_tokens: torch.Tensor | None = None  # mask: in conversations longer than `rope_switch`
 
 
 def install(model: PreTrainedModel, disable_dropout: bool = True) -> None:
@@ -76,7 +76,7 @@ def zero_dropout(model: nn.Module) -> None:
 
 
 def _score(self: nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
-    """Compute the head in fp32: in bf16, rewards near 10 are multiples of 1/16, and close pairs would tie."""
+    """Run the head in fp32: in bf16, rewards near 10 are multiples of 1/16, and close pairs would tie."""
     with torch.autocast(hidden.device.type, enabled=False):
         return F.linear(hidden.float(), self.weight.float(), None if self.bias is None else self.bias.float())
 
@@ -95,7 +95,7 @@ def _forward(
     Args:
         self: The model.
         input_ids: `(1, tokens)` for a packed row, or `(conversations, longest)`.
-        attention_mask: Mask of a padded batch. The reward is read at the last token in it, whatever the pad token is.
+        attention_mask: Mask of a padded batch. The reward is read at its last token, whatever the pad token is.
         end_positions: Last token of each branch in a packed row, `(branches,)`.
         real_tokens: Number of tokens on both sides of all pairs, for the counts.
         padded_positions: Number of positions that the padded batch would have, for the counts.
@@ -106,7 +106,7 @@ def _forward(
         self.path_counts.padded_positions += padded_positions
         self.path_counts.real_tokens += real_tokens
         self.path_counts.pairs += (len(input_ids) if end_positions is None else len(end_positions)) // 2
-    for name in ("margin", "places"):  # for the trainer
+    for name in ("margin", "places"):  # used by the trainer only
         kwargs.pop(name, None)
     is_long, switch = None, rope_switch(self.config)
     if end_positions is None:

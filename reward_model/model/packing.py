@@ -22,10 +22,10 @@ Group = tuple[Sequence[int], Sequence[Sequence[int]]]
 
 
 def tree(conversations: Sequence[Sequence[int]], switch: int | None = None) -> Group:
-    """Return the shared prefix of some conversations and the rest of each. A single conversation has no prefix.
+    """Return the prefix that all conversations share, and the rest of each. A single conversation has no prefix.
 
-    If only some are longer than `switch` tokens (`modeling.rope_switch`), they share no prefix, because it would be
-    rotated by different factors.
+    If only some of them are longer than `switch` tokens (`modeling.rope_switch`), they share no prefix, because its
+    rotary factors would differ.
     """
     alike = len({len(ids) > switch for ids in conversations}) == 1 if switch else True
     shared = common_prefix_length(conversations) if len(conversations) > 1 and alike else 0
@@ -33,7 +33,7 @@ def tree(conversations: Sequence[Sequence[int]], switch: int | None = None) -> G
 
 
 def positions(group: Group) -> int:
-    """Return the number of token positions that a tree takes in a row."""
+    """Return the number of token positions that a tree takes up in a row."""
     return len(group[0]) + sum(map(len, group[1]))
 
 
@@ -87,11 +87,12 @@ def mixer_layout(cu_seq_lens_q: torch.Tensor, cu_seq_lens_k: torch.Tensor, key_i
         key_index: Position in the row of each key, `(keys,)`.
 
     Returns:
-        `prefixes`, `(groups, longest)`, the tokens of each prefix with -1 to their left; `branches`, `(branches,
-        longest)`, with -1 to their right; `groups`, `(branches,)`, the prefix of each branch, or -1 for an empty one;
-        and `order`, `(tokens,)`, the index of each token of the row in the flattened prefixes and branches.
+        `prefixes`, `(groups, longest)`, the row positions of each prefix, padded with -1 on the left; `branches`,
+        `(branches, longest)`, those of each branch, padded on the right; `groups`, `(branches,)`, the index of each
+        branch's prefix, or -1 if it is empty; and `order`, `(tokens,)`, where each token of the row is in the
+        flattened prefixes and branches.
     """
-    starts = key_index[cu_seq_lens_k[:-1].long()].tolist()  # of the prefix of each branch
+    starts = key_index[cu_seq_lens_k[:-1].long()].tolist()  # where each branch's prefix starts
     ends, keys = cu_seq_lens_q[1:].tolist(), cu_seq_lens_k.diff().tolist()
     queries = cu_seq_lens_q.diff().tolist()
     # All branches but the first of a tree have fewer queries than keys.

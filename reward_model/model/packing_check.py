@@ -17,10 +17,10 @@ from reward_model.model.mixers import MIXER_LAYERS
 from reward_model.model.modeling import install, installed_model, rope_switch
 from reward_model.model.packing import Group, pack, tree
 
-# Largest accepted relative difference between the hidden states that enter the reward head, in fp32 and in half
-# precision. Measured (table in tests/model/test_packing_check.py): with correct packing they differ by 1e-6 and by 2%,
-# in one pair out of 40 by 6%; with a leak, by 12% or more in every pair. So several pairs are compared, and the one
-# that differs least decides.
+# Largest accepted relative difference between the hidden states that are fed to the reward head, in fp32 and in half
+# precision. Measured (table in tests/model/test_packing_check.py): with correct packing, they differ by 1e-6 in fp32
+# and by 2% in half precision (by 6% in one pair out of 40); with a leak, by 12% or more in every pair. So several pairs
+# are compared, and the one that differs least decides.
 IN_FP32, IN_HALF = 1e-3, 5e-2
 PACKABLE_LAYERS = {"full_attention", "sliding_attention"} | MIXER_LAYERS
 # What sdpa supports beyond causal attention.
@@ -45,9 +45,9 @@ def choose_attention(
 ) -> str | None:
     """Set the attention of a model prepared by `install`, and return why rows must be padded, or None.
 
-    Three short probes are computed with eager attention, on packed rows and on padded rows, and then `pairs` on packed
-    and padded rows. Pass the longest pairs: differences beyond a sliding window show only there. All ranks must call
-    this together; they make the same forward passes, as ZeRO-3 requires, and reach the same decision.
+    Three short probes are run with eager attention, packed and, if need be, padded; `pairs` are run packed and padded.
+    Pass the longest pairs: differences beyond a sliding window show only there. All ranks must call this together; they
+    run the same forward passes, as ZeRO-3 requires, and reach the same decision.
 
     Args:
         model: The model, possibly inside a wrapper (DeepSpeed, PEFT).
@@ -84,7 +84,7 @@ def choose_attention(
 def _packing_problem(
     model: nn.Module, probes: list[Pair], eager: torch.Tensor, pad_token_id: int | None, tolerance: float
 ) -> str | None:
-    """Return why the model cannot take packed rows, or None if the probes agree with `eager`."""
+    """Return why the model cannot take packed rows, or None if the packed probes match `eager`."""
     inner = installed_model(model)
     counts, config, name = inner.path_counts, inner.config.get_text_config(), type(inner).__name__
     counts.unsupported.clear()
@@ -108,7 +108,7 @@ def _longest_pairs_problem(
 ) -> str | None:
     """Return why `pairs` cannot be packed, or None.
 
-    Hidden states are compared, because the noise in rewards grows with the norm of the head.
+    Hidden states are compared rather than rewards, whose noise grows with the norm of the head.
     """
     quiet = torch.distributed.is_initialized() and torch.distributed.get_rank() > 0
     differences = []
@@ -122,7 +122,7 @@ def _longest_pairs_problem(
 
 
 def last_states(model: nn.Module, pairs: list[Pair], pad_token_id: int | None, packed: bool = False) -> torch.Tensor:
-    """Return the hidden states that enter the head, `(2 * pairs, hidden)`, for one packed row or one padded batch."""
+    """Return the hidden states fed to the head, `(2 * pairs, hidden)`, for one packed row or one padded batch."""
     inner = installed_model(model)
     states: list[torch.Tensor] = []
     hook = inner.score.register_forward_pre_hook(lambda module, inputs: states.append(inputs[0].float()))
@@ -146,7 +146,7 @@ def pad(conversations: list[list[int]], pad_token_id: int | None) -> dict[str, t
 
 
 def _difference(states: torch.Tensor, reference: torch.Tensor) -> float:
-    """Return the relative difference in the pair that differs least (on its worse side); the maximum over ranks."""
+    """Return the relative difference (worse side) of the pair that differs least; take the maximum over ranks."""
     each = (states - reference).norm(dim=-1) / reference.norm(dim=-1)
     least = each.view(-1, 2).amax(1).min()
     if torch.distributed.is_initialized():

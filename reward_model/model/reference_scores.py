@@ -62,7 +62,9 @@ def write_reference_scores(model: Any, tokenizer: PreTrainedTokenizerBase, direc
     conversations = compute_reference_scores(model.eval(), tokenizer)
     model.train(training)
     if not all(isfinite(one["score"]) for one in conversations):
-        raise InputError(f"The scores of {directory} are not finite (nan or infinity): its weights are broken.")
+        raise InputError(
+            f"The model in {directory} produces non-finite scores (nan or infinity): its weights are corrupt."
+        )
     if torch.distributed.is_initialized() and torch.distributed.get_rank() > 0:
         return
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
@@ -77,7 +79,7 @@ def write_reference_scores(model: Any, tokenizer: PreTrainedTokenizerBase, direc
 
 
 def read_reference_scores(directory: Path) -> list[dict[str, Any]]:
-    """Return the reference conversations of a model with their scores; [] if it has none."""
+    """Return a model's reference conversations with their scores, or [] if its directory contains none."""
     file = directory / FILE
     return json.loads(file.read_text(encoding="utf-8"))["conversations"] if file.is_file() else []
 
@@ -85,8 +87,8 @@ def read_reference_scores(directory: Path) -> list[dict[str, Any]]:
 def compute_reference_scores(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
     """Return the reference conversations with the scores of a model.
 
-    Each has its text, a hash of its tokens, its score, its score if the output of every module is rounded, and the mean
-    score over all tokens, which identifies a wrong pooler.
+    Each comes with its text, a hash of its tokens, its score, its score when the output of every module is rounded, and
+    the mean score over all tokens, which identifies a wrong pooler.
     """
     conversations, encoded = _encode_conversations(model, tokenizer)
     scores = _scores(model, encoded)
@@ -108,7 +110,7 @@ def compute_reference_scores(model: PreTrainedModel, tokenizer: PreTrainedTokeni
 
 
 def drift(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> float:
-    """Return the largest difference between the model's scores and its reference scores; 0 if it has none."""
+    """Return the largest difference between the model's scores and its reference scores, or 0 if there are none."""
     reference = read_reference_scores(directory)
     if not reference:
         return 0.0
@@ -119,13 +121,13 @@ def drift(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory:
 
 
 def rounding_noise(directory: Path) -> float:
-    """Return the largest change in a reference score caused by rounding to bfloat16; 0 if none was measured."""
+    """Return the largest change in a reference score caused by rounding to bfloat16, or 0 if it was not measured."""
     reference = read_reference_scores(directory)
     return max((abs(one.get("rounded_score", one["score"]) - one["score"]) for one in reference), default=0.0)
 
 
 def read_normalization(directory: Path) -> tuple[float, float]:
-    """Return the mean and standard deviation that normalize scores; 0 and 1 unless evaluate.py wrote them."""
+    """Return the mean and standard deviation with which evaluate.py normalized the scores, or 0 and 1 if it did not."""
     if not (directory / NORMALIZATION_FILE).is_file():
         return 0.0, 1.0
     written = json.loads((directory / NORMALIZATION_FILE).read_text(encoding="utf-8"))
@@ -158,7 +160,7 @@ def rounded(model: PreTrainedModel) -> Iterator[None]:
 def _encode_conversations(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Any], list[Any]]:
     """Return (messages, tools) and the token ids of each reference conversation, the long one last.
 
-    Conversations that the template rejects, and reasoning that it does not render, are left out.
+    A conversation is left out if the template rejects it or does not render its reasoning.
     """
     long = SENTENCE * (LONG // len(token_ids([SENTENCE], tokenizer)[0]))
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or LONG
@@ -181,8 +183,8 @@ def _encode_conversations(model: PreTrainedModel, tokenizer: PreTrainedTokenizer
 def _scores(model: PreTrainedModel, encoded: list[list[int]]) -> list[torch.Tensor]:
     """Return the scores at all tokens of each conversation.
 
-    Uses few forward passes, because each one gathers all weights under ZeRO-3: one for a batch, and one for the long
-    conversation, to whose length the others would be padded.
+    Uses few forward passes, because each one gathers all weights under ZeRO-3: one for all short conversations, and one
+    for the long conversation, to whose length the short ones would otherwise be padded.
     """
     short = [ids for ids in encoded if len(ids) < LONG // 2]
     return [values for part in (short, encoded[len(short) :]) if part for values in _scores_of_tokens(model, part)]

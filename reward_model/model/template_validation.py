@@ -75,7 +75,7 @@ def _render_probe(messages: list[dict[str, Any]], tokenizer: Any) -> str:
 
 
 def check_rows(pairs: Sequence[dict[str, Any]], tokenizer: Any, allow_stripped_reasoning: bool = False) -> list[str]:
-    """Render sampled pairs and return warnings. Skip a pair that the template rejects: tokenization reports it.
+    """Render sampled pairs and return warnings. Pairs that the template rejects are skipped: tokenization reports them.
 
     Args:
         pairs: Pairs with `chosen`, `rejected`, `tools` and `place`.
@@ -83,7 +83,7 @@ def check_rows(pairs: Sequence[dict[str, Any]], tokenizer: Any, allow_stripped_r
         allow_stripped_reasoning: Only warn about dropped tools, tool calls and reasoning.
 
     Raises:
-        InputError: The template drops text, or tools, tool calls or reasoning of the answer.
+        InputError: The template drops text, tools, tool calls, or reasoning in the answer.
     """
     dropped: Counter[str] = Counter()
     special = 0
@@ -104,8 +104,8 @@ def check_rows(pairs: Sequence[dict[str, Any]], tokenizer: Any, allow_stripped_r
     serious = [line for part, line in warnings.items() if not part.startswith("earlier")]
     if serious and not allow_stripped_reasoning:
         raise InputError(
-            f"{' '.join(serious)} Pass a template that renders it (--chat_template_path template.jinja), or "
-            "--allow_stripped_reasoning True if it should not be scored."
+            f"{' '.join(serious)} Pass a template that renders them (--chat_template_path template.jinja), or "
+            "--allow_stripped_reasoning True if they should not be scored."
         )
     lines = list(warnings.values())
     if special:
@@ -117,7 +117,7 @@ def check_rows(pairs: Sequence[dict[str, Any]], tokenizer: Any, allow_stripped_r
 
 
 def _dropped_parts(pair: dict[str, Any], side: str, tokenizer: Any) -> set[str]:
-    """Return the non-text parts of a side that the template drops; raise InputError, without a cause, for text."""
+    """Return the non-text parts that the template drops; raise InputError, without a cause, if it drops text."""
     messages, tools = pair[side], pair.get("tools")
     text = render(messages, tokenizer, tools)
     dropped = set()
@@ -140,7 +140,7 @@ def _dropped_parts(pair: dict[str, Any], side: str, tokenizer: Any) -> set[str]:
 
 
 def _render_without(part: str, numbers: list[int], messages: list[dict[str, Any]], tools: Any, tokenizer: Any) -> str:
-    """Render a conversation without a part of some messages; return "" if the template needs the part."""
+    """Render a conversation with one field removed from some messages; return "" if the template requires it."""
     reduced = [
         {key: value for key, value in one.items() if number not in numbers or key != part}
         for number, one in enumerate(messages)

@@ -9,7 +9,7 @@ from reward_model.model.tokenization import load_tokenizer, token_ids
 
 
 class TokenLengths:
-    """Count the tokens of pairs as training renders them.
+    """Count the tokens in pairs, rendered as in training.
 
     Args:
         model: Directory or Hub id of the tokenizer.

@@ -20,12 +20,12 @@ from reward_model.model.chat_template import render, single_template
 
 # Below this many pairs, starting processes takes longer than tokenizing.
 PAIRS_WORTH_PROCESSES = 5_000
-# Words in the names of special tokens that chat templates do not use, best first.
+# Words found in the names of special tokens that chat templates do not use, in order of preference.
 SPARE_TOKENS = ("pad", "reserved", "unused", "unk", "endoftext")
 
 
 def load_tokenizer(model: str, chat_template_path: str | None = None, **kwargs: Any) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a directory or Hub id, with its chat template.
+    """Load the tokenizer from a directory or Hub id, with its chat template.
 
     Args:
         model: Directory or Hub id.
@@ -72,9 +72,9 @@ def tokenize_pairs(
     Args:
         pairs: Dataset from `load_pairs`.
         tokenizer: Tokenizer with a chat template.
-        max_length: Pairs with a longer side are dropped, and their number is printed.
+        max_length: Maximum length of a side in tokens. Longer pairs are dropped, and their number is printed.
         num_proc: Number of processes; None chooses by the size of the dataset.
-        name: What messages call the pairs.
+        name: Name of the pairs in messages.
 
     Returns:
         A dataset with `chosen_ids`, `rejected_ids`, `prefix_length` (shared tokens), `length` (of the longer side),
@@ -85,9 +85,9 @@ def tokenize_pairs(
     """
     if num_proc is None:
         num_proc = min(os.cpu_count() or 1, 16) if len(pairs) >= PAIRS_WORTH_PROCESSES else None
-    # With its default key, `datasets` would miss the cache, because the pickle of a tokenizer changes with use, and hit
-    # it after a code change, because imported functions are hashed by name. `_fingerprint` is private; without it, the
-    # contents would have to be hashed. test_tokenization.py fails if the cache is not used.
+    # With its default key, `datasets` would miss the cache, because a tokenizer's pickle changes with use, and would
+    # return stale results after a code change, because imported functions are hashed by name. `_fingerprint` is
+    # private; without it, the contents would have to be hashed. test_tokenization.py fails if the cache is not used.
     vocabulary = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else tokenizer
     key = Hasher.hash((pairs._fingerprint, code_stamp(), vocabulary, tokenizer.chat_template))
     tokenized = pairs.map(
@@ -133,8 +133,8 @@ def set_unused_pad_token(tokenizer: PreTrainedTokenizerBase, tokenized: list[Dat
     """Set a pad token that no conversation contains: the tokenizer's own, a spare special token, or a new one.
 
     Transformers reads the reward at the rightmost token that is not the pad token, vLLM at the last token. They would
-    silently differ for a conversation that ends with the pad token. Therefore eos is never used, because other data may
-    end with it.
+    silently differ for a conversation that ends with the pad token. This is why eos is never used: other data may end
+    with it.
     """
     present = np.zeros(max(tokenizer.get_vocab().values()) + 1, dtype=bool)  # by token id
     for pairs in tokenized:

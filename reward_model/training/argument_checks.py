@@ -32,7 +32,7 @@ UNSUPPORTED_ARGUMENTS = {
 
 
 def check_numbers(*arguments: Any) -> list[str]:
-    """Return the problems with individual numbers."""
+    """Return a message for each number that is out of range."""
     given = {item.name: getattr(part, item.name) for part in arguments for item in fields(part)}
     problems = [
         f"--{name} {given[name]:g} must be greater than 0."
@@ -49,7 +49,7 @@ def check_numbers(*arguments: Any) -> list[str]:
 
 
 def check_argument_conflicts(data_args: Any, training_args: Any, model_args: Any) -> list[str]:
-    """Return the conflicts between arguments, and with the hardware and the installed packages."""
+    """Return a message for each argument that conflicts with another one, the hardware or the installed packages."""
     problems = [
         f"--{name} is not supported: {why}. Remove the argument."
         for name, why in UNSUPPORTED_ARGUMENTS.items()
@@ -57,7 +57,7 @@ def check_argument_conflicts(data_args: Any, training_args: Any, model_args: Any
     ]
     if not torch.accelerator.is_available() or training_args.use_cpu:
         if training_args.fp16 or model_args.dtype == "float16":
-            problems.append("--fp16 and --dtype float16 need a GPU; a CPU uses float32. Remove the argument.")
+            problems.append("--fp16 and --dtype float16 need a GPU; on a CPU, float32 is used. Remove the argument.")
         if training_args.activation_offloading:
             problems.append("--activation_offloading needs a GPU. Remove the argument.")
     quantized = model_args.load_in_4bit or model_args.load_in_8bit
@@ -80,7 +80,7 @@ def check_argument_conflicts(data_args: Any, training_args: Any, model_args: Any
             and getattr(model_args, item.name) != item.default
         ]
     for name in {*(training_args.report_to or [])} - {*get_available_reporting_integrations()}:
-        problems.append(f"--report_to {name} is not installed or unknown to Transformers. Install it, or pass none.")
+        problems.append(f"--report_to {name} is not installed or is unknown to Transformers. Install it, or pass none.")
     for mismatch in training_args.hf_deepspeed_config.mismatches if training_args.deepspeed else []:
         problems.append(f'The --deepspeed file contradicts an argument: {mismatch[2:]}. Set the entry to "auto".')
     return problems
@@ -98,7 +98,7 @@ def report_error(arguments: Any, *names: str) -> Iterator[None]:
 
 
 def check_libraries(model: PreTrainedModel, args: TrainingArguments) -> None:
-    """Pass arguments to the libraries early that they would otherwise reject only after data and weights are loaded.
+    """Let the libraries check arguments that they would otherwise reject only after data and weights are loaded.
 
     The optimizer and the scheduler are built for a single weight on the CPU, or for `model` on the meta device.
     """
@@ -121,7 +121,7 @@ def check_libraries(model: PreTrainedModel, args: TrainingArguments) -> None:
 
 
 def check_metric(training_args: TrainingArguments, benchmarks: list[str]) -> None:
-    """Raise InputError if no evaluation reports --metric_for_best_model; Trainer would fail after the first one."""
+    """Raise InputError if no evaluation reports --metric_for_best_model; Trainer would fail only after the first."""
     prefixes = [f"{name}_" for name in ("held_out", *benchmarks)] if benchmarks else [""]
     known = [f"{prefix}{metric}" for prefix in prefixes for metric in METRICS]
     metric, saves_best = training_args.metric_for_best_model, training_args.save_strategy == "best"

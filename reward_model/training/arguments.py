@@ -37,12 +37,12 @@ class DataArguments(ScriptArguments):
     shared_prefix: bool = HfArg(
         default=True,
         help="Compute the prefix shared by chosen and rejected only once, without padding: the same loss and "
-        "gradients, several times faster. False pads as trl does; then --train_sampling_strategy group_by_length "
+        "gradients, several times faster. False pads as trl does; --train_sampling_strategy group_by_length then "
         "reduces the padding.",
     )
     benchmark_files: list[str] = HfArg(
         default_factory=list,
-        help="Labeled pairs (files or directories, as for evaluate.py) whose accuracy is logged for each subset "
+        help="Labeled pairs (files or directories, as for evaluate.py) on which accuracy is logged for each subset "
         "at every evaluation. The held-out pairs are then logged as eval_held_out_…",
     )
     overwrite_output_dir: bool = HfArg(default=False, help="Train even if output_dir contains a model or checkpoints.")
@@ -81,13 +81,13 @@ class TrainingArguments(RewardConfig):
     loss_type: str = HfArg(
         default="margin",
         help="bradley_terry: -log sigmoid(chosen - rejected). margin: -log sigmoid(chosen - rejected - margin), "
-        "with margin 0 if the data has none. scaled: bradley_terry multiplied by the margin.",
+        "where the margin is 0 if the data has no margins. scaled: bradley_terry multiplied by the margin.",
         metadata={"choices": list(LOSSES)},
     )
     template_date: str | None = HfArg(
         default=None,
-        help="A date such as 2024-07-26, written into a chat template that would print today's date, so that "
-        "training, scoring and serving render the same text.",
+        help="A date such as 2024-07-26, written into a chat template that would otherwise print today's date, so "
+        "that training, scoring and serving render the same text.",
     )
     chat_template_kwargs: str | None = HfArg(
         default=None,
@@ -110,7 +110,7 @@ class TrainingArguments(RewardConfig):
     max_tokens_per_micro_batch: int | None = HfArg(
         default=None,
         help="Split a micro-batch with more token positions than this into several passes, with the same "
-        "gradients, so that long pairs do not run out of memory.",
+        "gradients, so that long pairs do not exhaust the memory.",
     )
 
     def __post_init__(self) -> None:
@@ -125,7 +125,7 @@ class TrainingArguments(RewardConfig):
         if self.bf16 is None and not self.fp16:
             self.bf16 = bf16_is_fast()
         if self.bf16 and not (torch.accelerator.is_available() or self.use_cpu):
-            raise InputError("--bf16 needs a GPU; a CPU uses float32. Remove the argument.")
+            raise InputError("--bf16 needs a GPU; on a CPU, float32 is used. Remove the argument.")
         self.dataloader_pin_memory &= torch.accelerator.is_available()
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
             # Without this, accelerate sees a single process under torchrun, and DeepSpeed's batch size check fails.
@@ -147,7 +147,7 @@ class TrainingArguments(RewardConfig):
 
 @dataclass
 class ModelArguments(ModelConfig):
-    """trl's ModelConfig, with a LoRA that trains and saves the reward head, and a dtype that suits the hardware."""
+    """trl's ModelConfig, with LoRA that trains and saves the reward head, and a dtype that suits the hardware."""
 
     dtype: str | None = HfArg(
         default=None,
@@ -172,8 +172,8 @@ def bf16_is_fast() -> bool:
 def parse_arguments(argv: list[str], default_file: Path) -> tuple[DataArguments, TrainingArguments, ModelArguments]:
     """Parse a command line, which may start with a JSON or YAML file; later arguments override the file.
 
-    Without arguments, read `default_file` and make its directory the working directory, so that a debugger can
-    start anywhere. Paths are relative to the working directory.
+    Without arguments, read `default_file` and make its directory the working directory, so that a debugger can be
+    started in any directory. Paths are relative to the working directory.
     """
     if not argv:
         os.chdir(default_file.parent)
@@ -204,7 +204,7 @@ def parse_arguments(argv: list[str], default_file: Path) -> tuple[DataArguments,
 
 
 def schedule_line(args: TrainingArguments, model_args: ModelArguments) -> str:
-    """Return a line that describes the schedule of the run, because its defaults depend on the mode."""
+    """Return a line that describes the run's schedule, because the defaults depend on the mode."""
     mode = "LoRA" if model_args.use_peft else "Full fine-tuning"
     length = f"{args.max_steps} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epoch(s)"
     pairs = args.train_batch_size * args.gradient_accumulation_steps * args.world_size

@@ -27,7 +27,7 @@ class AttentionChooser(TrainerCallback):
     If the model cannot take packed rows, the collator pads every batch, and a printed line gives the reason.
 
     Args:
-        collator: The collator of the run.
+        collator: The collator used by the run.
         pairs: The longest training examples.
     """
 
@@ -51,7 +51,7 @@ class TrainingMonitor(TrainerCallback):
     """Stop if weights are not finite, warn about drifting rewards, and explain out-of-memory errors.
 
     Args:
-        tokenizer: Decodes a bad batch for the report.
+        tokenizer: Decodes the tokens of a bad batch.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -108,7 +108,7 @@ class TrainingMonitor(TrainerCallback):
         raise InputError(
             f"Step {step + 1}: the loss is {loss:g} and the gradient norm is {norm:g}. The pairs of this step are "
             f"{', '.join(places[:8])}{' …' if len(places) > 8 else ''}; {file} lists all of them. Usual causes: a "
-            "learning rate that is too high, a huge margin, broken weights."
+            "learning rate that is too high, a huge margin, corrupt weights."
             + (f" The newest complete checkpoint is {last}." if last else "")
         )
 
@@ -123,7 +123,7 @@ class TrainingMonitor(TrainerCallback):
             batch = self.batches[-1] if self.batches else {}
             tokens, places = batch["input_ids"].numel() if batch else 0, list(batch.get("places", []))
             raise InputError(
-                f"Out of memory in a batch of {tokens:,} token positions, {len(places)} pairs (the first is "
+                f"Out of memory in a batch of {tokens:,} token positions in {len(places)} pairs (the first is "
                 f"{(places or ['unknown'])[0]}): {str(error).splitlines()[0][:160]} Set --max_tokens_per_micro_batch "
                 f"{max(tokens // 2, 1)}, a smaller --per_device_train_batch_size with more "
                 "--gradient_accumulation_steps, --gradient_checkpointing True, a smaller --max_length, or --use_peft. "

@@ -30,7 +30,7 @@ STOPPED = 75  # exit status of a run that saved a checkpoint and stopped (EX_TEM
 class CheckpointWriter(TrainerCallback):
     """Complete each checkpoint that Trainer writes, then delete older ones.
 
-    Trainer would delete older checkpoints before the new one is complete, so it is not given `save_total_limit`.
+    Trainer is not given `save_total_limit`, because it would delete older checkpoints before the new one is complete.
     """
 
     def __init__(self, save_total_limit: int | None) -> None:
@@ -42,7 +42,7 @@ class CheckpointWriter(TrainerCallback):
             Path(args.output_dir, f"checkpoint-{state.global_step}", COMPLETE).unlink(missing_ok=True)
 
     def on_save(self, args: Any, state: Any, control: Any, model: Any, processing_class: Any, **kwargs: Any) -> None:
-        """Add reference scores, mark the checkpoint as complete, and delete older checkpoints. Runs on all ranks."""
+        """Add reference scores, mark the checkpoint as complete, and delete older ones. Runs on all ranks."""
         checkpoint = Path(args.output_dir, f"checkpoint-{state.global_step}")
         write_reference_scores(model, processing_class, checkpoint)
         PartialState().wait_for_everyone()
@@ -110,7 +110,7 @@ def find_checkpoint(resume: str | bool | None, output_dir: Path, verbose: bool) 
 
 
 def exit_with_message(message: str, status: int) -> NoReturn:
-    """Exit with a one-line message. Ranks pass theirs to torchrun, which prints only that of the first to fail."""
+    """Exit with a one-line message. Under torchrun, only the message of the first rank to fail is printed."""
     if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
         Path(file).write_text(json.dumps({"message": message, "timestamp": int(time.time())}), encoding="utf-8")
     else:
@@ -139,7 +139,7 @@ def report_disk_full(output_dir: Path) -> Iterator[None]:
 
 
 class GracefulShutdown(TrainerCallback):
-    """Save on every rank at the end of the step, and stop training, after any rank receives SIGTERM or SIGINT.
+    """After any rank receives SIGTERM or SIGINT, save and stop on all ranks at the end of the step.
 
     With Transformers' just-in-time checkpointing, each rank decides for itself, so ranks could stop at different steps.
     """

@@ -17,8 +17,8 @@ class PairCollator(DataCollatorForPreference):
     """Collate pairs so that the rewards of the batch are in the order `[chosen…, rejected…]`.
 
     Examples contain `chosen_ids` and `rejected_ids`, and optionally `margin`, `place` and `prompt` (a key: pairs with
-    the same prompt share a tree). The batch contains the model inputs, `real_tokens` (the number in both sides),
-    `padded_positions` (the size of the padded batch) and, if `max_tokens` is set, the `examples` that `split` needs.
+    the same prompt share a tree). The batch contains the model inputs, `real_tokens` (counted on both
+    sides), `padded_positions` (the size of the padded batch) and, if `max_tokens` is set, the `examples` for `split`.
 
     Args:
         shared_prefix: Return one packed row; if False, return padded rows.
@@ -66,7 +66,7 @@ def trees(examples: list[dict[str, Any]], switch: int | None = None) -> tuple[li
     """Arrange pairs in trees; return the trees and the branch numbers of `[chosen…, rejected…]`.
 
     Pairs with the same prompt share a tree that contains each distinct answer once, unless separate trees are smaller
-    because the sides of each pair share more than all answers do. Branches are numbered across all trees.
+    because the two sides of a pair share more than all answers do. Branches are numbered across all trees.
     """
     prompts: dict[Any, list[int]] = {}
     for number, example in enumerate(examples):

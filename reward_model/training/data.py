@@ -21,7 +21,7 @@ SAMPLE_SIZE = 48  # pairs of each dataset that are rendered as a check before tr
 def read_pairs(data_args: DataArguments, verbose: bool) -> tuple[Dataset, Dataset | None]:
     """Return the training pairs, and the test pairs or None if the data has no test split.
 
-    If `pairs.jsonl` has a `pairs.eval.jsonl` next to it, that is the test split written by prepare_data.py.
+    A `pairs.eval.jsonl` next to `pairs.jsonl` is used as the test split; prepare_data.py writes it.
     """
     name = str(data_args.dataset_name)
     if ".rejected." in Path(name).name:
@@ -39,7 +39,7 @@ def read_pairs(data_args: DataArguments, verbose: bool) -> tuple[Dataset, Datase
         repeated = count_repeated(train_pairs, test_pairs)
         if repeated > len(test_pairs) / 2:
             raise InputError(
-                f"{name}: {repeated} of {len(test_pairs)} test pairs are also training pairs, so their accuracy is "
+                f"{name}: {repeated} of {len(test_pairs)} test pairs are also training pairs, so accuracy on them is "
                 "meaningless. Remove them: .venv/bin/python prepare_data.py --exclude_prompts"
             )
         if repeated and verbose:
@@ -57,7 +57,7 @@ def count_repeated(train_pairs: Dataset, test_pairs: Dataset) -> int:
 
 
 def sample_pairs(pairs: Dataset) -> list[dict[str, Any]]:
-    """Return evenly spaced pairs, with conversations and tools as objects, and the location of each."""
+    """Return evenly spaced pairs, with conversations and tools parsed from JSON, and each pair's location."""
     rows = pairs.select(np.linspace(0, len(pairs) - 1, min(len(pairs), SAMPLE_SIZE), dtype=int)).to_list()
     return [
         {name: json.loads(row[name] or "null") for name in ("chosen", "rejected", "tools")} | {"place": row["place"]}
@@ -98,7 +98,7 @@ def check_tokens(tokenized: dict[str, Dataset], model: PreTrainedModel, verbose:
     Args:
         tokenized: Datasets from `tokenize_pairs`, by name.
         model: The model, or its skeleton on the meta device.
-        verbose: Print how many pairs have two identical sides.
+        verbose: Print how many pairs have identical token ids on both sides.
     """
     config = model.config.get_text_config()
     limit, vocabulary = getattr(config, "max_position_embeddings", None), config.vocab_size
@@ -108,7 +108,7 @@ def check_tokens(tokenized: dict[str, Dataset], model: PreTrainedModel, verbose:
             raise InputError(f"The longest {name} pair has {longest} tokens; the model takes at most {limit}. {fix}")
         if (largest := max((ids.max(initial=0) for ids in stored_ids(pairs)), default=0)) >= vocabulary:
             raise InputError(
-                f"The tokenizer produced token id {largest}, but the vocabulary of the model has {vocabulary} tokens. "
+                f"The tokenizer produced token id {largest}, but the model's vocabulary has only {vocabulary} tokens. "
                 "Use the tokenizer that belongs to the model."
             )
         near = np.flatnonzero(np.array(pairs["prefix_length"][:]) == np.array(pairs["length"][:]) - 1)

@@ -1,4 +1,4 @@
-"""Run torchrun, but end with the last line and the exit status of the run instead of 40 lines of ChildFailedError.
+"""Run torchrun, but end with the run's own error message and exit status instead of 40 lines of ChildFailedError.
 
 python -m reward_model.training.launch --nproc_per_node 8 train.py …          (torchrun arguments, then a script)
 """
@@ -74,7 +74,7 @@ def is_open(file: Path) -> bool:
 
 if __name__ == "__main__":
     remove_stale_build_locks()
-    os.environ.setdefault("PET_NPROC_PER_NODE", str(usable_gpus() or 1))  # the default of torchrun's --nproc_per_node
+    os.environ.setdefault("PET_NPROC_PER_NODE", str(usable_gpus() or 1))  # torchrun's default for --nproc_per_node
     signal.signal(signal.SIGINT, signal.default_int_handler)
     logging.disable(logging.ERROR)  # in this process only; the ranks do their own logging
     try:

@@ -32,7 +32,7 @@ def write_model_card(
 
     Args:
         directory: The output directory of train.py, with the model's config and reference scores.
-        record: What `make_record` returned for the run.
+        record: The run record that `make_record` returned.
         metrics: Training metrics.
         eval_metrics: Metrics from the last evaluation; empty if there was none.
         name: Hub id of the model; defaults to the directory.
@@ -62,7 +62,7 @@ def write_model_card(
 
 
 def card_metadata(run: dict[str, Any]) -> dict[str, Any]:
-    """Return the metadata that the Hub reads. A local base model or local data is omitted, as it has no Hub id."""
+    """Return the metadata that the Hub reads. A local base model or dataset is omitted, because it has no Hub id."""
     metadata = {
         "library_name": "transformers",
         "pipeline_tag": "text-classification",
@@ -89,7 +89,7 @@ def metrics_by_subset(metrics: dict[str, float]) -> dict[str, dict[str, float]]:
 
 
 def upload_model(directory: Path, repository: str, args: TrainingArguments) -> None:
-    """Upload a complete model to the Hub. Trainer's own upload would come before the reference scores and the card."""
+    """Upload a complete model to the Hub. Trainer would upload it before the reference scores and card are written."""
     commit = HfApi(token=args.hub_token).upload_folder(
         repo_id=repository,
         folder_path=directory,

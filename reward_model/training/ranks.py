@@ -12,7 +12,7 @@ from reward_model import InputError
 
 @contextmanager
 def collect(problems: list[str]) -> Iterator[None]:
-    """Append the message of an InputError to `problems`; with several ranks, the message of any exception."""
+    """Append the message of an InputError to `problems`, or of any exception when running on several ranks."""
     try:
         yield
     except Exception as error:

@@ -14,7 +14,7 @@ from reward_model.model.checkpoint import weights_fingerprint
 
 FILE = "run.json"
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "peft", "deepspeed", "tokenizers", "numpy")
-# A resumed run must use the same values for these, or its schedule, data or model would be different.
+# A resumed run must use the same values for these arguments; otherwise its schedule, data or model would differ.
 SAME = (
     "model_name_or_path model_revision dataset_name data pairs_per_step learning_rate lr_scheduler_type warmup_steps "
     "max_steps num_train_epochs seed data_seed max_length eval_size optim weight_decay max_grad_norm template_date "
@@ -75,9 +75,9 @@ def check_same_run(record: dict[str, Any], output_dir: Path, named: bool) -> lis
     """Compare a resumed run with the run.json in its output directory, and return warnings.
 
     Args:
-        record: What `make_record` returned for this run.
-        output_dir: Directory with run.json; if it has none, nothing is compared.
-        named: Whether the user passed the path of the checkpoint, so that differences are only reported.
+        record: The record that `make_record` returned for this run.
+        output_dir: Directory of run.json; if the file does not exist, nothing is compared.
+        named: Whether the user passed the path of the checkpoint, in which case differences are only warnings.
 
     Raises:
         InputError: The run was started with different arguments.

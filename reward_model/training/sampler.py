@@ -31,7 +31,7 @@ class StepSampler(Sampler[int]):
         ranks: Number of ranks.
         accumulation: Micro-batches in an optimizer step.
         seed: Seed for the random order.
-        group_by_prompt: Keep the pairs of a prompt together; None does so if prompts have several pairs.
+        group_by_prompt: Keep the pairs of a prompt together; None does so if any prompt has several pairs.
         balance_ranks: Give micro-batches similar loads.
         drop_last: Drop incomplete micro-batches.
     """
@@ -87,7 +87,7 @@ class StepSampler(Sampler[int]):
             yield from self._deal(step)
 
     def _deal(self, step: list[np.ndarray]) -> list[int]:
-        """Order the pairs of a step, which are given by prompt, by micro-step and then by rank."""
+        """Return the pairs of a step, which are grouped by prompt, ordered by micro-step and then by rank."""
         batches: list[list[int]] = [[] for _ in range(-(-sum(map(len, step)) // self.batch_size))]
         loads = [0] * len(batches)
         waiting = deque(sorted(step, key=self._positions, reverse=True))
@@ -106,7 +106,7 @@ class StepSampler(Sampler[int]):
         return [pair for m, step in enumerate(steps) for batch in step[:: -1 if m % 2 else 1] for pair in batch]
 
     def _positions(self, pairs: np.ndarray) -> int:
-        """Return the number of positions in one tree. Two answers of the same length count as one answer."""
+        """Estimate the positions in a tree of these pairs: answers of the same length count as the same answer."""
         if not self.balance_ranks:
             return 0
         if len(pairs) == 1:

@@ -23,9 +23,9 @@ def peak_flops(device_name: str) -> float | None:
 def flops_per_position(model: nn.Module) -> int | None:
     """Return the floating-point operations per token position, forward and backward, or None if they are unknown.
 
-    Each weight takes 2 in the forward pass, 2 for the gradient of its input and, if it is trained, 2 for its own
-    gradient (Kaplan et al. 2020, arXiv:2001.08361). Recomputation does not count. Query-key products are left out: they
-    are 1.5% for 7B and conversations of 1,000 tokens. The count is unknown for mixtures of experts and 4-bit weights.
+    Each weight takes 2 operations in the forward pass, 2 for the gradient of its input and, if it is trained, 2 for its
+    own gradient (Kaplan et al. 2020, arXiv:2001.08361). Recomputation is not counted, nor are query-key products (1.5%
+    for a 7B model and conversations of 1,000 tokens). The count is unknown for mixtures of experts and 4-bit weights.
     """
     if getattr(model.config.get_text_config(), "num_experts_per_tok", None):
         return None

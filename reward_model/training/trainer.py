@@ -23,7 +23,7 @@ METRICS = ("loss", "accuracy", "margin", "min_reward", "mean_reward", "max_rewar
 
 
 class ExactRewardTrainer(RewardTrainer):
-    """Report metrics over all pairs, each counted once, whereas trl averages the averages of batches.
+    """Report metrics over all pairs, each counted once, whereas trl averages the averages of its batches.
 
     Every training log also contains `pairs_per_second`, `tokens_per_second` (tokens on both sides without padding, over
     all ranks), `positions_saved` (share of the padded batches' token positions that were not computed), on several
@@ -118,7 +118,7 @@ class ExactRewardTrainer(RewardTrainer):
         examples, ends_step = inputs["examples"], self.accelerator.sync_gradients
         parts = self.data_collator.split(list(examples))
         most = torch.tensor(len(parts), device=self.args.device)
-        if torch.distributed.is_initialized():  # passes contain collectives, so all ranks make the same number of them
+        if torch.distributed.is_initialized():  # passes contain collectives, so all ranks must run equally many
             torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
         while len(parts) < most:
             part = parts.pop(max(range(len(parts)), key=lambda number: len(parts[number])))
@@ -155,7 +155,7 @@ class ExactRewardTrainer(RewardTrainer):
         """Do nothing: trl's card would show how to generate text with a reward model. train.py writes its own card."""
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the metrics over all pairs since the last log, and log. Runs on all ranks."""
+        """Add metrics over all pairs since the last log to `logs`, and log them. Runs on all ranks."""
         if "loss" in logs and self.throughput:
             rows = [row for pairs in self._trained for row in pairs.tolist()]
             metrics = pair_metrics(torch.tensor(gather_object(rows)))
@@ -181,7 +181,7 @@ def pair_metrics(pairs: torch.Tensor) -> dict[str, float]:
 
 
 def configure_trainer(args: Any, checkpoint: str | None, has_eval: bool, has_other_towers: bool) -> None:
-    """Set the arguments of trl's trainer to what train.py has found, and disable what train.py does itself.
+    """Adapt the arguments for trl's trainer, and disable what train.py has already done or will do itself.
 
     Args:
         args: The arguments of the run, changed in place.
@@ -191,10 +191,10 @@ def configure_trainer(args: Any, checkpoint: str | None, has_eval: bool, has_oth
             By default, DDP waits for the gradients of all parameters.
     """
     args.resume_from_checkpoint = checkpoint
-    args.max_length = args.chat_template_path = args.model_init_kwargs = None  # applied; trl would filter row by row
-    args.disable_dropout = False  # applied; trl would disable LoRA's dropout as well
+    args.max_length = args.chat_template_path = args.model_init_kwargs = None  # done; trl would filter row by row
+    args.disable_dropout = False  # done; trl would disable LoRA's dropout as well
     args.remove_unused_columns = False  # the collator selects columns
-    args.hub_strategy = HubStrategy.END  # Trainer would copy checkpoints (for LoRA, the adapter) over the saved model
+    args.hub_strategy = HubStrategy.END  # else Trainer would copy checkpoints (LoRA: the adapter) over the model
     if not has_eval:
         args.eval_strategy = "no"
     if has_other_towers and args.ddp_find_unused_parameters is None:

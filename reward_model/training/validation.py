@@ -44,7 +44,7 @@ NOT_SERVED = (
 
 @dataclass
 class Setup:
-    """What validation has read and found. Attributes that could not be read are not set."""
+    """Everything that validation has read. Attributes that could not be read are left unset."""
 
     tokenizer: PreTrainedTokenizerBase = field(init=False)
     skeleton: PreTrainedModel = field(init=False)  # without weights, on the meta device; for LoRA, with its adapters

@@ -29,8 +29,8 @@ def with_one(key: str, *shape: int) -> Callable[[Tensors], Tensors]:
 
 # Change of the weights, expected message.
 MISMATCHED = {
-    "torch.compile": (renamed("", "_orig_mod."), r"missing.* would be random; the weights have _orig_mod\."),
-    "DDP": (renamed("", "module."), r"the weights have module\."),
+    "torch.compile": (renamed("", "_orig_mod."), r"missing.* would be random; the weights contain _orig_mod\."),
+    "DDP": (renamed("", "module."), r"the weights contain module\."),
     "FSDP": (renamed("layers.0.", "layers.0._fsdp_wrapped_module."), r"layers\.0\._fsdp_wrapped_module"),
     "activation checkpointing": (renamed("mlp.", "_checkpoint_wrapped_module.mlp."), "_checkpoint_wrapped_module"),
     "PEFT, not merged": (renamed("q_proj.", "q_proj.base_layer."), r"q_proj\.base_layer\.weight"),
@@ -40,7 +40,7 @@ MISMATCHED = {
         r"layers\.1\..* and \d+ more weights are missing",
     ),
     "one tensor is missing": (without("layers.0.mlp.up_proj"), r"model\.layers\.0\.mlp\.up_proj\.weight are missing"),
-    "a further layer": (with_one("model.layers.2.mlp.up_proj.weight", 96, 128), r"have model\.layers\.2.*be ignored"),
+    "a further layer": (with_one("model.layers.2.mlp.up_proj.weight", 96, 128), r"contain model.layers.2.*be ignored"),
     "a bias": (with_one("model.layers.0.mlp.up_proj.bias", 96), r"up_proj\.bias, which config.json does not describe"),
     "another shape": (with_one("model.norm.weight", 64), r"model\.norm\.weight has the shape \[64\] in the weights"),
 }

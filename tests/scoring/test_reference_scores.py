@@ -131,7 +131,7 @@ def test_scores_that_are_not_finite_are_refused(base_model: Path, tmp_path: Path
     model.score.weight.data[0, 0] = float("nan")
     model.save_pretrained(tmp_path / "model")
     AutoTokenizer.from_pretrained(base_model).save_pretrained(tmp_path / "model")
-    with pytest.raises(InputError, match="not finite"):
+    with pytest.raises(InputError, match="non-finite"):
         evaluate.reference(evaluate.parse_arguments(["reference", str(tmp_path / "model")]))
     conversations = [{"messages": [], "tools": None, "score": float("nan")}]
     (tmp_path / FILE).write_text(json.dumps({"conversations": conversations}))

@@ -37,7 +37,7 @@ ARGUMENTS = {
     "--fp16 True": r"--fp16 and --dtype float16 need a GPU",
     "--dtype float16": r"--fp16 and --dtype float16 need a GPU",
     "--fp16 True --bf16 True --use_cpu True": r"At most one of fp16 and bf16",
-    "--report_to nobody": r"--report_to nobody is not installed or unknown",
+    "--report_to nobody": r"--report_to nobody is not installed or is unknown",
     "--lora_r 8": r"--lora_r has no effect without --use_peft",
     "--use_peft --lora_r -1": r"--lora_r -1 must be greater than 0",
     "--use_peft --lora_target_modules nothing": r"--lora_target_modules nothing: No modules were targeted",
@@ -151,7 +151,7 @@ MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "tokenizer of another model": (
         lambda model: shrink_vocabulary(model),
-        r"vocabulary of the model has 100",
+        r"the model's vocabulary has only 100",
     ),
     "short context": (
         lambda model: change_config(model, max_position_embeddings=16),

@@ -56,7 +56,7 @@ def test_out_of_memory_error_names_the_batch(make_tokenizer) -> None:
     monitor.batches = [
         {"input_ids": torch.zeros(1, 900, dtype=torch.long), "places": ["pairs.jsonl:7", "pairs.jsonl:9"]}
     ]
-    message = r"900 token positions, 2 pairs \(the first is pairs\.jsonl:7\).*micro_batch 450"
+    message = r"900 token positions in 2 pairs \(the first is pairs\.jsonl:7\).*micro_batch 450"
     with pytest.raises(InputError, match=message), monitor.explain_out_of_memory():
         torch.empty(2**60)
     with pytest.raises(RuntimeError, match="size"), monitor.explain_out_of_memory():
