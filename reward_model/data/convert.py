@@ -140,7 +140,7 @@ def recognize(rows: Iterable[Any], source: str, ignore: tuple[str, ...] = ()) ->
 def suggest_fields(row: Row, source: str) -> str:
     """Return advice on naming a row's fields: a command if the field names suggest a valid pair, else general advice.
 
-    Only top-level fields are suggested, because a nested list could hold two answers in a different order in each row.
+    Only top-level fields are suggested, because two answers taken from a list could belong to different rows.
     """
     names = sorted(row, key=lambda name: len(str(row[name])), reverse=True)  # ids and model names are shorter
     words = {name: {word.lower() for word in WORD.findall(name)} for name in names}
@@ -184,7 +184,7 @@ def convert_row(row: Any, format_: str, options: Options) -> list[Pair]:
         pairs = FORMATS[format_].pairs(row, options)
     except RowError:
         raise
-    except (AttributeError, KeyError, TypeError, ValueError) as error:  # a field has a type that this format does not allow
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # a field has a type that is not allowed here
         expected = f"{format_} ({FORMATS[format_].description})"
         raise RowError("another layout", f"the row does not have the format {expected}: {error}.") from error
     system = system_messages(next(filter(None, map(row.get, SYSTEM_NAMES)), options.system))

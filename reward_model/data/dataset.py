@@ -57,7 +57,7 @@ def load_pairs(name: str, train_split: str = "train", test_split: str = "test") 
 
 
 def load_subsets(files: list[str]) -> dict[str, Dataset]:
-    """Return the pairs in labeled files, grouped by subset (or else by source); the keys are file_subset."""
+    """Load labeled files and group their pairs by subset (or source); each key is the file name and the subset."""
     datasets = {}
     for file in files:
         pairs, test_pairs = load_pairs(file)
@@ -91,7 +91,7 @@ def held_out(prompts: np.ndarray, eval_size: float, seed: int) -> np.ndarray:
         A boolean array of shape (pairs,): True for held-out pairs.
 
     Raises:
-        InputError: If the size is invalid or more than half of the pairs, or if one prompt has too many of them.
+        InputError: If the size is invalid or above half of the pairs, or if one prompt has more than half of them.
     """
     check_eval_size(eval_size)
     half = len(prompts) // 2

@@ -125,7 +125,7 @@ def transcript_messages(transcript: Any) -> Messages:
 
 
 def first_role(messages: list[Any]) -> Any:
-    """Return the role of the first message, or None if it has no role; the messages need not be validated."""
+    """Return the first message's role, or None if there is no message or role; the messages need not be validated."""
     return messages[0].get("role") if messages and isinstance(messages[0], dict) else None
 
 

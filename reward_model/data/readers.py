@@ -106,7 +106,7 @@ def parse_row(row: Any) -> Any:
         return RowError("not decodable", f"not UTF-8 at byte {error.start}; {CONVERT_ENCODING}.")
     except json.JSONDecodeError as error:
         return RowError("not parseable", f"not valid JSON ({error.msg}, column {error.colno}).")
-    except (ValueError, RecursionError) as error:  # a number or a nesting that is thousands of characters long
+    except (ValueError, RecursionError) as error:  # thousands of digits or nested brackets
         return RowError("not parseable", f"not valid JSON ({error}).")
 
 
