@@ -63,7 +63,7 @@ class RewardClient:
 
     def __post_init__(self) -> None:
         if not 0 < self.timeout < math.inf or self.retries < 0 or self.concurrency < 1:
-            raise ServerError(f"timeout, retries or concurrency of {self} is out of range.")
+            raise ServerError(f"timeout, retries or concurrency is out of range in {self}.")
         key = os.environ.get("VLLM_API_KEY", "")
         if not (key.isascii() and key.isprintable()):
             raise ServerError("VLLM_API_KEY contains a line break or another character that HTTP does not allow.")
@@ -120,7 +120,7 @@ class RewardClient:
         return body | ({"chat_template_kwargs": {"tools": tools}} if tools else {})
 
     def post(self, path: str, body: dict[str, Any], prompt: str = "") -> tuple[str, bytes]:
-        """Send a request to one of the servers, with retries; return the URL and content of the reply with status 200."""
+        """Send a request to one of the servers, with retries; return the URL and content of a reply with status 200."""
         for attempt in range(self.retries + 1):
             if attempt > 1:
                 time.sleep(min(2 ** (attempt - 2), 30))
@@ -143,7 +143,7 @@ class RewardClient:
         raise (ConversationError if status in REJECTED or status >= 500 else ServerError)(problem)
 
     def _request(self, server: str, path: str, body: Any) -> tuple[int, bytes]:
-        """Return the status and content of the reply or, if there is none, NO_CONNECTION or TIMED_OUT and the reason."""
+        """Return the status and content of a reply or, if there is none, NO_CONNECTION or TIMED_OUT and the reason."""
         deadline, content = time.monotonic() + self.timeout, b""
         limits, verify = (min(self.timeout, 10), self.timeout), os.environ.get("REQUESTS_CA_BUNDLE", True)
         request = self.request.copy()  # Session.post would take three times the CPU time

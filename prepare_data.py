@@ -119,10 +119,10 @@ def parse_arguments() -> argparse.Namespace:
         "--exclude_similarity",
         type=float,
         default=SIMILARITY,
-        help="minimum Jaccard similarity to exclude (default: 0.8)",
+        help="minimum Jaccard similarity (default: 0.8)",
     )
     add("--tokenizer", metavar="MODEL", help="measure lengths in tokens, and try the chat template on every pair")
-    add("--max_length", type=int, help="set aside pairs with a side longer than this many tokens")
+    add("--max_length", type=int, help="set aside pairs if either conversation is longer than this many tokens")
     warnings = f"set aside pairs with these warnings: all, {', '.join(WARNINGS)}"
     add("--drop", nargs="+", default=[], choices=[*WARNINGS, "all"], metavar="WARNING", help=warnings)
     add("--strict", action="store_true", help="stop at the first bad row")

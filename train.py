@@ -68,7 +68,7 @@ def main(argv: list[str]) -> ExactRewardTrainer:
     """Parse a command line, train a reward model, save it, and return the trainer.
 
     Raises:
-        InputError: If an argument, the model or the data is invalid. The message lists all problems found before training.
+        InputError: If an argument, the model or the data is invalid. The message lists all problems found up front.
     """
     data_args, training_args, model_args = parse_arguments(argv, default_file=HERE / "train_args.json")
     if training_args.process_index == 0:

@@ -137,7 +137,9 @@ def _validated_dataset(name: str, data: list[Path] | Dataset) -> Dataset:
         raise
     missing = sum(margin is None for margin in pairs["margin"][:])
     if 0 < missing < len(pairs):
-        raise InputError(f"{name}: {missing} of {len(pairs)} pairs have no margin. Add one to all pairs or to none.")
+        raise InputError(
+            f"{name}: {missing} of {len(pairs)} pairs have no margin. Add a margin to all pairs or to none."
+        )
     return pairs
 
 

@@ -69,7 +69,9 @@ def pair_from_verdict(row: Row, margin_from_gap: bool) -> Pair:
     """Convert a row that matches one of VERDICTS to a pair; raise RowError for a tie or an unknown label."""
     known = find_verdict(row)
     if known is None:
-        raise RowError("missing field", f"no two candidates with a verdict (keys: {', '.join(map(str, row))}).")
+        raise RowError(
+            "missing field", f"no fields for two candidates and a verdict (keys: {', '.join(map(str, row))})."
+        )
     candidates = [field(row, name) for name in (known.first, known.second)]
     values = [field(row, name) for name in known.by]
     prompt = known.prompt(row) if known.prompt else None

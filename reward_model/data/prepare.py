@@ -145,10 +145,10 @@ def check_output(output: Path, inputs: list[str], overwrite: bool) -> None:
     existing = [path for path in made.values() if path.exists() or path.is_symlink()]
     for name in inputs:
         if Path(name).is_dir() and Path(name).resolve() in output.resolve().parents:
-            raise InputError(f"--output {output} is inside the input {name}. Pass another directory.")
+            raise InputError(f"--output {output} is inside the input {name}. Pass a different directory.")
         for path in existing:
             if any(path.exists() and path.samefile(file) for file in data_files(name)):
-                raise InputError(f"--output {output} would overwrite the input {path}. Pass another name.")
+                raise InputError(f"--output {output} would overwrite the input {path}. Pass a different name.")
     try:
         written_before = json.loads(made["report"].read_bytes())["files"]
     except (OSError, ValueError, LookupError, TypeError):  # no report, or an unrelated file with this name
@@ -156,7 +156,7 @@ def check_output(output: Path, inputs: list[str], overwrite: bool) -> None:
     others = [str(path) for path in existing if path.name not in written_before]
     if others and not overwrite:
         found = f"would overwrite {', '.join(others)}, which prepare_data.py did not write"
-        raise InputError(f"--output {output} {found}. Pass another name or --overwrite.")
+        raise InputError(f"--output {output} {found}. Pass a different name or --overwrite.")
 
 
 def _convert_sources(

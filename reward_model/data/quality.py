@@ -146,7 +146,9 @@ def _prompts_of(file: Path) -> list[tuple[str, Messages]]:
     if 0 < len(found) < len(rows):
         print(f"--exclude_prompts {file}: {len(rows) - len(found)} of {len(rows)} rows have no prompt and are ignored.")
     if not found:
-        raise InputError(f"--exclude_prompts {file}: no prompts found; rows need {', '.join(PROMPTS)}, or pairs.")
+        raise InputError(
+            f"--exclude_prompts {file}: no prompts found; each row must have one of {', '.join(PROMPTS)}, or be a pair."
+        )
     return found
 
 

@@ -138,7 +138,9 @@ def check_hub(name: str, kind: str) -> None:
         request(name, timeout=5)
     except Exception as error:  # the Hub client raises errors of many types, with clear messages
         message = " ".join(str(error).split())[:200]
-        raise InputError(f"{name}: not a local directory, and the Hub has no {kind} of this name: {message}") from error
+        raise InputError(
+            f"{name}: not a local directory, and the Hub has no {kind} with this name: {message}"
+        ) from error
 
 
 def hub_rows(name: str) -> Iterator[NumberedRow]:

@@ -18,7 +18,7 @@ def run_command(command: str, client: Any, args: argparse.Namespace) -> None:
         print(check_reference_scores(Path(args.model_dir), client, args.dtype))
         return
     if args.pairs_out and (command != "rank" or Path(args.pairs_out).exists()):
-        problem = "already exists; choose another file" if command == "rank" else "needs the command rank"
+        problem = "already exists; choose a different file" if command == "rank" else "needs the command rank"
         raise InputError(f"--pairs_out {args.pairs_out} {problem}.")
 
     def score_row(row: ScoringRow) -> tuple[ScoringRow, Scores]:

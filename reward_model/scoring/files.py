@@ -22,7 +22,7 @@ SAMPLE = 16  # rows that are scored again to check that the output comes from th
 
 
 class PartialOutput(NamedTuple):
-    """An existing output: how many rows, errors and bytes it has, a sample of its scores, and the rows still to score."""
+    """An existing output: its numbers of rows, errors and bytes, a sample of its scores, and the rows still to score."""
 
     file: Path
     done: int
@@ -41,7 +41,9 @@ def open_partial_output(source: Path, output: Path) -> PartialOutput:
     if not source.is_file():
         raise InputError(f"--input {source} is not a file.")
     if output.exists() and (output.samefile(source) or not output.is_file()):
-        raise InputError(f"--output {output} is the same file as --input, or is not a regular file; choose another.")
+        raise InputError(
+            f"--output {output} is the same file as --input, or is not a regular file; choose a different one."
+        )
     rows: Iterator[ScoringRow] = (
         read_conversations(row, place_of(source, number)) for number, row in read_rows(source)
     )
@@ -57,7 +59,7 @@ def open_partial_output(source: Path, output: Path) -> PartialOutput:
             written = _parse(line) if row and line.startswith(start) else {}
             names = RESULTS[row.kind] if row and row.kind else ("error",)
             if row is None or not ("error" in written or written.keys() >= set(names)):
-                raise InputError(f"{output}:{done + 1} is not a scored row of {source}; choose another --output.")
+                raise InputError(f"{output}:{done + 1} is not a scored row from {source}; choose a different --output.")
             done, failed, size = done + 1, failed + ("error" in written), size + len(line)
             if "error" not in written and len(sample) < SAMPLE:
                 sample.append((row, written["scores"] if row.kind == "answers" else [written[name] for name in names]))
@@ -79,7 +81,7 @@ def score_file(source: Path, partial: PartialOutput, score_rows: Scorer, exact: 
     """
     output, done, failed, size, _, rows = partial
     _check_same_model(partial, score_rows, exact)
-    print(f"Resuming {output} after {done:,} rows" if done else f"Scoring into {output}", flush=True)
+    print(f"Resuming {output} after {done:,} rows" if done else f"Writing scores to {output}", flush=True)
     output.parent.mkdir(parents=True, exist_ok=True)
     often = 0.1 if sys.stderr.isatty() else 5  # seconds; a log file keeps every update of the bar
     progress = tqdm(desc="Scoring", initial=done, total=_count_rows(source), unit="row", mininterval=often)
@@ -116,7 +118,7 @@ def _check_same_model(partial: PartialOutput, score_rows: Scorer, exact: bool) -
     for (_, scores), (_, then) in zip(again, partial.sample, strict=True):
         if isinstance(scores, str) or any(abs(a - b) > tolerance for a, b in zip(scores, then, strict=True)):
             found = f"{partial.file} contains scores from a different model: {then}, now {scores}"
-            raise InputError(f"{found}; choose another --output.")
+            raise InputError(f"{found}; choose a different --output.")
 
 
 def _count_rows(source: Path) -> int | None:

@@ -71,7 +71,9 @@ def _read_reference(directory: Path) -> dict[str, Any]:
     """Read the reference scores, and check that the model's files have not changed since they were written."""
     reference = json.loads((directory / "reference_scores.json").read_text(encoding="utf-8"))
     if not all(math.isfinite(one["score"]) for one in reference["conversations"]):
-        raise InputError(f"{directory}/reference_scores.json has scores that are not finite: the weights are broken.")
+        raise InputError(
+            f"{directory}/reference_scores.json contains scores that are not finite: the weights are corrupt."
+        )
     template = directory / "chat_template.jinja"
     if template.is_file() and reference["template"] != hashlib.sha256(template.read_bytes()).hexdigest():
         raise InputError(f"{template} was changed after the reference scores were written; restore the template.")
@@ -123,7 +125,10 @@ def compare_scores(
     patterns = [
         (sigmoids, "the server applies a sigmoid; start it with use_activation false, as infer_vllm.sh does."),
         ([0.0] * len(expected), "the served reward head is zero."),
-        (means, "the server pools the mean of all tokens; start it with pooling_type LAST, as infer_vllm.sh does."),
+        (
+            means,
+            "the server uses mean pooling over all tokens; start it with pooling_type LAST, as infer_vllm.sh does.",
+        ),
     ]
     for scores, cause in patterns:
         if scores and max_difference(scores, served) < min(worst / 2, max(1e-2, DRIFT * noise)):
