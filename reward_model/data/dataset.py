@@ -138,7 +138,7 @@ def _validated_dataset(name: str, data: list[Path] | Dataset) -> Dataset:
     missing = sum(margin is None for margin in pairs["margin"][:])
     if 0 < missing < len(pairs):
         raise InputError(
-            f"{name}: {missing} of {len(pairs)} pairs have no margin. Add a margin to all pairs or to none."
+            f"{name}: {missing} of {len(pairs)} pairs have no margin. Add margins to all pairs or to none."
         )
     return pairs
 

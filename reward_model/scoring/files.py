@@ -22,7 +22,7 @@ SAMPLE = 16  # rows that are scored again to check that the output comes from th
 
 
 class PartialOutput(NamedTuple):
-    """An existing output: its numbers of rows, errors and bytes, a sample of its scores, and the rows still to score."""
+    """An existing output: its number of rows, errors and bytes, a sample of its scores, and the rows still to score."""
 
     file: Path
     done: int
@@ -41,9 +41,7 @@ def open_partial_output(source: Path, output: Path) -> PartialOutput:
     if not source.is_file():
         raise InputError(f"--input {source} is not a file.")
     if output.exists() and (output.samefile(source) or not output.is_file()):
-        raise InputError(
-            f"--output {output} is the same file as --input, or is not a regular file; choose a different one."
-        )
+        raise InputError(f"--output {output} is the same file as --input, or not a regular file; choose another one.")
     rows: Iterator[ScoringRow] = (
         read_conversations(row, place_of(source, number)) for number, row in read_rows(source)
     )

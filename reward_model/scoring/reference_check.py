@@ -71,9 +71,7 @@ def _read_reference(directory: Path) -> dict[str, Any]:
     """Read the reference scores, and check that the model's files have not changed since they were written."""
     reference = json.loads((directory / "reference_scores.json").read_text(encoding="utf-8"))
     if not all(math.isfinite(one["score"]) for one in reference["conversations"]):
-        raise InputError(
-            f"{directory}/reference_scores.json contains scores that are not finite: the weights are corrupt."
-        )
+        raise InputError(f"{directory}/reference_scores.json has scores that are not finite: the weights are corrupt.")
     template = directory / "chat_template.jinja"
     if template.is_file() and reference["template"] != hashlib.sha256(template.read_bytes()).hexdigest():
         raise InputError(f"{template} was changed after the reference scores were written; restore the template.")
