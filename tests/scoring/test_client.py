@@ -313,7 +313,7 @@ def test_a_foreign_file_is_left_as_it_is(server, tmp_path: Path) -> None:
     (tmp_path / "link.jsonl").symlink_to(source)
     for name, message in {
         "link.jsonl": "is the same file as --input",
-        "/dev/full": "/dev/full is the same file as --input, or is not a regular file",
+        "/dev/full": "/dev/full is the same file as --input, or not a regular file",
     }.items():
         shown = run(*command, tmp_path / name, check=False)
         assert shown.returncode == 1 and message in shown.stderr and "Traceback" not in shown.stderr
