@@ -1,4 +1,4 @@
-"""Score conversations with reward models that infer_vllm.sh serves.
+"""Score conversations with reward models served by infer_vllm.sh.
 
     python client.py "question" "answer" ["another answer" ...]      # the score of each answer, best first
     python client.py --input rows.jsonl --output scores.jsonl --base_url http://a:5001 --base_url http://b:5001
@@ -35,8 +35,8 @@ BASE_URL = "http://127.0.0.1:5001"
 MODEL = "base_reward"
 ADDRESS = re.compile(r"https?://(\[[\da-f:]+\]|[^/:\s]+)(:\d{1,5})?(/\S*)?")
 LOCAL = re.compile(r"https?://(localhost|127\.|\[::1\])")
-NO_CONNECTION, TIMED_OUT = 0, -1  # used like HTTP status codes
-REJECTED = {400, 413, 422, 429, TIMED_OUT}  # problems with one conversation, not with the key, model or address
+NO_CONNECTION, TIMED_OUT = 0, -1  # returned in place of an HTTP status code
+REJECTED = {400, 413, 422, 429, TIMED_OUT}  # caused by the conversation, not by the key, model or address
 HINTS = {401: " Set VLLM_API_KEY.", 404: " Check --model and --base_url.", 0: " Start one: sh infer_vllm.sh MODEL_DIR"}
 DROPPED = "thinking thought tool_plan tool_responses reasoning_details recipient channel documents images audio".split()
 ASSISTANT_ONLY = ["tool_calls", "reasoning", "reasoning_content"]  # vLLM 0.32 drops these keys for other roles
@@ -48,7 +48,7 @@ class ServerError(RuntimeError):
 
 
 class ConversationError(ServerError):
-    """One conversation cannot be scored; others can."""
+    """This conversation cannot be scored, but others can."""
 
 
 @dataclass(eq=False)
@@ -63,18 +63,18 @@ class RewardClient:
 
     def __post_init__(self) -> None:
         if not 0 < self.timeout < math.inf or self.retries < 0 or self.concurrency < 1:
-            raise ServerError(f"timeout, retries or concurrency of {self} is out of range.")
+            raise ServerError(f"timeout, retries or concurrency is out of range in {self}.")
         key = os.environ.get("VLLM_API_KEY", "")
         if not (key.isascii() and key.isprintable()):
             raise ServerError("VLLM_API_KEY contains a line break or another character that HTTP does not allow.")
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
         self.request = requests.Request("POST", BASE_URL, headers).prepare()
-        self.servers: dict[str, dict[str, str]] = {}  # proxies by address
+        self.servers: dict[str, dict[str, str]] = {}  # each server's proxies
         self.down: dict[str, float] = {}  # when to retry each server that failed
         for url in [self.base_urls] if isinstance(self.base_urls, str) else self.base_urls:
             if not ADDRESS.fullmatch(url):
                 raise ServerError(f"--base_url {url} is not an http:// or https:// address such as {BASE_URL}.")
-            # Proxies from the environment cannot reach a server on this machine.
+            # A proxy from the environment could not reach a server on this machine.
             self.servers[url.rstrip("/")] = {} if LOCAL.match(url) else requests.utils.get_environ_proxies(url)
         self.lock, self.adapter = threading.Lock(), requests.adapters.HTTPAdapter(len(self.servers), self.concurrency)
 
@@ -84,19 +84,19 @@ class RewardClient:
         return read_score(*self.post("/pooling", body, str(messages[:-1])))
 
     def score_many(self, conversations: Iterable[Messages], tools: Iterable[Any] | None = None) -> list[float]:
-        """Return the score of each conversation; `tools` lists each one's tools, or None."""
+        """Return the score of each conversation; `tools` has an entry for each one: its tools, or None."""
         conversations = list(conversations)
         return list(self.map(self.score, conversations, tools or [None] * len(conversations)))
 
     def score_group(self, conversations: list[Messages], tools: Any = None, **options: Any) -> list[float] | str:
-        """Return the scores of answers to one prompt, or the reason why one of them cannot be scored."""
+        """Return the scores of several answers to a prompt, or the reason why one of them cannot be scored."""
         try:  # one after another, so that the server has the prompt in its prefix cache
             return [self.score(messages, tools, **options) for messages in conversations]
         except ConversationError as error:
             return str(error)
 
     def reward(self, prompts: list[Any], completions: list[Any], **columns: Any) -> list[float | None]:
-        """Return rewards, for trl's `reward_funcs`; a rejected conversation gets None, which trl ignores."""
+        """Return rewards for trl's `reward_funcs`: None, which trl ignores, if the server rejects a conversation."""
         groups = ([conversation(*both)] for both in zip(prompts, completions, strict=True))
         return [None if isinstance(scores, str) else scores[0] for scores in self.map(self.score_group, groups)]
 
@@ -120,7 +120,7 @@ class RewardClient:
         return body | ({"chat_template_kwargs": {"tools": tools}} if tools else {})
 
     def post(self, path: str, body: dict[str, Any], prompt: str = "") -> tuple[str, bytes]:
-        """Send a request to any of the servers, with retries; return the URL and content of a reply with status 200."""
+        """Send a request to one of the servers, with retries; return the URL and content of a reply with status 200."""
         for attempt in range(self.retries + 1):
             if attempt > 1:
                 time.sleep(min(2 ** (attempt - 2), 30))
@@ -143,7 +143,7 @@ class RewardClient:
         raise (ConversationError if status in REJECTED or status >= 500 else ServerError)(problem)
 
     def _request(self, server: str, path: str, body: Any) -> tuple[int, bytes]:
-        """Return the status and content of a reply; if there is none, NO_CONNECTION or TIMED_OUT and the reason."""
+        """Return the status and content of a reply or, if there is none, NO_CONNECTION or TIMED_OUT and the reason."""
         deadline, content = time.monotonic() + self.timeout, b""
         limits, verify = (min(self.timeout, 10), self.timeout), os.environ.get("REQUESTS_CA_BUNDLE", True)
         request = self.request.copy()  # Session.post would take three times the CPU time
@@ -163,7 +163,7 @@ class RewardClient:
             return NO_CONNECTION, f"Cannot reach a server at {server}: {cause}.".encode()
 
     def _choose(self, prompt: str) -> str:
-        """Return a server; always the same one for a prompt, because the prompt is in its prefix cache."""
+        """Choose a server, always the same one for a given prompt, because the prompt is in its prefix cache."""
         for url in self.servers if len(self.down) < len(self.servers) else []:
             if self.down.get(url, math.inf) <= time.monotonic():
                 self.down[url] = time.monotonic() + self.timeout  # only one request at a time retries it
@@ -173,7 +173,7 @@ class RewardClient:
 
 
 def read_score(url: str, reply: bytes) -> float:
-    """Return the score in a reply; raise ServerError or ConversationError if it has none."""
+    """Return the score in a reply; raise ServerError or ConversationError if the reply has no valid score."""
     try:
         (value,) = json.loads(reply)["data"][0]["data"]
         is_finite = math.isfinite(value) and not isinstance(value, bool)
@@ -193,14 +193,14 @@ def error_message(reply: bytes) -> str:
 
 
 def to_wire(message: dict[str, Any]) -> dict[str, Any]:
-    """Return a message in vLLM's format; raise ConversationError if vLLM would silently drop part of it."""
-    # Templates compare the id of a tool result with the ids of the calls; if neither has an id, send both empty.
+    """Convert a message to vLLM's format; raise ConversationError if vLLM would silently drop some of it."""
+    # Templates compare the id of a tool result with the ids of the calls; where ids are missing, send empty ones.
     empty = {"content": "", "tool_call_id": ""} if message.get("role") == "tool" else {"content": ""}
     sent = empty | {key: value for key, value in message.items() if value is not None}
     for key in DROPPED if sent.get("role") == "assistant" else DROPPED + ASSISTANT_ONLY:
         if sent.get(key):
             raise ConversationError(f"vLLM drops {key!r}; remove it or use infer_transformers.py: {str(message)[:80]}")
-    if "reasoning_content" in sent:  # vLLM reads `reasoning` and gives it to the template under both names
+    if "reasoning_content" in sent:  # vLLM reads `reasoning` and passes it to the template under both names
         sent["reasoning"] = sent.pop("reasoning_content")
     if calls := sent.pop("tool_calls", None):
         sent["tool_calls"] = [call_to_wire(call) for call in calls]
@@ -208,7 +208,7 @@ def to_wire(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def call_to_wire(call: Any) -> dict[str, Any]:
-    """Return a tool call with an id and with its arguments as JSON text, which vLLM parses before rendering."""
+    """Give a tool call an id, and convert its arguments to JSON text, which vLLM parses before rendering."""
     try:
         arguments = call["function"].get("arguments") or {}
         text = json.dumps(dict(json.loads(arguments) if isinstance(arguments, str) else arguments))
@@ -219,7 +219,7 @@ def call_to_wire(call: Any) -> dict[str, Any]:
 
 
 def conversation(query: str | Messages, response: str | Messages, system: str | None = None) -> Messages:
-    """Return the messages of a prompt and its answer. Pass `system` only if the training data had a system message."""
+    """Build a conversation from a prompt and an answer. Pass `system` only if the training data had system messages."""
     before = [] if system is None else [{"role": "system", "content": system}]
     prompt = query if isinstance(query, list) else [{"role": "user", "content": query}]
     return before + prompt + (response if isinstance(response, list) else [{"role": "assistant", "content": response}])
@@ -236,7 +236,7 @@ def score(messages: Messages, base_url: str = BASE_URL, model: str = MODEL, tool
 
 
 def get_score_api(query: str, response: str, system: str | None = None, **options: Any) -> float:
-    """Return the score of one answer to one question; `options` are those of `score`."""
+    """Return the score of an answer to a question; `options` are further arguments of `score`."""
     return score(conversation(query, response, system), **options)
 
 
@@ -245,10 +245,10 @@ def main(argv: list[str]) -> None:
     command = argv.pop(0) if argv[:1] in (["rank"], ["check"]) else ""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="*", metavar="question answer")
-    parser.add_argument("--system", help="system message; pass it only if the training data had one")
+    parser.add_argument("--system", help="system message; pass it only if the training data had system messages")
     parser.add_argument("--input", help="rows to score: .jsonl, .jsonl.gz, .json, .csv or .parquet")
     parser.add_argument("--output", help=".jsonl file for the rows and their scores; resumed if it exists")
-    parser.add_argument("--pairs_out", help="rank: .jsonl file for training pairs of the best and the worst answer")
+    parser.add_argument("--pairs_out", help="rank: .jsonl file to write training pairs to: best and worst answers")
     parser.add_argument("--model_dir", required=command == "check", help="check: directory of the model")
     parser.add_argument("--dtype", help="check: dtype of the server; default: the dtype of the weights")
     parser.add_argument("--base_url", action="append", help=f"repeat to use several servers; default: {BASE_URL}")

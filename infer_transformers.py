@@ -8,8 +8,8 @@
 
 Each row of the input is a conversation ({"messages": [...]}), a prompt with its answers ({"prompt": ..., "responses":
 [...]}), or a preference pair in any layout that train.py reads. Any row can also contain the assistant's "tools". The
-output contains the same rows in the same order, with "score", "scores" (one for each answer), "chosen_score" and
-"rejected_score", or "error". Rows are written batch by batch, so an interrupted run can be resumed.
+output contains the same rows in the same order, each with "score", with "scores" (one for each answer), with
+"chosen_score" and "rejected_score", or with "error". Rows are written batch by batch, so an interrupted run can resume.
 """
 
 import argparse
@@ -34,7 +34,7 @@ def infer_transformers(
 
     Args:
         model: Directory of a reward model.
-        conversations: Conversations to score. If answers to one prompt are adjacent, the prompt is computed only once.
+        conversations: Conversations to score. A prompt is computed only once if the answers to it are adjacent.
         tools: Tools available to the assistant, shared by all conversations.
         dtype: Defaults to float32 on a CPU, otherwise to the dtype of the weights.
     """

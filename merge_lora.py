@@ -19,7 +19,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Merge a LoRA adapter with a trained reward head into its base model.")
     parser.add_argument("adapter", type=Path, help="directory that contains adapter_config.json")
     parser.add_argument("output_dir", type=Path, help="directory for the merged model; must not exist")
-    parser.add_argument("--base_model", help="directory or Hub id; default: the one recorded in the adapter")
+    parser.add_argument("--base_model", help="directory or Hub id; default: the base model recorded in the adapter")
     parser.add_argument("--force", action="store_true", help="merge even if the base model has different weights")
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
     args = parser.parse_args()

@@ -7,11 +7,11 @@ r"""Convert preference data in any common format to validated pairs, and report 
         --label preferred --label_first A --label_second B --label_tie same --output save/pairs.jsonl
 
 A SOURCE is a .json, .jsonl, .jsonl.gz, .csv, .parquet or .arrow file, a directory of such files (searched recursively,
-skipping hidden files), or a Hub id (owner/name[:split]). SOURCE@format=alpaca,cap=1000,weight=2 sets its format, the
-maximum number of pairs to take from it (at random), and its weight in the mix.
+skipping hidden files), or a Hub id (owner/name[:split]). SOURCE@format=alpaca,cap=1000,weight=2 sets a source's format,
+the maximum number of pairs to take from it (at random), and its weight in the mix.
 
 The outputs are pairs.jsonl, pairs.rejected.jsonl, pairs.report.json, pairs.report.html and, with --eval_size,
-pairs.eval.jsonl. Bad rows are set aside with a reason; --strict stops at the first one. Pairs with a warning
+pairs.eval.jsonl. Bad rows are set aside with a reason; --strict stops at the first of them. Pairs with a warning
 (duplicates, control characters, broken encoding) are counted and kept, unless --drop names the warning.
 """
 
@@ -35,7 +35,7 @@ SIMILARITY = 0.8  # the default of --exclude_similarity
 def main() -> None:
     """Run the command-line interface."""
     args = parse_arguments()
-    # Imported only after the arguments are checked, because the import takes seconds.
+    # Import this only after checking the arguments, because the import takes seconds.
     from reward_model.data.prepare import check_output, output_files, prepare
 
     sources = [parse_source(source, args.format) for source in args.sources]
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def conversion_config(args: argparse.Namespace) -> ConversionConfig:
-    """Return the settings for converting and validating rows; load the tokenizer and the excluded prompts."""
+    """Load the tokenizer and the excluded prompts, and return the settings for converting and validating rows."""
     options = {name: getattr(args, name) for name in Options.__dataclass_fields__}
     options = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
     config = ConversionConfig(Options(**options), WARNINGS if "all" in args.drop else tuple(args.drop))
@@ -75,7 +75,7 @@ def conversion_config(args: argparse.Namespace) -> ConversionConfig:
 
 
 def parse_source(text: str, format_: str) -> Source:
-    """Parse a SOURCE with its format (default: `format_`), cap and weight."""
+    """Parse a SOURCE argument: its name, format (`format_` by default), cap and weight."""
     name, separator, settings = text.rpartition("@")
     if not separator or not re.fullmatch(r"\w+=[^,=]+(,\w+=[^,=]+)*", settings):
         return Source(text, format_)
@@ -113,11 +113,16 @@ def parse_arguments() -> argparse.Namespace:
         nargs="+",
         default=[],
         metavar="FILE",
-        help="set aside pairs whose prompt they contain",
+        help="set aside pairs whose prompt occurs in these files",
     )
-    add("--exclude_similarity", type=float, default=SIMILARITY, help="minimum Jaccard similarity (default: 0.8)")
+    add(
+        "--exclude_similarity",
+        type=float,
+        default=SIMILARITY,
+        help="minimum Jaccard similarity (default: 0.8)",
+    )
     add("--tokenizer", metavar="MODEL", help="measure lengths in tokens, and try the chat template on every pair")
-    add("--max_length", type=int, help="set aside pairs with a side longer than this many tokens")
+    add("--max_length", type=int, help="set aside pairs if either conversation is longer than this many tokens")
     warnings = f"set aside pairs with these warnings: all, {', '.join(WARNINGS)}"
     add("--drop", nargs="+", default=[], choices=[*WARNINGS, "all"], metavar="WARNING", help=warnings)
     add("--strict", action="store_true", help="stop at the first bad row")
@@ -128,19 +133,19 @@ def parse_arguments() -> argparse.Namespace:
     add("--system", metavar="TEXT", help="system message for conversations without one")
     add("--ignore", nargs="+", default=[], metavar="FIELD", help="fields to ignore")
     add = parser.add_argument_group("answers, each with a score or rank").add_argument
-    pairing = "the best answer against every other, all pairs, or neighbors in rank (default: best)"
+    pairing = "pair the best answer with every other, all answers with each other, or neighbors in rank (default: best)"
     add("--pairing", default="best", choices=["best", "all", "adjacent"], help=pairing)
-    add("--min_gap", type=float, default=0.0, help="minimum difference in score (default: 0)")
-    add("--margin_from_gap", action="store_true", help="use the difference in score as the margin")
+    add("--min_gap", type=float, default=0.0, help="minimum score difference within a pair (default: 0)")
+    add("--margin_from_gap", action="store_true", help="use the score difference as the margin")
     add = parser.add_argument_group("other formats, by field name (dotted paths)").add_argument
     add("--prompt", metavar="FIELD", help="text or messages")
-    add("--input", dest="context", metavar="FIELD", help="text that is appended to the prompt")
+    add("--input", dest="context", metavar="FIELD", help="text to append to the prompt")
     add("--chosen", metavar="FIELD", help="the better answer: text or messages")
     add("--rejected", metavar="FIELD", help="the worse answer")
     add("--candidates", nargs=2, metavar="FIELD", help="two answers, instead of --chosen and --rejected")
     add("--label", metavar="FIELD", help="field that identifies the better candidate")
     for name, meaning in {"first": "the first is better", "second": "the second is better", "tie": "a tie"}.items():
-        add(f"--label_{name}", nargs="+", default=[], metavar="VALUE", help=f"values of --label for: {meaning}")
+        add(f"--label_{name}", nargs="+", default=[], metavar="VALUE", help=f'--label values that mean "{meaning}"')
     args = parser.parse_args()
     if problem := argument_conflict(args):
         parser.error(problem)

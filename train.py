@@ -1,9 +1,9 @@
 """Train a discriminative (Bradley-Terry) reward model on preference pairs with trl's RewardTrainer.
 
     python train.py                                   # reads train_args.json next to train.py (F5 in VS Code)
-    python train.py my_args.json --max_steps 10       # a JSON or YAML file of arguments; later arguments override it
+    python train.py my_args.json --max_steps 10       # reads a JSON or YAML file; later arguments override it
     python train.py --model_name_or_path Qwen/Qwen2.5-0.5B-Instruct --dataset_name pairs.jsonl --output_dir save/run
-    python train.py … --use_peft --lora_r 32 --lora_alpha 16 --learning_rate 1e-4    # LoRA; trains the head in full
+    python train.py … --use_peft --lora_r 32 --lora_alpha 16 --learning_rate 1e-4    # LoRA; the head is trained in full
     sh train.sh                                       # DeepSpeed ZeRO-3 on all GPUs of this node
     NNODES=2 NODE_RANK=0 MASTER_ADDR=10.0.0.1 sh train.sh                      # on each node, with its own NODE_RANK
 
@@ -68,7 +68,7 @@ def main(argv: list[str]) -> ExactRewardTrainer:
     """Parse a command line, train a reward model, save it, and return the trainer.
 
     Raises:
-        InputError: An argument, the model or the data is invalid. The message lists all problems found before training.
+        InputError: If an argument, the model or the data is invalid. The message lists all problems found up front.
     """
     data_args, training_args, model_args = parse_arguments(argv, default_file=HERE / "train_args.json")
     if training_args.process_index == 0:
@@ -108,8 +108,8 @@ def main(argv: list[str]) -> ExactRewardTrainer:
 def load_base_model(
     tokenizer: PreTrainedTokenizerBase, training_args: TrainingArguments, model_args: ModelArguments
 ) -> PreTrainedModel:
-    """Return the base model with a reward head, ready for packed rows and with `tokenizer`'s pad token."""
-    set_seed(training_args.seed)  # the new reward head is random; the seed makes it the same in every run
+    """Load the base model with a new reward head, set `tokenizer`'s pad token, and prepare it for packed rows."""
+    set_seed(training_args.seed)  # so that the new, random reward head is the same in every run
     model = load_model(
         model_args.model_name_or_path,
         new_head=True,
@@ -130,7 +130,7 @@ def build_trainer(
     training_args: TrainingArguments,
     peft_config: Any,
 ) -> ExactRewardTrainer:
-    """Return the trainer, with the trainable weights in fp32."""
+    """Build the trainer, and convert the trainable weights to fp32."""
     collator = PairCollator(
         tokenizer.pad_token_id,
         shared_prefix=data_args.shared_prefix,
@@ -150,7 +150,7 @@ def build_trainer(
         peft_config=peft_config,
         callbacks=[AttentionChooser(collator, list(longest)), TrainingMonitor(tokenizer), writer, GracefulShutdown()],
     )
-    if not trainer.is_deepspeed_enabled:  # DeepSpeed keeps fp32 master weights itself
+    if not trainer.is_deepspeed_enabled:  # DeepSpeed keeps its own fp32 master weights
         for parameter in trainer.model.parameters():
             if parameter.requires_grad:  # in bf16, most updates at a small learning rate would be rounded away
                 parameter.data = parameter.data.float()
@@ -163,7 +163,7 @@ def build_trainer(
 
 
 def train(trainer: ExactRewardTrainer) -> dict[str, float]:
-    """Train and return the metrics. Exit with status 75 if a signal stopped the run after a checkpoint was saved."""
+    """Train and return the metrics. If a signal interrupted the run, exit with status 75 once a checkpoint is saved."""
     callbacks = {type(callback): callback for callback in trainer.callback_handler.callbacks}
     with callbacks[TrainingMonitor].explain_out_of_memory(), report_disk_full(Path(trainer.args.output_dir)):
         result = trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
@@ -186,7 +186,7 @@ def save(
     has_eval: bool,
     record: dict[str, Any],
 ) -> None:
-    """Save a complete model (after LoRA, the merged one) for Transformers and vLLM, and evaluate it."""
+    """Save a complete model (with LoRA, the merged model) for Transformers and vLLM, and evaluate it."""
     tokenizer, output_dir = trainer.processing_class, Path(trainer.args.output_dir)
     adapter_dir = output_dir / "adapter" if model_args.use_peft else None
     with report_disk_full(output_dir):
@@ -201,7 +201,7 @@ def save(
         trainer.save_metrics("eval", eval_metrics)
     trainer.accelerator.wait_for_everyone()
     dtype = str(trainer.model.dtype).removeprefix("torch.")
-    # Merging takes minutes on rank 0. If the process group were still open, NCCL would abort the waiting ranks.
+    # Merging on rank 0 takes minutes. If the process group stayed open, NCCL would abort the waiting ranks.
     trainer.accelerator.end_training()
     if not trainer.is_world_process_zero():
         return

@@ -1,18 +1,18 @@
-"""Errors shared by all modules. Imports nothing heavy, because infer_vllm.sh runs a check before every start."""
+"""Errors shared by all modules. Imports nothing heavy, because infer_vllm.sh runs a check every time it starts."""
 
 import os
 import traceback
 
 
 class InputError(ValueError):
-    """An input error. Its message states the problem, where it is and how to fix it. Scripts print no traceback."""
+    """An invalid input. The message states what is wrong, where, and how to fix it. Scripts print no traceback."""
 
 
 class RowError(InputError):
-    """A problem with one row. The caller adds the location of the row.
+    """A problem with a single row. The caller adds the row's location.
 
     Args:
-        reason: Short name under which such problems are counted.
+        reason: Short name under which problems of this kind are counted.
         message: Description of the problem.
     """
 
@@ -20,7 +20,7 @@ class RowError(InputError):
         super().__init__(message)
         self.reason = reason
 
-    def __reduce__(self) -> tuple:  # by default, unpickling would pass only the message
+    def __reduce__(self) -> tuple:  # the default would pass only the message when unpickling
         return RowError, (self.reason, str(self))
 
 

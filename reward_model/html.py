@@ -25,12 +25,12 @@ BLUE, ORANGE, GRAY = "#2563a8", "#d9722b", "#8a8f98"
 
 
 def render(template: str, **values: Any) -> str:
-    """Render a template, given by its path in this package."""
+    """Render the template at a path relative to this package."""
     return TEMPLATES.get_template(template).render(values)
 
 
 def plot(title: str, xlabel: str = "", ylabel: str = "") -> tuple[Figure, Axes]:
-    """Return a figure with one set of axes, sized so that three fit side by side on a page."""
+    """Return a figure and its axes, sized so that three figures fit side by side on a page."""
     figure = Figure(figsize=(4.4, 2.9), layout="constrained")
     axes = figure.add_subplot(title=title, xlabel=xlabel, ylabel=ylabel)
     return figure, axes
@@ -45,7 +45,7 @@ def svg(figure: Figure) -> str:
 
 
 def conversation(messages: list[dict]) -> str:
-    """Return messages as plain text, each preceded by its role."""
+    """Format messages as plain text, each preceded by its role."""
     texts = []
     for message in messages:
         rest = {key: value for key, value in message.items() if key not in ("role", "content")}  # calls, reasoning

@@ -1,4 +1,4 @@
-"""Convert a row in any layout to the conversations to score, with the same conversion as training."""
+"""Extract the conversations to score from a row in any layout, using the same conversion as in training."""
 
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ class ScoringRow(NamedTuple):
 
 
 def read_conversations(row: Any, place: str) -> ScoringRow:
-    """Return the conversations in a row, or an error with `place`. Results from an earlier run are removed."""
+    """Extract the conversations in a row, or an error that starts with `place`; remove results of an earlier run."""
     row = {"messages": row} if isinstance(row, list) else row
     if not isinstance(row, dict):
         found = row if isinstance(row, Exception) else f"expected an object, found {type(row).__name__}."
@@ -44,7 +44,7 @@ def read_conversations(row: Any, place: str) -> ScoringRow:
 
 
 def _convert(row: Row) -> tuple[str, list[tuple[str, Any]], Any]:
-    """Return the kind of a row, its conversations (not yet checked, each with a name), and its tools."""
+    """Return the kind of a row, (name, unchecked conversation) for each of its conversations, and its tools."""
     format_ = _format(row)
     if format_ in (None, "scored"):
         kind, field = _answer_field(row)
@@ -73,7 +73,7 @@ def _format(row: Row) -> str | None:
 
 
 def _answer_field(row: Row) -> tuple[str, str]:
-    """Return the kind of a row without a preference, and the field that holds its answer(s) or conversation."""
+    """Return the kind of a row without a preference, and the name of the field with its answer(s) or conversation."""
     for name in ANSWER_LISTS:
         if isinstance(row.get(name), list):
             return "answers", name
@@ -89,7 +89,7 @@ def _answer_field(row: Row) -> tuple[str, str]:
 
 
 def _pair_of_one(row: Row, answer: Any) -> Pair:
-    """Return a pair with one answer on both sides, so that it is converted in the same way as other pairs."""
+    """Build a pair with the same answer on both sides, so that a single answer is converted like those in pairs."""
     if isinstance(answer, dict) and not {"role", "from"} & answer.keys():  # an answer with its model, score or rank
         answer = first_field(answer, ANSWERS)
     row = row | {"chosen": answer, "rejected": answer}

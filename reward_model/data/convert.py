@@ -1,4 +1,4 @@
-"""Recognize the format of rows, convert them to pairs and validate the pairs."""
+"""Recognize the format of rows, convert the rows to pairs, and validate the pairs."""
 
 import re
 import shlex
@@ -19,15 +19,15 @@ FIRST_ROWS = 100  # number of rows that are read to recognize a format
 SIDE_NAMES = [("chosen_response", "rejected_response"), ("response_j", "response_k"), ("accepted", "rejected")]
 SIDE_NAMES += [("preferred_output", "non_preferred_output")]
 SYSTEM_NAMES = ("system", "system_prompt")
-# Reject a source if one of its first rows fails for a reason in the first group, or most for reasons in the second:
-# then the recognized format is wrong, and setting rows aside is not enough.
+# Reject a source if any of its first rows fails for a reason in the first group, or if most of them fail for a reason
+# in the second: the recognized format is then wrong, and setting rows aside is not enough.
 FATAL_REASONS = ("unused field", "unclear verdict")
 LAYOUT_REASONS = ("missing field", "another layout", "not messages", "not text", "unknown role", "roles out of order")
 # Fields that are likely to be part of a conversation.
 CONVERSATION_FIELDS = frozenset(
     "system system_prompt system_message history context input instruction question query prompt messages conversation "
     "conversations dialog dialogue trajectory previous_turns passage document documents initial_reason_steps "
-    "chat_template_kwargs".split()  # trl applies the last one to a row; here a model has one template for all rows
+    "chat_template_kwargs".split()  # trl applies chat_template_kwargs to a single row; here all rows share a template
 )
 # Words in field names, to suggest arguments for an unknown format.
 CHOSEN_WORDS = set("chosen better preferred accepted win winner winning pos positive good best w".split())
@@ -38,7 +38,7 @@ TEXT_KEYS = ("content", "value", "text", "full_text", "input", "output")  # the 
 
 
 class ConvertedRow(NamedTuple):
-    """A row (bytes if it could not be parsed), its location, and its pairs, with a RowError for each invalid pair."""
+    """A row (bytes if it could not be parsed), its location, and its pairs; a RowError replaces each invalid pair."""
 
     place: str
     number: int
@@ -53,13 +53,13 @@ def convert_rows(
     """Convert and yield every row of a source, in order.
 
     Args:
-        rows: The rows, with their line or row numbers.
-        source: The name of the source, for locations in messages.
+        rows: The rows, each with its line or row number.
+        source: The name of the source, for the locations in error messages.
         options: How to convert rows to pairs.
         format_: A key of FORMATS, or "auto" to recognize the format from the first rows.
 
     Raises:
-        InputError: If no format is given and none is recognized.
+        InputError: If `format_` is "auto" and no format is recognized.
     """
     if format_ == "auto":
         format_, rows = detect_format(rows, source, format_, options)
@@ -121,7 +121,7 @@ def detect_format(
 
 
 def recognize(rows: Iterable[Any], source: str, ignore: tuple[str, ...] = ()) -> str:
-    """Return the format of the first row that matches one; raise InputError if no row does."""
+    """Return the format of the first row that has a known format; raise InputError if no row does."""
     rows = [row for row in rows if isinstance(row, dict)]
     if not rows:
         raise InputError(f"{source}: the first rows are not JSON objects. Rename the file to .json if it is an array.")
@@ -138,9 +138,9 @@ def recognize(rows: Iterable[Any], source: str, ignore: tuple[str, ...] = ()) ->
 
 
 def suggest_fields(row: Row, source: str) -> str:
-    """Return advice on naming the fields of a row: a command, if field names suggest one that gives a valid pair.
+    """Return advice on naming a row's fields: a command if the field names suggest a valid pair, else general advice.
 
-    Only top-level fields are suggested, because two answers from within a list could belong to different rows.
+    Only top-level fields are suggested, because two answers taken from a list could belong to different rows.
     """
     names = sorted(row, key=lambda name: len(str(row[name])), reverse=True)  # ids and model names are shorter
     words = {name: {word.lower() for word in WORD.findall(name)} for name in names}
@@ -159,7 +159,7 @@ def suggest_fields(row: Row, source: str) -> str:
 
 
 def validated_pairs(row: Any, format_: str, options: Options) -> list[Pair | RowError]:
-    """Return the validated pairs of a parsed row, with a RowError for each invalid pair, or one for an invalid row."""
+    """Return the validated pairs in a parsed row; a RowError replaces each invalid pair, or all pairs of a bad row."""
     if isinstance(row, RowError):
         return [row]
     try:
@@ -176,7 +176,7 @@ def _validated_pair(pair: Pair) -> Pair | RowError:
 
 
 def convert_row(row: Any, format_: str, options: Options) -> list[Pair]:
-    """Return the unvalidated pairs of a row; raise RowError if it does not have this format."""
+    """Convert a row to unvalidated pairs; raise RowError if the row does not have this format."""
     if not isinstance(row, dict):
         raise RowError("not a row", f"expected an object with chosen and rejected, found {type(row).__name__}.")
     row = _with_standard_names(row, options.ignore)
@@ -184,7 +184,7 @@ def convert_row(row: Any, format_: str, options: Options) -> list[Pair]:
         pairs = FORMATS[format_].pairs(row, options)
     except RowError:
         raise
-    except (AttributeError, KeyError, TypeError, ValueError) as error:  # a field has a type that the format cannot have
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # a field has a type that is not allowed here
         expected = f"{format_} ({FORMATS[format_].description})"
         raise RowError("another layout", f"the row does not have the format {expected}: {error}.") from error
     system = system_messages(next(filter(None, map(row.get, SYSTEM_NAMES)), options.system))
@@ -199,7 +199,7 @@ def convert_row(row: Any, format_: str, options: Options) -> list[Pair]:
 
 
 def _with_standard_names(row: Row, ignore: tuple[str, ...]) -> Row:
-    """Return a row with messages in JSON text parsed, and with its answers named chosen and rejected."""
+    """Return a row with messages in JSON text parsed, and with its answer fields renamed to chosen and rejected."""
     row = {name: messages_in(value, name) for name, value in row.items() if name not in ignore}
     if isinstance(value := row.get("input"), dict) and "messages" in value:  # OpenAI, Azure
         row = row | {"prompt": value["messages"], "tools": value.get("tools")}
@@ -214,13 +214,13 @@ def _with_standard_names(row: Row, ignore: tuple[str, ...]) -> Row:
 
 
 def check_all_used(row: Row, pair: Pair) -> None:
-    """Raise RowError if the text of a conversation field is not in the pair, as a message or as lines of one."""
+    """Raise RowError if a conversation field has text that is neither a message of the pair nor lines of one."""
     names = CONVERSATION_FIELDS.intersection(row)
     if not names or not all(isinstance(pair[side], list) for side in SIDES):
         return
     contents = [message.get("content") for side in SIDES for message in pair[side] if isinstance(message, dict)]
     known = [*contents, *(pair[side] for side in SIDES)]
-    rest = [name for name in names if row[name] not in known]  # fast: most fields are a message or a conversation
+    rest = [name for name in names if row[name] not in known]  # fast: most fields are an entire message or conversation
     texts = [f"\n{text}\n" for text in contents if isinstance(text, str)] if rest else []
     unused = sorted(name for name in rest if not _is_used(row[name], texts))
     if unused:
@@ -230,7 +230,7 @@ def check_all_used(row: Row, pair: Pair) -> None:
 
 
 def _is_used(value: Any, texts: list[str]) -> bool:
-    """Return whether all texts in a value are lines in `texts`, each of which starts and ends with a line break."""
+    """Return whether `texts`, which start and end with a line break, contain every text in a value as whole lines."""
     if isinstance(value, str):
         if not value.strip() or any(f"\n{part}\n" in text for part in (value, value.strip()) for text in texts):
             return True

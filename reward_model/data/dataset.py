@@ -1,4 +1,4 @@
-"""Load validated preference pairs as a `datasets.Dataset`, for training and evaluation, and split them."""
+"""Load validated preference pairs as a `datasets.Dataset` for training and evaluation, and split them by prompt."""
 
 import hashlib
 import json
@@ -26,10 +26,10 @@ FEATURES = Features(
 
 
 def load_pairs(name: str, train_split: str = "train", test_split: str = "test") -> tuple[Dataset, Dataset | None]:
-    """Return the validated training pairs and test pairs of a dataset; the latter are None if it has no test split.
+    """Return a dataset's validated training and test pairs; the test pairs are None if there is no test split.
 
     The datasets have the columns `chosen`, `rejected` and `tools` as JSON text, `margin`, `source`, `subset`, `id`,
-    `prompt` (a key) and `place`. Ties are skipped and counted. `datasets` caches the result until a file changes.
+    `prompt` (a hash) and `place`. Ties are skipped and counted. `datasets` caches the result until a file changes.
 
     Args:
         name: A file, a directory (whose test files are the test split, see `train_and_test_files`) or a Hub id.
@@ -37,7 +37,7 @@ def load_pairs(name: str, train_split: str = "train", test_split: str = "test") 
         test_split: The split of a Hub dataset to evaluate on, if it exists.
 
     Raises:
-        InputError: At the first bad row, or if a dataset has only ties.
+        InputError: At the first bad row, or if a dataset contains only ties.
     """
     train_files, test_files = train_and_test_files(name)
     if train_files:
@@ -57,7 +57,7 @@ def load_pairs(name: str, train_split: str = "train", test_split: str = "test") 
 
 
 def load_subsets(files: list[str]) -> dict[str, Dataset]:
-    """Return the pairs of each subset (or source) in labeled files, keyed by file_subset."""
+    """Load labeled files and group their pairs by subset (or source); each key is the file name and the subset."""
     datasets = {}
     for file in files:
         pairs, test_pairs = load_pairs(file)
@@ -71,27 +71,27 @@ def load_subsets(files: list[str]) -> dict[str, Dataset]:
 
 
 def split_by_prompt(pairs: Dataset, eval_size: float, seed: int) -> tuple[Dataset, Dataset]:
-    """Return the training pairs and the held-out pairs; see `held_out`."""
+    """Split pairs into training and held-out pairs, as chosen by `held_out`."""
     in_eval = held_out(np.array(pairs["prompt"][:]), eval_size, seed)
     return pairs.select(np.flatnonzero(~in_eval)), pairs.select(np.flatnonzero(in_eval))
 
 
 def held_out(prompts: np.ndarray, eval_size: float, seed: int) -> np.ndarray:
-    """Return which pairs to hold out, so that no prompt is in both splits.
+    """Choose which pairs to hold out, so that no prompt is in both splits.
 
-    Prompts are taken at random, with all of their pairs, until there are enough pairs. At least half of the pairs are
-    kept for training, so a prompt with too many pairs is skipped.
+    Prompts are drawn at random, each with all of its pairs, until enough pairs are held out. At least half of the pairs
+    are kept for training, so a prompt with too many pairs is skipped.
 
     Args:
         prompts: The key of each pair's prompt.
-        eval_size: A fraction below 1 or a number of pairs; 0 holds none out.
+        eval_size: A fraction below 1 or a number of pairs; 0 holds out nothing.
         seed: The seed for the random order.
 
     Returns:
-        A boolean array of shape (pairs,).
+        A boolean array of shape (pairs,): True for held-out pairs.
 
     Raises:
-        InputError: If the size is invalid or more than half, or if one prompt has more than half of the pairs.
+        InputError: If the size is invalid or above half of the pairs, or if one prompt has more than half of them.
     """
     check_eval_size(eval_size)
     half = len(prompts) // 2
@@ -112,20 +112,20 @@ def held_out(prompts: np.ndarray, eval_size: float, seed: int) -> np.ndarray:
 
 
 def check_eval_size(eval_size: float) -> None:
-    """Raise InputError for a size that is invalid for any dataset."""
+    """Raise InputError if the size is not a fraction, a whole number of pairs, or 0, whatever the dataset."""
     if not eval_size >= 0 or (eval_size > 1 and eval_size % 1):
         raise InputError(f"--eval_size {eval_size:g}: pass a fraction below 1, a number of pairs, or 0.")
 
 
 @cache
 def code_stamp() -> str:
-    """Return a hash of the source of this package, so that cached datasets are rebuilt when the code changes."""
+    """Return a hash of this package's source code, so that cached datasets are rebuilt when the code changes."""
     package = Path(__file__).parents[1]
     return hashlib.md5(b"".join(file.read_bytes() for file in sorted(package.rglob("*.py")))).hexdigest()
 
 
 def _validated_dataset(name: str, data: list[Path] | Dataset) -> Dataset:
-    """Return the validated pairs from files or from a split of a Hub dataset."""
+    """Build a dataset of the validated pairs in files or in a split of a Hub dataset, or load it from the cache."""
     stats = [file.stat() for file in data] if isinstance(data, list) else []
     stamp = f"{[(stat.st_size, stat.st_mtime_ns) for stat in stats]} {code_stamp()}"  # part of the cache key
     arguments = {"name": name, "data": data, "stamp": stamp}
@@ -137,7 +137,9 @@ def _validated_dataset(name: str, data: list[Path] | Dataset) -> Dataset:
         raise
     missing = sum(margin is None for margin in pairs["margin"][:])
     if 0 < missing < len(pairs):
-        raise InputError(f"{name}: {missing} of {len(pairs)} pairs have no margin. Add one to all pairs or to none.")
+        raise InputError(
+            f"{name}: {missing} of {len(pairs)} pairs have no margin. Add margins to all pairs or to none."
+        )
     return pairs
 
 

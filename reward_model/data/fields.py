@@ -1,4 +1,4 @@
-"""Access the fields of a source row: by dotted path, by the first of several names, or as a number."""
+"""Access the fields of a source row: by dotted path, under any of several names, or as a number."""
 
 import math
 from collections.abc import Iterable
@@ -46,7 +46,7 @@ def field(row: Row, path: str) -> Any:
 
 
 def first_field(row: Row, names: Iterable[str]) -> Any:
-    """Return the first value found under several names; skip empty text unless all are empty."""
+    """Return the first value found under any of several names; skip empty text unless all values are empty."""
     present = [row[name] for name in names if row.get(name) is not None]
     if not present:
         raise RowError("missing field", f"none of {', '.join(names)} (keys: {', '.join(map(str, row))}).")
@@ -54,7 +54,7 @@ def first_field(row: Row, names: Iterable[str]) -> Any:
 
 
 def prompt_of(row: Row) -> Any:
-    """Return the prompt, under any name in PROMPTS; append `input` to `instruction` (Alpaca)."""
+    """Return a row's prompt, stored under any name in PROMPTS; append `input` to `instruction` (Alpaca)."""
     prompt = first_field(row, PROMPTS)
     if isinstance(prompt, str) and prompt is row.get("instruction") and row.get("input"):
         return f"{prompt}\n{row['input']}"
@@ -62,7 +62,7 @@ def prompt_of(row: Row) -> Any:
 
 
 def number(value: Any) -> float:
-    """Return a score as a float; raise RowError if it is not a finite number (UltraFeedback has "N/A")."""
+    """Return a score as a float; raise RowError if it is not a finite number (UltraFeedback contains "N/A")."""
     try:
         score = float(value)
     except (TypeError, ValueError, OverflowError):
@@ -73,7 +73,7 @@ def number(value: Any) -> float:
 
 
 def tools_of(row: Row) -> Any:
-    """Return the tools of a row (objects, or JSON text), or None."""
+    """Return the tools in a row, parsed if they are JSON text, or None if there are none."""
     tools = from_json(row.get("tools"), list | dict)
     if isinstance(tools, str) and tools.strip():
         raise RowError("not parseable", f"tools is not JSON: {tools[:60]!r}.")
@@ -81,7 +81,7 @@ def tools_of(row: Row) -> Any:
 
 
 def labels_of(row: Row) -> dict[str, Any]:
-    """Return everything in a pair except its conversations: source, subset, id, margin and tools, if present."""
+    """Return what a pair contains besides its conversations: source, subset, id, margin and tools, if present."""
     margin = None if row.get("margin") == "" else from_json(row.get("margin"), int | float)  # text in CSV files
     labels = {} if margin is None else {"margin": margin}
     if tools := tools_of(row):

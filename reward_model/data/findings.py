@@ -1,4 +1,4 @@
-"""Collect the problems with rows and pairs by reason."""
+"""Collect problems with rows and pairs, grouped by reason."""
 
 import json
 from dataclasses import dataclass, field
@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, TextIO
 
 from reward_model import InputError
 
-PLACES = 5  # locations in the report for each reason
+PLACES = 5  # locations to list in the report for each reason
 
 
 class Finding(NamedTuple):
@@ -24,7 +24,7 @@ class Findings:
 
     Attributes:
         file: The file for bad rows, open for writing.
-        ties: The argument --ties.
+        ties: The value of --ties.
         strict: Whether a bad row stops the run.
         counts: For each reason, a dict with the report keys count, kept and first.
     """
@@ -35,7 +35,7 @@ class Findings:
     counts: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def add(self, found: Finding, kept: bool = False) -> None:
-        """Count a finding; write its row unless the pair is kept. Raise InputError if it stops the run."""
+        """Count a finding, and write its row unless the pair is kept; raise InputError if the finding stops the run."""
         is_tie = found.reason == "tie"
         if not kept and (self.ties == "stop" if is_tie else self.strict):
             fix = "Pass a different --ties" if is_tie else "Omit --strict to set bad rows aside"

@@ -1,9 +1,10 @@
 """The formats of public preference data: how each is recognized and how its rows become pairs. Add a format here.
 
-A format is a function from (row, options) to unvalidated pairs, {"chosen": messages, "rejected": messages} plus the
-labels of the row. `@register_format` gives a description and the test that recognizes such rows. The first match wins,
-so specific formats come before general ones. A function raises RowError if a field is missing; `pair.check_pair`
-validates the messages. A new format also needs a sample in data/formats and a row in tests/data/test_formats.py.
+A format is a function that converts (row, options) to unvalidated pairs, {"chosen": messages, "rejected": messages}
+plus the labels of the row. `@register_format` adds a description and the test that recognizes such rows. The first
+match wins, so specific formats come before general ones. The function raises RowError if a field is missing;
+`pair.check_pair` validates the messages. A new format also needs a sample in data/formats and a row in
+tests/data/test_formats.py.
 """
 
 from collections.abc import Callable, Iterable
@@ -16,14 +17,14 @@ from reward_model.data.fields import PROMPTS, Row, field, first_field, labels_of
 from reward_model.data.messages import TRANSCRIPT, complete_conversation, pair_of, prompt_messages, transcript_messages
 from reward_model.data.pair import SIDES, Pair
 
-# Fields for the rejected side, in rows whose `messages` are the chosen conversation.
+# Fields that hold the rejected side in rows whose `messages` are the chosen conversation.
 REJECTED = ("rejected_response", "rejected_message", "rejected_messages")
 CONVERSATIONS = ("conversations", "messages", "trajectory")
 
 
 @dataclass(frozen=True)
 class Options:
-    """How to convert rows to pairs: arguments of prepare_data.py (`context` is --input)."""
+    """How to convert rows to pairs: the arguments of prepare_data.py with the same names (`context` is --input)."""
 
     pairing: str = "best"
     min_gap: float = 0.0
@@ -46,7 +47,7 @@ DEFAULT_OPTIONS = Options()
 
 @dataclass(frozen=True)
 class Format:
-    """A format: `matches` returns whether a row looks like it, `pairs` converts a row."""
+    """A format: `matches` returns whether a row has this format, and `pairs` converts the row."""
 
     description: str
     matches: Callable[[Row], bool]
@@ -57,7 +58,7 @@ FORMATS: dict[str, Format] = {}
 
 
 def register_format(description: str, matches: Callable[[Row], bool]) -> Callable:
-    """Return a decorator that adds a function to FORMATS under its name."""
+    """Return a decorator that registers a function in FORMATS under its own name."""
 
     def register(pairs: Callable[[Row, Options], list[Pair]]) -> Callable[[Row, Options], list[Pair]]:
         FORMATS[pairs.__name__] = Format(description, matches, pairs)
@@ -67,7 +68,7 @@ def register_format(description: str, matches: Callable[[Row], bool]) -> Callabl
 
 
 def has_list(row: Row, names: Iterable[str]) -> bool:
-    """Return whether one of several fields is a list."""
+    """Return whether any of the given fields is a list."""
     return any(isinstance(row.get(name), list) for name in names)
 
 
@@ -81,7 +82,7 @@ def both_are(row: Row, kind: type) -> bool:
     lambda row: has_list(row, CONVERSATIONS) and isinstance(row.get("chosen"), dict | str),
 )
 def sharegpt(row: Row, options: Options) -> list[Pair]:
-    """Convert a list of turns with a single chosen and a single rejected turn (LLaMA-Factory, UltraInteract)."""
+    """Convert a list of turns followed by one chosen and one rejected turn (LLaMA-Factory, UltraInteract)."""
     return [pair_of(first_field(row, CONVERSATIONS), [field(row, side) for side in SIDES], row)]
 
 
@@ -102,7 +103,7 @@ def swift(row: Row, options: Options) -> list[Pair]:
     lambda row: "instruction" in row and (isinstance(row.get("output"), list) or both_are(row, str)),
 )
 def alpaca(row: Row, options: Options) -> list[Pair]:
-    """Convert instruction, input and output: [better, worse], or chosen and rejected (LLaMA-Factory)."""
+    """Convert instruction and input, with output: [better, worse] or with chosen and rejected (LLaMA-Factory)."""
     output = row.get("output") or [row.get("chosen"), row.get("rejected")]
     if not isinstance(output, list) or len(output) != 2:
         raise RowError("missing field", "output must be a list of two answers, the better one first.")
@@ -125,7 +126,7 @@ def transcript(row: Row, options: Options) -> list[Pair]:
     ),
 )
 def lists(row: Row, options: Options) -> list[Pair]:
-    """Convert lists of chosen and rejected answers to all of their combinations (RM-Bench, RewardBench 2)."""
+    """Combine each chosen answer in one list with each rejected answer in another (RM-Bench, RewardBench 2)."""
     sides = [field(row, side) for side in SIDES]
     if not all(isinstance(answers, list) and answers for answers in sides):
         raise RowError("empty", "chosen and rejected must be lists with at least one answer.")
@@ -136,7 +137,7 @@ def lists(row: Row, options: Options) -> list[Pair]:
     "prompt + chosen, rejected as text", lambda row: both_are(row, str) and any(name in row for name in PROMPTS)
 )
 def text(row: Row, options: Options) -> list[Pair]:
-    """Convert a prompt (any name in PROMPTS), as text or messages, with chosen and rejected as text."""
+    """Convert a prompt (under any name in PROMPTS), as text or messages, with chosen and rejected as text."""
     return [pair_of(prompt_of(row), [field(row, side) for side in SIDES], row)]
 
 
@@ -148,7 +149,7 @@ def verdict(row: Row, options: Options) -> list[Pair]:
 
 @register_format("prompt + answers, each with a score or rank", lambda row: has_list(row, preferences.ANSWER_LISTS))
 def scored(row: Row, options: Options) -> list[Pair]:
-    """Convert answers, each with a score or a rank (0 or 1 is best), to pairs by --pairing (UltraFeedback, Nectar)."""
+    """Convert answers, each with a score or rank (0 or 1 is best), as --pairing specifies (UltraFeedback, Nectar)."""
     return preferences.pairs_from_scores(row, options.pairing, options.min_gap, options.margin_from_gap)
 
 

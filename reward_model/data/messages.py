@@ -17,14 +17,14 @@ TRANSCRIPT = re.compile(r"\n\n\s*Human:|\s*Human:.*?\n\n\s*Assistant:", re.S)
 TURNS = re.compile(r"(?:^|\n\n)\s*(Human|Assistant):")
 NEMO_TURNS = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")  # HelpSteer2; the first turn has no marker
 SPEAKER_ROLES = {"Human": "user", "User": "user", "Assistant": "assistant"}
-# The space between such a prompt and its answer is part of neither.
+# If a prompt ends like this, the space before the answer belongs to neither of them.
 PROMPT_ENDINGS = ("Assistant:", "TL;DR:")
 # The start of a list of messages as Python or NumPy prints it.
 REPR = re.compile(r"\s*\[\s*\{\s*'(role|content|from)':")
 
 
 def messages_in(value: Any, name: str) -> Any:
-    """Return the messages (or the single message) in a JSON text; return anything else unchanged.
+    """Parse messages, or a single message, stored as JSON text; return anything else unchanged.
 
     Args:
         value: The value of a field.
@@ -46,7 +46,7 @@ def messages_in(value: Any, name: str) -> Any:
 
 
 def prompt_messages(prompt: Any) -> Messages:
-    """Return the messages of a prompt: a list of turns, a Human/Assistant transcript, or the text of a user turn."""
+    """Convert a prompt to messages: a list of turns, a Human/Assistant transcript, or the text of a user turn."""
     if isinstance(prompt, list):
         return [chat_message(turn) for turn in prompt]
     if isinstance(prompt, str) and ("<extra_id_1>" in prompt or TRANSCRIPT.match(prompt)):
@@ -57,14 +57,14 @@ def prompt_messages(prompt: Any) -> Messages:
 
 
 def answer_messages(answer: Any) -> Messages:
-    """Return the messages of an answer: a list of turns, a single turn, or the text of an assistant turn."""
+    """Convert an answer to messages: a list of turns, a single turn, or the text of an assistant turn."""
     if isinstance(answer, list):
         return [chat_message(turn) for turn in answer]
     return [chat_message(answer) if isinstance(answer, dict) else {"role": "assistant", "content": answer}]
 
 
 def history_messages(history: Any) -> Messages:
-    """Return the messages of a `history` field: [question, answer] pairs or messages. A text (SHP) gives none."""
+    """Convert a `history` field, [question, answer] pairs or messages, to messages; return [] for text (SHP)."""
     messages: Messages = []
     for turn in history if isinstance(history, list) else []:
         if isinstance(turn, dict):
@@ -81,7 +81,7 @@ def system_messages(text: Any) -> Messages:
 
 
 def chat_message(turn: Any) -> Any:
-    """Return a turn as a message with a role and text content.
+    """Convert a turn to a message with a role and text content.
 
     Accepts from/value and role/text turns, and content as a list of text parts. Anything else is returned unchanged, so
     that `check_conversation` reports it.
@@ -96,7 +96,7 @@ def chat_message(turn: Any) -> Any:
     if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
         texts = [part.get("text", part.get("value")) for part in content]  # LLaMA-Factory v1 uses "value"
         if texts and all(isinstance(text, str) for text in texts):
-            turn = turn | {"content": "\n".join(texts)}  # joined as vLLM joins them
+            turn = turn | {"content": "\n".join(texts)}  # joined in the same way as in vLLM
     return turn | {"role": ROLE_ALIASES[role]} if isinstance(role, str) and role in ROLE_ALIASES else turn
 
 
@@ -112,7 +112,7 @@ def _tool_call_message(value: Any) -> dict[str, Any]:
 
 
 def transcript_messages(transcript: Any) -> Messages:
-    r"""Return the messages in a text with "\n\nHuman:" and "\n\nAssistant:" turns, after an optional system message."""
+    r"""Convert text with "\n\nHuman:" and "\n\nAssistant:" turns, and an optional system message first, to messages."""
     if isinstance(transcript, str) and len(nemo := NEMO_TURNS.split(transcript)) > 1:
         parts = ["", "User", *nemo] if nemo[0] else nemo
     else:
@@ -125,17 +125,17 @@ def transcript_messages(transcript: Any) -> Messages:
 
 
 def first_role(messages: list[Any]) -> Any:
-    """Return the role of the first message, or None if there is none; the messages need not be validated."""
+    """Return the first message's role, or None if there is no message or role; the messages need not be validated."""
     return messages[0].get("role") if messages and isinstance(messages[0], dict) else None
 
 
 def context_messages(prompt: Any, row: Row) -> Messages:
-    """Return the history of a row and a prompt (text or messages) as messages; none if the prompt is None."""
+    """Return a row's history and a prompt (text or messages) as messages, or [] if the prompt is None."""
     return [] if prompt is None else history_messages(row.get("history")) + prompt_messages(prompt)
 
 
 def complete_conversation(turns: Any, prompt: Any, row: Row) -> Any:
-    """Return turns as messages, after the prompt if they start with the assistant; return anything else unchanged."""
+    """Convert turns to messages, adding the prompt if the assistant speaks first; return anything else unchanged."""
     if not isinstance(turns, list | dict):
         return turns
     messages = answer_messages(turns)
@@ -143,11 +143,11 @@ def complete_conversation(turns: Any, prompt: Any, row: Row) -> Any:
 
 
 def pair_of(prompt: Any, answers: Iterable[Any], row: Row) -> Pair:
-    """Return the unvalidated pair for a prompt and two answers, with the history and the labels of its row.
+    """Build an unvalidated pair from a prompt and two answers, with the history and labels of their row.
 
     Args:
         prompt: Text or messages; None if the answers are complete conversations.
-        answers: The chosen and the rejected answer, as text, a turn or turns.
+        answers: The chosen and the rejected answer, each as text, a turn or a list of turns.
         row: The source row.
     """
     if isinstance(prompt, str) and prompt.rstrip().endswith(PROMPT_ENDINGS):

@@ -1,7 +1,7 @@
 """Define and validate preference pairs: {"chosen": [message, …], "rejected": [message, …]}.
 
 A message is {"role": …, "content": "text"}. Optional keys of a pair are "margin" (float), "source", "subset", "id"
-(strings) and "tools". The checks raise RowError, without the location of the row, which only the caller knows.
+(strings) and "tools". The checks raise RowError without the row's location, which only the caller knows.
 """
 
 import json
@@ -39,7 +39,7 @@ MOJIBAKE = re.compile("[ÃÂ][\u0080-\u00bf]|â€[\u0080-\u00bf\u0153\u0161\u01
 
 
 def check_pair(row: Any) -> Pair:
-    """Validate a row, and return it as a pair without null keys in its messages.
+    """Validate a row and return it as a pair, with null keys removed from its messages.
 
     Raises:
         RowError: If the row is not a preference pair.
@@ -65,11 +65,11 @@ def check_pair(row: Any) -> Pair:
 
 
 def check_conversation(messages: Any, name: str) -> Messages:
-    """Return the validated messages of a conversation, without null keys and with tool call arguments as objects.
+    """Validate a conversation; return its messages without null keys and with tool-call arguments as objects.
 
     Args:
         messages: The value to check.
-        name: What error messages call the conversation, such as "chosen".
+        name: The name of the conversation in error messages, such as "chosen".
 
     Raises:
         RowError: If the value is not a conversation that ends with the assistant's answer.
@@ -110,9 +110,9 @@ def check_conversation(messages: Any, name: str) -> Messages:
 def _with_parsed_calls(message: dict[str, Any]) -> dict[str, Any]:
     """Return a message without null keys, with its calls in `tool_calls` and their arguments as objects.
 
-    Arguments that are the JSON text of an object (OpenAI's layout) are parsed, and missing arguments become {}, as vLLM
-    does before rendering. Other text, such as a malformed call by a model, is kept. `function_call` is OpenAI's older
-    layout for a single call.
+    As in vLLM before rendering, arguments that are the JSON text of an object (OpenAI's layout) are parsed, and missing
+    arguments become {}. Other text, such as a malformed call written by a model, is kept. `function_call` is OpenAI's
+    older layout for a single call.
     """
     message = {key: value for key, value in message.items() if value is not None}
     if isinstance(call := from_json(message.get("function_call"), dict), dict):
@@ -132,7 +132,7 @@ def _with_parsed_arguments(call: Any) -> Any:
 
 
 def from_json(value: Any, kind: Any) -> Any:
-    """Return the value in a JSON text if it is of type `kind`; return anything else unchanged."""
+    """Parse JSON text if it holds a value of type `kind`; return anything else unchanged."""
     try:
         found = json.loads(value) if isinstance(value, str) else value
     except (ValueError, RecursionError):
@@ -141,7 +141,7 @@ def from_json(value: Any, kind: Any) -> Any:
 
 
 def check_encodable(text: str, name: str) -> None:
-    """Raise RowError for a lone surrogate (half of a UTF-16 pair), which no tokenizer accepts."""
+    """Raise RowError if text contains a lone surrogate (half of a UTF-16 pair), which no tokenizer accepts."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -154,7 +154,7 @@ def find_warning(pair: Pair, control_tokens: re.Pattern[str] | None = None) -> R
 
     Args:
         pair: A pair that `check_pair` returned.
-        control_tokens: Matches the tokenizer's control tokens, to find them in the text of messages.
+        control_tokens: Matches the tokenizer's control tokens, which messages should not contain.
     """
     if pair["chosen"][0] != pair["rejected"][0]:
         return RowError("different prompts", "chosen and rejected start with different messages.")
@@ -185,7 +185,7 @@ def _find_encoding_warning(text: str, place: str) -> RowError | None:
 
 
 def shared_messages(pair: Pair) -> Messages:
-    """Return the prompt: the messages that both sides start with, and at least the first message of chosen."""
+    """Return the prompt: the messages that both sides start with, or the first message of chosen if there are none."""
     same = takewhile(lambda both: both[0] == both[1], zip(pair["chosen"], pair["rejected"], strict=False))
     return [message for message, _ in same] or pair["chosen"][:1]
 
@@ -196,7 +196,7 @@ def _stripped(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def message_text(message: dict[str, Any]) -> str:
-    """Return everything in a message except its role as text: the content, then other keys (tool calls, reasoning)."""
+    """Return a message without its role as text: the content, then any other keys (tool calls, reasoning)."""
     if message.keys() == {"role", "content"}:
         return message["content"]
     rest = {key: value for key, value in message.items() if key not in ("role", "content")}
@@ -204,17 +204,17 @@ def message_text(message: dict[str, Any]) -> str:
 
 
 def excerpt(message: dict[str, Any], length: int) -> str:
-    """Return the first characters of a message's text on one line."""
+    """Return the first `length` characters of a message's text, on one line."""
     return " ".join(message_text(message).split())[:length]
 
 
 def prompt_key(prompt: Messages) -> int:
-    """Return a 64-bit hash of a prompt that does not depend on the order of keys."""
+    """Return a 64-bit hash of a prompt, independent of the order of the keys in its messages."""
     return xxh3_64_intdigest(json.dumps(prompt, sort_keys=True, default=str).encode())
 
 
 def common_prefix_length(conversations: Sequence[Sequence[int] | str]) -> int:
-    """Return the length of the common prefix of token lists (or texts), leaving at least one token for each branch."""
+    """Return the length of the prefix shared by token lists (or texts), leaving at least one token for each branch."""
     first, shortest = conversations[0], min(map(len, conversations))
     length = 0
     step = 1 << max(shortest, 1).bit_length()

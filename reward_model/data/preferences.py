@@ -16,12 +16,12 @@ SCORES = ("overall_score", "score", "rating", "reward", "helpfulness", "fine-gra
 
 
 class Verdict(NamedTuple):
-    """The fields in a dataset that compares two candidates.
+    """The fields that hold the candidates and the verdict in a dataset that compares two candidates.
 
     Attributes:
         first, second: The fields (dotted paths) of the candidates.
-        by: One field with a label, one field with a number that is negative if the first is better, or two fields with
-            a score for each candidate.
+        by: One field with a label, one field with a number that is negative if the first candidate is better, or two
+            fields with one candidate's score each.
         labels: The labels for "first is better", "second is better" and a tie, if `by` is a label.
         prompt: Returns the prompt of a row; None if the candidates are complete conversations.
     """
@@ -60,16 +60,18 @@ VERDICTS = [
 
 
 def find_verdict(row: Row) -> Verdict | None:
-    """Return the first of VERDICTS whose fields are in a row; the second candidate may be missing (a bad row)."""
+    """Return the first of VERDICTS whose fields are in a row, even if the second candidate is missing (a bad row)."""
     known = (known for known in VERDICTS if all(name.split(".")[0] in row for name in (known.first, *known.by)))
     return next(known, None)
 
 
 def pair_from_verdict(row: Row, margin_from_gap: bool) -> Pair:
-    """Return the pair of a row with one of VERDICTS; raise RowError for a tie and for an unknown label."""
+    """Convert a row that matches one of VERDICTS to a pair; raise RowError for a tie or an unknown label."""
     known = find_verdict(row)
     if known is None:
-        raise RowError("missing field", f"no two candidates with a verdict (keys: {', '.join(map(str, row))}).")
+        raise RowError(
+            "missing field", f"no fields for two candidates and a verdict (keys: {', '.join(map(str, row))})."
+        )
     candidates = [field(row, name) for name in (known.first, known.second)]
     values = [field(row, name) for name in known.by]
     prompt = known.prompt(row) if known.prompt else None
@@ -90,17 +92,17 @@ def pair_from_verdict(row: Row, margin_from_gap: bool) -> Pair:
 
 
 def pair_from_label(prompt: Any, candidates: list[Any], label: Any, labels: Iterable[Iterable[str]], row: Row) -> Pair:
-    """Return the pair for two candidates and a label.
+    """Build a pair from two candidates and the label that says which one is better.
 
     Args:
         prompt: Text or messages; None if the candidates are complete conversations.
-        candidates: The first and the second candidate.
+        candidates: The first and second candidates.
         label: The label in this row.
         labels: The labels for "first is better", "second is better" and a tie.
         row: The source row.
 
     Raises:
-        RowError: For a tie, with the reason "tie", and for a label that is not in `labels`.
+        RowError: For a tie (with the reason "tie") or a label that is not in `labels`.
     """
     label = (f"{label:g}" if isinstance(label, float) else str(label)).strip().lower()
     first, second, tie = ([str(known).lower() for known in group] for group in labels)
@@ -115,7 +117,7 @@ def pair_from_label(prompt: Any, candidates: list[Any], label: Any, labels: Iter
 
 
 def pairs_from_scores(row: Row, pairing: str, min_gap: float, margin_from_gap: bool) -> list[Pair]:
-    """Return pairs of answers that each have a score or rank; raise RowError if no two differ by `min_gap`."""
+    """Pair up the answers in a row by their scores or ranks; raise RowError if no two of them differ by `min_gap`."""
     answers, scores = _answers_and_scores(row)
     order = sorted(range(len(answers)), key=lambda index: -scores[index])
     candidates = {"best": product(order[:1], order[1:]), "all": combinations(order, 2), "adjacent": pairwise(order)}
@@ -146,14 +148,14 @@ def _answers_and_scores(row: Row) -> tuple[list[Any], list[float]]:
 
 
 def _cut_after_turn(conversation: Any, turn: Any) -> Any:
-    """Return a conversation up to the answer that was judged; MT-Bench judges the first and the second turn."""
+    """Cut a conversation after the answer that was judged; MT-Bench judges the first and second turns separately."""
     answers = [index for index, message in enumerate(conversation) if message.get("role") == "assistant"]
     is_cut = isinstance(turn, int) and 0 < turn < len(answers)
     return conversation[: answers[turn - 1] + 1] if is_cut else conversation
 
 
 def _alternating_messages(questions: Any, answers: Any) -> Messages:
-    """Return the conversation that alternates questions and answers, given as two lists or as their JSON text."""
+    """Build a conversation by alternating questions and answers, which are given as two lists or as JSON strings."""
     lists = [json.loads(texts) if isinstance(texts, str) else texts for texts in (questions, answers)]
     messages: Messages = []
     for question, answer in zip(*lists, strict=True):

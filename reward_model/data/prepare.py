@@ -1,7 +1,7 @@
 """Convert sources of preference data to files of validated pairs.
 
-Every row is converted and validated. Valid pairs are written to one file per source, and the metadata that later steps
-need is kept in an array of FACTS (about 100 bytes per pair, so memory stays bounded). The pairs are then compared with
+Every row is converted and validated. Valid pairs are written to one temporary file per source, and only the metadata
+that later steps need stays in memory, in an array of FACTS (about 100 bytes per pair). The pairs are then compared with
 each other, mixed, split, and written in one pass.
 """
 
@@ -38,7 +38,7 @@ CONFLICT_MESSAGES = {
 
 
 class ConvertedPairs(NamedTuple):
-    """All valid pairs: their FACTS, the files and sources that FACTS index, and the number of rows read."""
+    """All valid pairs: their FACTS, the files and labels that FACTS refer to by index, and the number of rows read."""
 
     facts: np.ndarray
     files: list[str]
@@ -51,12 +51,12 @@ class PreparedData:
     """The data that the report describes.
 
     Attributes:
-        facts: The FACTS of the written pairs, for training and held out.
-        in_eval: Whether each of them is held out.
-        sources: The names that facts["source"] indexes.
+        facts: The FACTS of all pairs written, both training and held-out pairs.
+        in_eval: Whether each of these pairs is held out.
+        sources: The names that facts["source"] refers to by index.
         rows: The number of rows read.
-        findings: Problems by reason.
-        not_taken: The number of good pairs left out because of a cap or weight.
+        findings: The problems found, by reason.
+        not_taken: The number of good pairs left out to respect a cap or weight.
         samples: Sample pairs.
         unit: "tokens" or "characters".
     """
@@ -82,9 +82,9 @@ def prepare(
     seed: int = 0,
     num_proc: int = 1,
 ) -> PreparedData:
-    """Write `output` (pairs.jsonl), pairs.rejected.jsonl and, with `eval_size`, pairs.eval.jsonl; all or none of them.
+    """Write `output` (pairs.jsonl), pairs.rejected.jsonl and, with `eval_size`, pairs.eval.jsonl: all of them or none.
 
-    Pairs are written in the order read; several sources are interleaved at random, each in its own order.
+    Each source's pairs are written in their original order; several sources are interleaved at random.
     """
     if eval_size:
         from reward_model.data.dataset import check_eval_size, held_out  # loads datasets
@@ -128,27 +128,27 @@ def prepare(
 
 
 def output_files(output: Path) -> dict[str, Path]:
-    """Return the files of a run: pairs.jsonl, .eval.jsonl, .rejected.jsonl, .report.json and .report.html."""
+    """Return the files that a run writes: pairs.jsonl, .eval.jsonl, .rejected.jsonl, .report.json, .report.html."""
     names = {"eval": ".eval.jsonl", "rejected": ".rejected.jsonl", "report": ".report.json", "page": ".report.html"}
     return {"pairs": output} | {name: output.with_suffix(suffix) for name, suffix in names.items()}
 
 
 def check_output(output: Path, inputs: list[str], overwrite: bool) -> None:
-    """Raise InputError if a run would overwrite an input, or, without `overwrite`, a file that no earlier run wrote.
+    """Raise InputError if a run would overwrite an input or (without `overwrite`) a file that no earlier run wrote.
 
     Args:
         output: The path of pairs.jsonl.
-        inputs: The files, directories and Hub ids that are read.
-        overwrite: Whether other files may be replaced.
+        inputs: The files, directories and Hub ids that the run reads.
+        overwrite: Whether files that no earlier run wrote may be replaced.
     """
     made = output_files(output)
     existing = [path for path in made.values() if path.exists() or path.is_symlink()]
     for name in inputs:
         if Path(name).is_dir() and Path(name).resolve() in output.resolve().parents:
-            raise InputError(f"--output {output} is inside the input {name}. Pass another directory.")
+            raise InputError(f"--output {output} is inside the input {name}. Pass a different directory.")
         for path in existing:
             if any(path.exists() and path.samefile(file) for file in data_files(name)):
-                raise InputError(f"--output {output} would overwrite the input {path}. Pass another name.")
+                raise InputError(f"--output {output} would overwrite the input {path}. Pass a different name.")
     try:
         written_before = json.loads(made["report"].read_bytes())["files"]
     except (OSError, ValueError, LookupError, TypeError):  # no report, or an unrelated file with this name
@@ -156,13 +156,13 @@ def check_output(output: Path, inputs: list[str], overwrite: bool) -> None:
     others = [str(path) for path in existing if path.name not in written_before]
     if others and not overwrite:
         found = f"would overwrite {', '.join(others)}, which prepare_data.py did not write"
-        raise InputError(f"--output {output} {found}. Pass another name or --overwrite.")
+        raise InputError(f"--output {output} {found}. Pass a different name or --overwrite.")
 
 
 def _convert_sources(
     sources: list[Source], directory: Path, findings: Findings, config: ConversionConfig, num_proc: int
 ) -> ConvertedPairs:
-    """Write the valid pairs of each source to a file whose name is the index of the source."""
+    """Write the valid pairs from each source to a file named after the index of the source."""
     arrays, rows = [np.zeros(0, FACTS)], 0
     files: dict[str, int] = {}
     labels: dict[str, int] = {}
@@ -184,7 +184,7 @@ def _convert_sources(
 
 
 def _mix(facts: np.ndarray, is_good: np.ndarray, sources: list[Source], random: np.random.Generator) -> np.ndarray:
-    """Return the indices of the pairs to write, in order: apply caps, then weights, then interleave the sources."""
+    """Apply caps, then weights, then interleave the sources; return the indices of the pairs to write, in order."""
     taken = [np.flatnonzero(is_good & (facts["part"] == part)) for part in range(len(sources))]
     sizes = [min(len(pairs), source.cap or len(pairs)) for pairs, source in zip(taken, sources, strict=True)]
     if any(source.weight for source in sources):
@@ -225,12 +225,12 @@ def _place_of_pair(pairs: ConvertedPairs, index: int) -> str:
 
 
 def _write_pairs(made: dict[str, Path], lines: list[IndexedLines], order: Iterable[tuple[int, int, bool]]) -> None:
-    """Write pairs; `order` contains the index of each pair, its source, and whether it is held out."""
+    """Write pairs in the given order: for each pair its index, its source, and whether it is held out."""
     with open(made["pairs"], "wb") as training, open(made.get("eval", os.devnull), "wb") as held_out:
         for wanted, part, is_held_out in order:
             index, line = next(lines[part])
             while index != wanted:  # left out by a cap or weight
                 index, line = next(lines[part])
             (held_out if is_held_out else training).write(line)
-    for rest in lines:  # read the rest, too, to add conflicts after the last pair taken
+    for rest in lines:  # read the rest, too, to report conflicts after the last pair taken
         deque(rest, maxlen=0)

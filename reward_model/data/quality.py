@@ -1,4 +1,4 @@
-"""Find bad pairs by comparison: duplicates, contradictions, and prompts from benchmarks."""
+"""Find bad pairs by comparing them: duplicates, contradictions, and prompts from benchmarks."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -30,7 +30,7 @@ class Conflicts(NamedTuple):
     Attributes:
         reasons: Why the pair is set aside, as an index into REASONS.
         warnings: The warning about a pair that is kept, as an index into REASONS.
-        others: The index of the pair that it conflicts with.
+        others: The index of the pair that this pair conflicts with.
     """
 
     reasons: np.ndarray
@@ -39,7 +39,7 @@ class Conflicts(NamedTuple):
 
 
 def find_conflicts(facts: np.ndarray, drop: tuple[str, ...]) -> Conflicts:
-    """Return the conflicts between pairs, given their FACTS; a pair with a warning in `drop` is set aside."""
+    """Return the conflicts between pairs, based on their FACTS; pairs with a warning in `drop` are set aside."""
     reasons, warnings = np.zeros((2, len(facts)), dtype=np.uint8)
     others = np.arange(len(facts))
     for reason, find in enumerate((duplicates, both_orders, contradictions), 1):
@@ -52,25 +52,25 @@ def find_conflicts(facts: np.ndarray, drop: tuple[str, ...]) -> Conflicts:
 
 
 def duplicates(facts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the indices of pairs that repeat an earlier pair, and of the earlier pairs."""
+    """Return the indices of pairs that repeat an earlier pair, and the indices of those earlier pairs."""
     keys = _pair_keys(facts)
     repeated = np.flatnonzero(pd.Index(keys).duplicated())
     return repeated, _first_index(keys, keys[repeated])
 
 
 def both_orders(facts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the indices of pairs whose answers also occur in reverse order, and of the reversed pairs."""
+    """Return the indices of pairs whose answers also occur in reverse order, and the indices of the reversed pairs."""
     other = _first_index(_pair_keys(facts), _pair_keys(facts, chosen="rejected_hash", rejected="chosen_hash"))
     found = np.flatnonzero(other >= 0)
     return found, other[found]
 
 
 def contradictions(facts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the indices (twice) of pairs in a preference cycle for one prompt: A over B, B over C, C over A."""
+    """Return the indices, twice, of the pairs that form preference cycles in a prompt: A over B, B over C, C over A."""
     prompts = pd.Series(facts["prompt_hash"])
     several = np.flatnonzero(prompts.groupby(prompts).transform("size") > 2)
-    # In a graph with an edge from each chosen to its rejected answer, an edge is in a cycle if and only if both of its
-    # ends are in the same strongly connected component.
+    # In a graph with an edge from each chosen answer to the rejected one, an edge is in a cycle if and only if both of
+    # its ends are in the same strongly connected component.
     answers = np.concatenate([facts["chosen_hash"][several], facts["rejected_hash"][several]])
     nodes = pd.DataFrame({"prompt": np.tile(prompts[several], 2), "answer": answers}).groupby(["prompt", "answer"])
     chosen, rejected = nodes.ngroup().to_numpy().reshape(2, -1)
@@ -81,34 +81,34 @@ def contradictions(facts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _pair_keys(facts: np.ndarray, chosen: str = "chosen_hash", rejected: str = "rejected_hash") -> np.ndarray:
-    """Return a 64-bit hash of each pair's prompt and answers, in this order."""
+    """Return a 64-bit hash for each pair of its prompt and the two answers, in the order of the arguments."""
     columns = pd.DataFrame({name: facts[name] for name in ("prompt_hash", chosen, rejected)})
     return pd.util.hash_pandas_object(columns, index=False).to_numpy()
 
 
 def _first_index(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Return the index of the first key that equals each wanted key, or -1."""
+    """Return, for each wanted key, the index of the first key that equals it, or -1 if there is none."""
     first = np.flatnonzero(~pd.Index(keys).duplicated())
     found = pd.Index(keys[first]).get_indexer(wanted)
     return np.where(found < 0, -1, first[found])
 
 
 class ExcludedPrompts:
-    """The prompts in files that must not be trained on, such as benchmarks.
+    """The prompts in files, such as benchmarks, that must not be trained on.
 
     The similarity between two prompts is the Jaccard similarity of their sets of 5-character substrings, estimated by
     MinHash (Broder 1997).
 
     Args:
         sources: Files or directories.
-        similarity: Prompts with at least this similarity are excluded too.
+        similarity: Prompts that are at least this similar to one in the files are excluded, too.
     """
 
     def __init__(self, sources: Iterable[str], similarity: float) -> None:
         from datasketch import MinHashLSH  # takes 0.4 s to import
 
         self.similarity = similarity
-        self.places: dict[str, str] = {}  # by text
+        self.places: dict[str, str] = {}  # location of each text
         self.hashes: dict[str, Any] = {}
         self.near = MinHashLSH(threshold=min(similarity, 0.95), num_perm=PERMUTATIONS)  # 0.99 is rejected
         for source in sources:
@@ -146,7 +146,9 @@ def _prompts_of(file: Path) -> list[tuple[str, Messages]]:
     if 0 < len(found) < len(rows):
         print(f"--exclude_prompts {file}: {len(rows) - len(found)} of {len(rows)} rows have no prompt and are ignored.")
     if not found:
-        raise InputError(f"--exclude_prompts {file}: no prompts found; rows need {', '.join(PROMPTS)}, or pairs.")
+        raise InputError(
+            f"--exclude_prompts {file}: no prompts found; each row must have one of {', '.join(PROMPTS)}, or be a pair."
+        )
     return found
 
 
@@ -161,7 +163,7 @@ def _prompt_of(row: Any, format_: str | None) -> Messages | None:
 
 
 def _user_text(prompt: Messages) -> str:
-    """Return the text of the user turns, ignoring case and whitespace; the system message does not matter."""
+    """Return the text of the user turns only, with case and whitespace normalized."""
     messages = [message for message in prompt if isinstance(message, dict) and message.get("role") == "user"]
     texts = [message["content"] for message in messages if isinstance(message.get("content"), str)]
     return " ".join(" ".join(texts).casefold().split())

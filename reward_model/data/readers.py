@@ -1,4 +1,4 @@
-"""Stream the rows of preference data, with their numbers, from files, directories and the Hub."""
+"""Stream rows of preference data, with their line or row numbers, from files, directories and the Hub."""
 
 import codecs
 import gzip
@@ -16,10 +16,10 @@ from reward_model.data.tables import CONVERT_ENCODING, arrow_rows, csv_rows, dat
 
 SUFFIXES = (".json", ".jsonl", ".jsonl.gz", ".csv", ".parquet", ".arrow")
 TEST_NAMES = ("test", "eval", "valid", "dev")
-# Not data: files that prepare_data.py writes next to the pairs, and descriptions and caches that `datasets` writes.
+# Not data: files that prepare_data.py writes next to the pairs, and metadata and caches that `datasets` writes.
 OUR_FILES = (".rejected.", ".report.")
 DATASETS_FILES = re.compile(r"dataset_infos?\.json|dataset_dict\.json|state\.json|(cache-|tmp).*\.arrow")
-# The first bytes of files whose content does not match their name, and how to fix that.
+# The first bytes of files whose content does not match their name; what such a file is, and how to fix it.
 GZIP = b"\x1f\x8b"
 SIGNATURES = {
     b"version https://git-lfs": "a Git-LFS pointer, not the data; run git lfs pull",
@@ -29,7 +29,7 @@ SIGNATURES = {
     b"<!doctype": "a web page, not the data; download the file itself",
 }
 
-# Line or row number (from 1) and the row; a row that cannot be read is a RowError.
+# Line or row number (from 1) and the row; a row that cannot be read is replaced by a RowError.
 NumberedRow = tuple[int, Any | RowError]
 
 
@@ -57,7 +57,7 @@ def data_files(source: str) -> list[Path]:
 
 
 def train_and_test_files(source: str) -> tuple[list[Path], list[Path]]:
-    """Return the training files and the test files at a path.
+    """Return the training files and test files at a path.
 
     In a directory, the test files are those whose name or parent directory starts with test, eval, valid or dev, or
     contains ".eval.".
@@ -71,16 +71,16 @@ def train_and_test_files(source: str) -> tuple[list[Path], list[Path]]:
 
 
 def place_of(source: str | Path, number: int) -> str:
-    """Return the location of a row for messages: file:line for line-based files, otherwise the row number."""
+    """Describe the location of a row for messages: file:line in line-based files, otherwise the file and row number."""
     by_line = str(source).endswith((".jsonl", ".jsonl.gz"))
     return f"{source}:{number}" if by_line else f"{source}: row {number}"
 
 
 def read_raw_rows(content: BinaryIO, file: Path) -> Iterator[NumberedRow]:
-    """Yield (line or row number, row) for an open file; lines of JSON are left as bytes for `parse_row`.
+    """Yield (line or row number, row) from an open file; lines of JSON are left as bytes for `parse_row`.
 
     Raises:
-        InputError: If the content does not match the name of the file, or the rest of the file cannot be read.
+        InputError: If the content does not match the file name, or the rest of the file cannot be read.
     """
     _check_signature(content, file)
     if file.name.endswith(".jsonl.gz"):
@@ -93,20 +93,20 @@ def read_raw_rows(content: BinaryIO, file: Path) -> Iterator[NumberedRow]:
 
 
 def parse_row(row: Any) -> Any:
-    """Parse a line of JSON (bytes), or return a RowError if it is invalid; return other rows unchanged."""
+    """Parse a row that is a line of JSON (bytes), or return a RowError if it is invalid; return a parsed row as is."""
     if not isinstance(row, bytes):
         return row
     try:
         return orjson.loads(row)
     except orjson.JSONDecodeError:
-        pass  # the standard library accepts more (NaN, a byte order mark) and reports the position
+        pass  # the standard library is more lenient (NaN, a byte order mark) and reports the position
     try:
         return json.loads(row.rstrip(b"\r\n").decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         return RowError("not decodable", f"not UTF-8 at byte {error.start}; {CONVERT_ENCODING}.")
     except json.JSONDecodeError as error:
         return RowError("not parseable", f"not valid JSON ({error.msg}, column {error.colno}).")
-    except (ValueError, RecursionError) as error:  # thousands of digits or brackets
+    except (ValueError, RecursionError) as error:  # thousands of digits or nested brackets
         return RowError("not parseable", f"not valid JSON ({error}).")
 
 
@@ -118,7 +118,7 @@ def read_rows(file: Path) -> Iterator[NumberedRow]:
 
 
 def check_hub(name: str, kind: str) -> None:
-    """Raise InputError for a Hub id that is neither cached nor available; the libraries would retry for a minute.
+    """Raise InputError if a Hub id is neither cached nor available, instead of letting libraries retry for a minute.
 
     Args:
         name: A path or a Hub id; an existing path is accepted.
@@ -138,7 +138,9 @@ def check_hub(name: str, kind: str) -> None:
         request(name, timeout=5)
     except Exception as error:  # the Hub client raises errors of many types, with clear messages
         message = " ".join(str(error).split())[:200]
-        raise InputError(f"{name}: not a local directory, and the Hub has no {kind} of this name: {message}") from error
+        raise InputError(
+            f"{name}: not a local directory, and the Hub has no {kind} with this name: {message}"
+        ) from error
 
 
 def hub_rows(name: str) -> Iterator[NumberedRow]:
@@ -154,7 +156,7 @@ def hub_rows(name: str) -> Iterator[NumberedRow]:
 
 
 def _has_lines(content: BinaryIO) -> bool:
-    """Return whether a .json file has one object per line: its first line ends with } and a second follows."""
+    """Return whether a .json file has one object per line: its first line ends with } and another line follows."""
     first, second = content.readline().strip(), content.readline()
     content.seek(0)
     return first.endswith(b"}") and first.removeprefix(codecs.BOM_UTF8)[:1] != b"[" and bool(second.strip())

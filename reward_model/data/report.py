@@ -1,4 +1,4 @@
-"""Report on prepared pairs: figures, a summary for the terminal, and a page with plots."""
+"""Report on prepared pairs: statistics, a summary for the terminal, and a page with plots."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ BATCH_SIZES = (1, 2, 8)
 
 
 def compute_figures(prepared: PreparedData) -> dict[str, Any]:
-    """Return the figures for the report, as written to pairs.report.json."""
+    """Return the statistics for the report, as written to pairs.report.json."""
     facts, lengths = prepared.facts, _lengths(prepared)
     return {
         "rows": prepared.rows,
@@ -36,7 +36,7 @@ def compute_figures(prepared: PreparedData) -> dict[str, Any]:
 
 
 def padding_ratio(lengths: dict[str, np.ndarray], batch_size: int) -> float:
-    """Return the positions of padded batches divided by those of packed rows, for batches in random order."""
+    """Return the ratio of positions in padded batches to positions in packed rows, for randomly ordered pairs."""
     pairs = np.random.default_rng(0).permutation(len(lengths["prompt"]))
     pairs = pairs[: max(1, len(pairs) // batch_size) * batch_size]
     prompt, chosen, rejected = (lengths[name][pairs] for name in ("prompt", *SIDES))
@@ -52,7 +52,7 @@ def summary(figures: dict[str, Any]) -> str:
 
 
 def html(title: str, figures: dict[str, Any], prepared: PreparedData) -> str:
-    """Return the page pairs.report.html."""
+    """Return the HTML of pairs.report.html."""
     samples = [_sample(pair) for pair in prepared.samples]
     plots = _length_plots(prepared)
     return page.render("data/report.html.jinja", title=title, figures=figures, plots=plots, samples=samples)
@@ -80,7 +80,7 @@ def _length_plots(prepared: PreparedData) -> list[Figure]:
 
 
 def _sample(pair: Pair) -> tuple[str, Messages, Messages, Messages]:
-    """Return a summary line, the prompt, and the rest of each side."""
+    """Return a pair's summary line, its prompt, and the rest of each side, for the page."""
     shared = shared_messages(pair)
     chosen, rejected = (pair[side][len(shared) :] for side in SIDES)
     return f"{pair['source']}: {excerpt(shared[-1], 110)}", shared, chosen, rejected

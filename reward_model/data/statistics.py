@@ -1,4 +1,4 @@
-"""Per-pair metadata kept without the text: hashes, lengths and flags, one row of a FACTS array for each pair."""
+"""Per-pair metadata, kept without the text: hashes, lengths and flags, one row of a FACTS array for each pair."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -14,9 +14,9 @@ REFUSALS = (
     *("as an ai", "i apologize", "not able to help", "抱歉", "对不起", "无法", "作为一个人工智能", "作为ai"),
 )
 
-# `part` and `file` are the indices of the source and of its file. Lengths are in characters, and in tokens if there is
-# a tokenizer (otherwise 0): `prompt` is what both sides share, `chosen` and `rejected` are the rest of each side.
-# `unfinished`: the answer ends in the middle of a word.
+# `part` and `file` are the indices of the pair's source and file. `prompt` is the length of what both sides share,
+# `chosen` and `rejected` are the lengths of the rest of each side, in characters; the lengths in tokens are 0 without a
+# tokenizer. `unfinished`: the answer ends in the middle of a word.
 SIDE_FACTS = (("markdown", "u2"), ("refuses", "?"), ("unfinished", "?"))
 FACTS = np.dtype(
     [("part", "u2"), ("file", "u2"), ("row", "u4"), ("source", "u2"), ("prompt_hash", "u8"), ("chosen_hash", "u8")]
@@ -31,11 +31,11 @@ def pair_facts(pair: Pair, token_lengths: Callable[[Pair], tuple[int, int, int]]
 
     Args:
         pair: The pair.
-        token_lengths: Returns the lengths of prompt, chosen and rejected in tokens (`model.token_lengths`).
+        token_lengths: Returns the lengths of the prompt, chosen and rejected in tokens (see `model.token_lengths`).
     """
     shared = shared_messages(pair)
     prompt, *answers = (_text(messages) for messages in (shared, *(pair[side][len(shared) :] for side in SIDES)))
-    # The same answers with different tools are a different pair.
+    # The same answers with different tools make a different pair.
     tools = json.dumps(pair["tools"], sort_keys=True, default=str) if "tools" in pair else ""
     return (
         prompt_key(shared),
@@ -49,12 +49,12 @@ def pair_facts(pair: Pair, token_lengths: Callable[[Pair], tuple[int, int, int]]
 
 
 def facts_array(pairs: Iterable[Pair]) -> np.ndarray:
-    """Return the FACTS of pairs that come from one source."""
+    """Return an array of the FACTS of pairs from a single source."""
     return np.array([(0, 0, 0, 0, *pair_facts(pair)) for pair in pairs], dtype=FACTS)
 
 
 def trivial_judges(facts: np.ndarray) -> dict[str, float]:
-    """Return the accuracy of judges that do not read answers; a model must beat them. A tie counts as half."""
+    """Return the accuracy of simple rules that ignore meaning, a baseline for any model; ties count as half."""
 
     def accuracy(chosen: np.ndarray, rejected: np.ndarray) -> float:
         return float(np.mean((chosen > rejected) + 0.5 * (chosen == rejected)))
@@ -82,5 +82,5 @@ def _refuses(answer: str) -> bool:
 
 
 def _is_unfinished(answer: str) -> bool:
-    """Return whether a text ends in the middle of a word or number; scripts without spaces do not count."""
+    """Return whether text seems to end in the middle of a word or number; always False in scripts without spaces."""
     return answer[-1:].isalnum() and answer[-1] < "\u0e00"

@@ -21,7 +21,7 @@ NOT_SPACE = re.compile(r"\S")
 
 
 def json_rows(content: BinaryIO, file: Path) -> list[Any]:
-    """Return the rows in a .json file: an array, a single object that is a table, or a sequence of objects."""
+    """Return the rows in a .json file: an array, a sequence of objects, or an object that `table_rows` accepts."""
     try:
         values = _json_values(content.read().decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -33,7 +33,7 @@ def json_rows(content: BinaryIO, file: Path) -> list[Any]:
 
 
 def _json_values(text: str) -> list[Any]:
-    """Return the JSON values in a text; they may be indented and need no separators."""
+    """Parse a sequence of JSON values, which may span several lines and need no separators."""
     decoder, values = json.JSONDecoder(), []
     start = NOT_SPACE.search(text)
     while start:
@@ -93,7 +93,7 @@ def csv_rows(content: BinaryIO, file: Path) -> Iterator[Any]:
             elif LONE_SURROGATE.search("".join([*row, *row.values()])):
                 yield RowError("not decodable", f"line {line}: not UTF-8; {CONVERT_ENCODING}.")
             else:
-                # Lists are JSON text in CSV files.
+                # CSV files store lists as JSON text.
                 yield {key: from_json(cell, list) if cell[:1] == "[" else cell for key, cell in row.items()}
             line = reader.line_num + 1
     except csv.Error as error:
@@ -117,7 +117,7 @@ def arrow_rows(content: BinaryIO, file: Path) -> Iterator[dict[str, Any]]:
 
 
 def dataset_rows(dataset: Any) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a `datasets` dataset, streamed or not."""
+    """Yield the rows of a dataset from `datasets`, streamed or not."""
     for table in dataset.with_format("arrow").iter(1024):
         yield from _plain_rows(table)
 
@@ -128,11 +128,11 @@ def _plain_rows(batch: Any) -> Iterator[dict[str, Any]]:
 
 
 def _plain_value(value: Any, kind: Any) -> Any:
-    """Return a value of an Arrow type without the nulls that the type adds, and with JSON text (arrow.json) parsed.
+    """Return an Arrow value without the nulls that its type adds, and with JSON text (type arrow.json) parsed.
 
     All structs in a column have the same keys: if one row has {"city": "Oslo"} and another {"unit": "C"}, the first is
     read as {"city": "Oslo", "unit": None}. Arrow cannot distinguish this null from one in the source, so both are
-    removed; only JSON text keeps it.
+    removed; only JSON text preserves nulls.
     """
     if isinstance(value, dict):
         parts = [(part.name, part.type) for part in kind.fields if value[part.name] is not None]

@@ -1,4 +1,4 @@
-"""Convert and validate the rows of a source, in several processes."""
+"""Convert and validate the rows of a source in several processes."""
 
 import re
 import signal
@@ -23,13 +23,13 @@ from reward_model.data.readers import NumberedRow, data_files, hub_rows, read_ra
 from reward_model.data.statistics import pair_facts
 
 CHUNK = 500  # rows
-LEAST_BYTES = 8_000_000  # smaller files are converted in this process
+LEAST_BYTES = 8_000_000  # smaller files are converted in the main process
 BAR = {"unit": "B", "unit_scale": True, "dynamic_ncols": True}
 
 
 @dataclass(frozen=True)
 class Source:
-    """A file, a directory or a Hub id, with its format, its weight in the mix, and a maximum number of pairs."""
+    """A file, directory or Hub id, with its format, its weight in the mix, and the maximum number of pairs to take."""
 
     name: str
     format: str = "auto"
@@ -38,7 +38,7 @@ class Source:
 
     @property
     def label(self) -> str:
-        """The `source` of pairs that have none: the name of the file or directory, or the Hub id."""
+        """The default `source` for pairs that do not specify one: the name of the file or directory, or the Hub id."""
         return Path(self.name).name.split(".")[0] if data_files(self.name) else self.name
 
 
@@ -47,9 +47,9 @@ class ConversionConfig(NamedTuple):
 
     Attributes:
         options: How to convert rows to pairs.
-        drop: Warnings for which pairs are set aside.
-        token_lengths: A `model.token_lengths.TokenLengths`, to measure lengths in tokens.
-        control_tokens: Matches the control tokens of its tokenizer.
+        drop: Warnings that cause a pair to be set aside.
+        token_lengths: A `model.token_lengths.TokenLengths`, which measures lengths in tokens.
+        control_tokens: Matches the tokenizer's control tokens.
         check_prompt: The `check` method of a `quality.ExcludedPrompts`.
     """
 
@@ -72,12 +72,12 @@ class ConvertedChunk:
     warnings: list[Finding] = field(default_factory=list)
 
 
-# Rows, their file or Hub id, the `source` for pairs that have none, and the format.
+# Rows, their file or Hub id, the default `source` for their pairs, and their format.
 Task = tuple[list[NumberedRow], str, str, str]
 
 
 def convert_chunk(task: Task, config: ConversionConfig) -> ConvertedChunk:
-    """Convert and validate some rows."""
+    """Convert and validate one chunk of rows."""
     rows, file, label, format_ = task
     chunk = ConvertedChunk(len(rows))
     for converted in convert_rows(rows, file, config.options, format_):
@@ -112,7 +112,7 @@ def _printable_row(row: Any) -> Any:
 
 
 def convert_source(source: Source, config: ConversionConfig, num_proc: int) -> Iterator[tuple[str, ConvertedChunk]]:
-    """Yield (file or Hub id, converted chunk) in the order of the rows, with a progress bar."""
+    """Convert a source in chunks and yield (file or Hub id, converted chunk) in row order, with a progress bar."""
     label = source.label
     files: list[Path | None] = [*data_files(source.name)]
     for file in files or [None]:
@@ -132,7 +132,7 @@ def _chunks(rows: Iterator[NumberedRow]) -> Iterator[list[NumberedRow]]:
         yield chunk
 
 
-# Set once in each worker: with many excluded prompts it is too large to be sent with every chunk.
+# Set once in each worker, because a config with many excluded prompts is too large to send with every chunk.
 _worker_config = ConversionConfig()
 
 
@@ -147,7 +147,7 @@ def _convert_in_worker(task: Task) -> ConvertedChunk:
 
 
 def _convert_in_order(tasks: Iterable[Task], num_proc: int, config: ConversionConfig) -> Iterator[ConvertedChunk]:
-    """Yield converted chunks in order, working a few ahead; `Executor.map` would read the entire source at once."""
+    """Convert chunks a few ahead and yield them in order; `Executor.map` would read the entire source at once."""
     if num_proc < 2:
         yield from (convert_chunk(task, config) for task in tasks)
         return

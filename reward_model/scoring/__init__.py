@@ -1,1 +1,1 @@
-"""Score conversations with Transformers or with a server, score files, and check reference scores."""
+"""Score conversations and files with Transformers or with a server, and check a server's scores."""

@@ -1,4 +1,4 @@
-"""Commands of client.py that need more than requests: score or rank a file, check the reference scores."""
+"""Commands in client.py that need more than `requests`: score or rank a file, and check a server's scores."""
 
 import argparse
 import sys
@@ -13,12 +13,12 @@ from reward_model.scoring.reference_check import check_reference_scores
 
 
 def run_command(command: str, client: Any, args: argparse.Namespace) -> None:
-    """Run `check` or `rank`, or score a file, with a RewardClient; exit with status 1 if a row has an error."""
+    """Run `check` or `rank`, or score a file, using a RewardClient; exit with status 1 if any row has an error."""
     if command == "check":
         print(check_reference_scores(Path(args.model_dir), client, args.dtype))
         return
     if args.pairs_out and (command != "rank" or Path(args.pairs_out).exists()):
-        problem = "already exists; choose another file" if command == "rank" else "needs the command rank"
+        problem = "already exists; choose a different file" if command == "rank" else "needs the command rank"
         raise InputError(f"--pairs_out {args.pairs_out} {problem}.")
 
     def score_row(row: ScoringRow) -> tuple[ScoringRow, Scores]:
@@ -33,7 +33,7 @@ def run_command(command: str, client: Any, args: argparse.Namespace) -> None:
 
 
 def write_pairs(ranked: Path, pairs_out: Path) -> None:
-    """Write the best and the worst answer to each prompt as a pair for training."""
+    """Write the best and worst answers to each prompt as a training pair."""
     pairs = 0
     with open(pairs_out, "w", encoding="utf-8") as file:
         for number, row in read_rows(ranked):

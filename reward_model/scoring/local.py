@@ -1,4 +1,4 @@
-"""Score conversations with Transformers, on packed rows if the model supports them, as in training."""
+"""Score conversations with Transformers, using packed rows as in training if the model supports them."""
 
 import math
 import sys
@@ -22,13 +22,13 @@ from reward_model.model.tokenization import load_tokenizer, render, token_ids
 
 Conversation = list[dict[str, Any]]
 SEED = 42  # the default of train.py's --seed
-# Token positions in a batch. On a CPU, larger batches are 15% slower and take more memory (docs/benchmarks.md).
-# 32,768 positions keep a GPU busy even if the model is small; more would only delay the next rows of the output.
+# Token positions in a batch. On a CPU, larger batches are 15% slower and use more memory (docs/benchmarks.md). 32,768
+# positions keep a GPU busy even if the model is small; a larger batch would only delay the next rows of the output.
 CPU_BUDGET, LARGEST_BUDGET = 4096, 32768
 
 
 def load_reward_model(directory: str, dtype: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Return a reward model and its tokenizer, ready for `score`.
+    """Load a reward model and its tokenizer, ready for `score`.
 
     `dtype` defaults to float32 on a CPU, and to the dtype of the weights on an accelerator.
     """
@@ -43,10 +43,10 @@ def load_reward_model(directory: str, dtype: str | None = None) -> tuple[PreTrai
 
 
 def load_untrained(base_model: str, directory: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Return the base model of a reward model with an untrained head, and the tokenizer of the reward model.
+    """Load a reward model's base model with an untrained head, and the reward model's tokenizer.
 
     Args:
-        base_model: Directory or Hub id. Its head is the random one with which train.py starts by default.
+        base_model: Directory or Hub id. It gets the same random head that train.py starts with by default.
         directory: Directory of the reward model.
     """
     check_base_model(base_model)
@@ -64,17 +64,17 @@ def score(
     tokens_per_batch: int | None = None,
     tools: list[Any] | None = None,
 ) -> list[list[float]]:
-    """Return one score for each conversation in each group, in order. A group's shared prefix is computed only once.
+    """Return a score for each conversation in each group, in order, computing the prefix shared by a group only once.
 
     Args:
         model: Model from `load_reward_model`.
         tokenizer: Its tokenizer.
-        groups: Conversations that may have a shared prefix: a pair, or n answers to one prompt.
+        groups: Lists of conversations that may share a prefix: a pair, or n answers to one prompt.
         tokens_per_batch: Token positions in a forward pass; `batch_budget(model)` by default.
-        tools: For each group, the assistant's tools, or None.
+        tools: The assistant's tools, or None, for each group.
 
     Raises:
-        InputError: If the template rejects a conversation, or if it is longer than the model's context.
+        InputError: If the template rejects a conversation, or if one is longer than the model's context.
     """
     each = zip(groups, tools or [None] * len(groups), strict=True)
     tokens = [encode(group, model, tokenizer, its_tools) for group, its_tools in each]
@@ -94,10 +94,10 @@ def score(
 def encode(
     group: list[Conversation], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tools: Any = None
 ) -> list[list[int]]:
-    """Return the token ids of each conversation.
+    """Return the token ids of each conversation in a group.
 
     Raises:
-        InputError: If the template rejects one, or if one is longer than the model's context.
+        InputError: If the template rejects a conversation, or if one is longer than the model's context.
     """
     tokens = token_ids([render(messages, tokenizer, tools) for messages in group], tokenizer)
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -110,13 +110,13 @@ def encode(
 def score_batch(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, groups: list[list[list[int]]]
 ) -> list[list[float]]:
-    """Return the scores of groups of token ids from one forward pass, or from more if a GPU runs out of memory."""
+    """Score groups of token ids in a single forward pass, or in several if a GPU runs out of memory."""
     try:
         return _score_batch(model, tokenizer, groups)
     except torch.OutOfMemoryError:
         if len(groups) == 1:
             raise
-    # Retry outside of `except`, where the traceback would keep the tensors of the failed pass alive.
+    # Retry outside of `except`: inside it, the traceback would keep the failed pass's tensors alive.
     torch.accelerator.empty_cache()
     middle = len(groups) // 2
     halves = groups[:middle], groups[middle:]
@@ -140,7 +140,7 @@ def _score_batch(
 def score_rows(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens_per_batch: int, rows: Iterable[ScoringRow]
 ) -> Iterator[tuple[ScoringRow, list[float] | str]]:
-    """Yield each row of a file with its scores or an error, in order, scoring batches of `tokens_per_batch`."""
+    """Score rows in batches of `tokens_per_batch` positions; yield each row, in order, with its scores or an error."""
     batch: list[tuple[ScoringRow, list[list[int]]]] = []
     filled = 0
     for row in rows:
@@ -173,7 +173,7 @@ def _score_batch_of_rows(
 
 
 def to_group(group: list[list[int]], model: PreTrainedModel) -> Group:
-    """Return conversations with their shared prefix split off, or with an empty prefix if the model needs padding."""
+    """Split off the prefix that conversations share; leave it empty if the model needs padded batches."""
     return tree(group, rope_switch(model.config)) if model.packs else ([], group)
 
 
@@ -186,8 +186,9 @@ def batch_budget(model: PreTrainedModel) -> int:
 
     Without gradients, only one layer's activations exist at a time. For each position, the estimate counts three MLP
     widths (gate, up and their product) and eight hidden states (residual, norm, query, key, value, gathered keys and
-    values, output) in the model's dtype, plus two hidden states in fp32 for the norm. Half of the free memory is left
-    for fragmentation, and for attention and experts that need more; `score_batch` halves a batch that does not fit.
+    values, output) in the model's dtype, plus two hidden states in fp32 for the norm. Half of the free memory is
+    reserved for fragmentation, and for attention or experts that need more than this estimate; `score_batch` splits a
+    batch that does not fit in half.
     """
     if model.device.type != "cuda":
         return CPU_BUDGET
@@ -199,7 +200,7 @@ def batch_budget(model: PreTrainedModel) -> int:
 
 
 def _batches(sizes: list[int], budget: int) -> Iterator[list[int]]:
-    """Yield batches of group indices: similar sizes, and at most `budget` positions unless one group has more."""
+    """Yield batches of indices of similarly sized groups, with at most `budget` positions unless one group has more."""
     batch: list[int] = []
     filled = 0
     for number in sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True):

@@ -11,24 +11,24 @@ from typing import Any
 
 from reward_model import InputError
 
-# Scores may differ by DRIFT times the rounding noise that was measured when the model was saved: 35 correct bfloat16
-# computations with five models differed by up to 3.3 times that noise, wrong weights by 40 times or more.
+# Scores may differ by up to DRIFT times the rounding noise that was measured when the model was saved: in 35 correct
+# bfloat16 runs of five models they differed by up to 3.3 times that noise, with wrong weights by 40 times or more.
 DRIFT = 5
 ROUNDING = {"float32": 0.0, "float16": 1 / 8, "bfloat16": 1.0}  # noise relative to bfloat16; float16 has 3 more bits
-FP32_NOISE = 1e-4  # vLLM on a CPU with AVX-512 was 2e-4 off for a model with 30 layers, where Transformers was exact
+FP32_NOISE = 1e-4  # on a CPU with AVX-512, vLLM was off by 2e-4 for a 30-layer model; Transformers was exact
 DATE = r"\d{4}-\d\d-\d\d|\d\d? [A-Z][a-z]{2,8},? \d{4}|[A-Z][a-z]{2,8} \d\d?, \d{4}"
 
 
 def check_reference_scores(model_dir: str | Path, client: Any, dtype: str | None = None) -> str:
-    """Return a sentence that confirms the served scores, or a warning about numerical drift.
+    """Check a server's scores; return a sentence that confirms them, or a warning about numerical drift.
 
     Args:
         model_dir: Directory of the served model.
         client: A RewardClient.
-        dtype: The served dtype; defaults to that of the weights.
+        dtype: The dtype that the server uses; defaults to that of the weights.
 
     Raises:
-        InputError: A structural fault changes the scores. The message gives the cause.
+        InputError: If a structural fault changes the scores. The message states the cause.
     """
     directory = Path(model_dir)
     if not (directory / "reference_scores.json").is_file():
@@ -68,10 +68,10 @@ def check_reference_scores(model_dir: str | Path, client: Any, dtype: str | None
 
 
 def _read_reference(directory: Path) -> dict[str, Any]:
-    """Return the reference scores, after checking that the model's files are those that produced them."""
+    """Read the reference scores, and check that the model's files have not changed since they were written."""
     reference = json.loads((directory / "reference_scores.json").read_text(encoding="utf-8"))
     if not all(math.isfinite(one["score"]) for one in reference["conversations"]):
-        raise InputError(f"{directory}/reference_scores.json has scores that are not finite: the weights are broken.")
+        raise InputError(f"{directory}/reference_scores.json has scores that are not finite: the weights are corrupt.")
     template = directory / "chat_template.jinja"
     if template.is_file() and reference["template"] != hashlib.sha256(template.read_bytes()).hexdigest():
         raise InputError(f"{template} was changed after the reference scores were written; restore the template.")
@@ -82,17 +82,17 @@ def _read_reference(directory: Path) -> dict[str, Any]:
 
 
 def tokenize(client: Any, messages: list[dict[str, Any]], tools: Any = None) -> tuple[list[int], str, int] | None:
-    """Return the server's token ids for a conversation, their text, and --max-model-len; None without /tokenize."""
+    """Return a conversation's token ids on the server, the decoded text and --max-model-len; None without /tokenize."""
     try:
         reply = json.loads(client.post("/tokenize", client.body(messages, tools))[1])
         text = client.post("/detokenize", {"model": client.model, "tokens": reply["tokens"]})[1]
-    except RuntimeError:  # ServerError of client.py
+    except RuntimeError:  # ServerError from client.py
         return None
     return reply["tokens"], json.loads(text)["prompt"], reply["max_model_len"]
 
 
 def longrope_problem(config: str, max_model_len: int) -> str:
-    """Return why a longrope model (Phi-3.5, Phi-4-mini) gives different scores; "" if longrope is not the cause.
+    """Explain why a longrope model (Phi-3.5, Phi-4-mini) gives different scores; "" if longrope is not the cause.
 
     Transformers uses the long factors for texts longer than original_max_position_embeddings; vLLM uses them for every
     text if --max-model-len is larger.
@@ -107,13 +107,13 @@ def longrope_problem(config: str, max_model_len: int) -> str:
 def compare_scores(
     expected: list[float], served: list[float], noise: float, half: float, means: list[float] | None = None
 ) -> tuple[bool, str]:
-    """Return whether scores of identical tokens are structurally wrong, and the cause; "" if rounding explains them.
+    """Return whether scores for identical tokens are structurally wrong, and the cause ("" if rounding explains it).
 
     Args:
         expected: The reference scores.
         served: The scores from the server.
-        noise: Largest change in a score from rounding to the served dtype, measured when the model was saved.
-        half: The same for bfloat16.
+        noise: Largest change in a score due to rounding to the served dtype, measured when the model was saved.
+        half: The same for rounding to bfloat16.
         means: The scores that mean pooling over all tokens would give.
     """
     worst = max_difference(expected, served)
@@ -123,7 +123,10 @@ def compare_scores(
     patterns = [
         (sigmoids, "the server applies a sigmoid; start it with use_activation false, as infer_vllm.sh does."),
         ([0.0] * len(expected), "the served reward head is zero."),
-        (means, "the server pools the mean of all tokens; start it with pooling_type LAST, as infer_vllm.sh does."),
+        (
+            means,
+            "the server uses mean pooling over all tokens; start it with pooling_type LAST, as infer_vllm.sh does.",
+        ),
     ]
     for scores, cause in patterns:
         if scores and max_difference(scores, served) < min(worst / 2, max(1e-2, DRIFT * noise)):
@@ -144,7 +147,7 @@ def max_difference(first: Iterable[float], second: Iterable[float]) -> float:
 
 
 def text_difference(expected: str, served: str) -> str:
-    """Describe how the text that a server renders differs from that in training."""
+    """Describe how the text that a server renders differs from the text rendered in training."""
     if served == expected:
         return "the server has a different tokenizer: the same text has different tokens."
     if served.startswith(expected):

@@ -360,7 +360,7 @@ def test_files_of_the_user_are_not_overwritten(tmp_path: Path, monkeypatch: pyte
     assert command(output, "--overwrite") == "written"
     assert f"would overwrite {mine}, which prepare_data.py did not write" in command(tmp_path / "mine.jsonl")
     (tmp_path / "pairs.report.json").write_text("[]")
-    assert "Pass another name or --overwrite" in command(output)
+    assert "Pass a different name or --overwrite" in command(output)
 
 
 @pytest.mark.slow

@@ -308,12 +308,12 @@ def test_a_foreign_file_is_left_as_it_is(server, tmp_path: Path) -> None:
     for name, content in foreign.items():
         (tmp_path / name).write_bytes(content)
         shown = run(*command, tmp_path / name, check=False)
-        assert shown.returncode == 1 and "choose another --output" in shown.stderr, (name, shown.stderr)
+        assert shown.returncode == 1 and "choose a different --output" in shown.stderr, (name, shown.stderr)
         assert (tmp_path / name).read_bytes() == content, name
     (tmp_path / "link.jsonl").symlink_to(source)
     for name, message in {
         "link.jsonl": "is the same file as --input",
-        "/dev/full": "/dev/full is the same file as --input, or is not a regular file",
+        "/dev/full": "/dev/full is the same file as --input, or not a regular file",
     }.items():
         shown = run(*command, tmp_path / name, check=False)
         assert shown.returncode == 1 and message in shown.stderr and "Traceback" not in shown.stderr
@@ -427,7 +427,7 @@ def test_broken_rules_are_named() -> None:
         (0.8807971, 0.2689414, 0.6224593, 0.9525741): "applies a sigmoid",
         (0.0, 0.0, 0.0, 0.0): "served reward head is zero",
         (1.0, 1.0, 1.0, 1.0): "reads the first token",
-        (1.0, 0.0, 0.2, 0.3): "pools the mean of all tokens",
+        (1.0, 0.0, 0.2, 0.3): "mean pooling over all tokens",
         (2.01, -1.0, 0.5, 3.02): "bfloat16 explains it",
         (2.4, -1.1, 0.5, 3.3): "coarsely rounded",
         (-1.0, 3.0, 0.5, 0.2): "different weights",

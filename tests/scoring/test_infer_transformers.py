@@ -114,8 +114,8 @@ def test_no_file_of_the_user_is_lost(models, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("two\nlines")
     refused = {
         begun: "contains scores from a different model",
-        tmp_path / "one line.json": "is not a scored row of",
-        tmp_path / "text.txt": "is not a scored row of",
+        tmp_path / "one line.json": "is not a scored row from",
+        tmp_path / "text.txt": "is not a scored row from",
         source: "is the same file as --input",
         Path("/dev/full"): "not a regular file",
     }

@@ -174,7 +174,7 @@ STARTS: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     "sigmoid": (lambda _: ["--pooler-config", SIGMOID], "the server applies a sigmoid; start it with use_activation"),
     "mean": (
         lambda _: ["--pooler-config", MEAN],
-        "the server pools the mean of all tokens; start it with",
+        "the server uses mean pooling over all tokens; start it with",
     ),
     "zero": (zero_head, "the served reward head is zero"),
     "date": (other_day, "the server prints a different date: at character 9 '7 Jul 2024"),

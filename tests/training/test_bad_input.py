@@ -43,7 +43,7 @@ ROWS = {
     ): r"pairs\.jsonl:2: chosen, message 2 has content that is not text: '4'",
     json.dumps(GOOD | {"rejected": GOOD["chosen"]}): r"pairs\.jsonl:2: chosen and rejected are identical",
     json.dumps(GOOD | {"margin": "big"}): r"pairs\.jsonl:2: margin is 'big'; set a finite number",
-    json.dumps(GOOD | {"margin": 1.0}): r"2 of 3 pairs have no margin. Add one to all pairs or to none",
+    json.dumps(GOOD | {"margin": 1.0}): r"2 of 3 pairs have no margin. Add margins to all pairs or to none",
 }
 
 

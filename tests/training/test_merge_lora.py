@@ -40,7 +40,7 @@ INVALID: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "weights truncated": (lambda a: os.truncate(a / "adapter_model.safetensors", 900), "", "cannot be read: "),
     "no tokenizer": (lambda a: (a / "tokenizer_config.json").unlink(), "", "has no tokenizer"),
     "base model missing": (lambda a: set_base_model(a, "/no/base"), "", "The base model /no/base of"),
-    "base model unavailable": (lambda a: set_base_model(a, "owner/nowhere"), "", "the Hub has no model of this name"),
+    "base model unavailable": (lambda a: set_base_model(a, "owner/nowhere"), "", "the Hub has no model with this name"),
     "another base model": (lambda a: None, "--base_model OTHER", "has different weights"),
 }
 
