@@ -77,9 +77,9 @@ def create_output_directory(directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     if others := sorted({file.name for file in directory.iterdir()} - set(FILES)):
         found = f"contains {others[0]}, which evaluate.py did not write"
-        raise InputError(f"--output {directory} {found}. Pass another directory.")
+        raise InputError(f"--output {directory} {found}. Pass a different directory.")
     if not os.access(directory, os.W_OK):
-        raise InputError(f"--output {directory} is not writable. Pass another directory.")
+        raise InputError(f"--output {directory} is not writable. Pass a different directory.")
 
 
 def write(directory: Path, name: str, figures: dict[str, Any], scored: ScoredItems) -> None:

@@ -94,7 +94,7 @@ def check_same_run(record: dict[str, Any], output_dir: Path, named: bool) -> lis
     if different and not named:
         raise InputError(
             f"The run in {output_dir} was started with different arguments: {'; '.join(different)}. Pass the same "
-            "arguments, choose another --output_dir, or pass the checkpoint: --resume_from_checkpoint PATH"
+            "arguments, choose a different --output_dir, or pass the checkpoint: --resume_from_checkpoint PATH"
         )
     different += [
         f"{name} {old} is now {record['versions'].get(name)}"
