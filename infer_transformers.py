@@ -57,7 +57,7 @@ def score_input(args: argparse.Namespace) -> int:
     exact = str(model.dtype) == "torch.float32"
     noise = rounding_noise(Path(args.model))
     if not exact and (found := drift(model, tokenizer, Path(args.model))) > DRIFT * noise:
-        print(f"warning: in {model.dtype} scores drift by up to {found:.2g}; try --dtype float32.", file=sys.stderr)
+        print(f"warning: scores drift by up to {found:.2g} in {model.dtype}; try --dtype float32.", file=sys.stderr)
     budget = args.tokens_per_batch or batch_budget(model)
     return score_file(args.input, output, partial(score_rows, model, tokenizer, budget), exact)
 

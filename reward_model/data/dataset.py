@@ -112,7 +112,7 @@ def held_out(prompts: np.ndarray, eval_size: float, seed: int) -> np.ndarray:
 
 
 def check_eval_size(eval_size: float) -> None:
-    """Raise InputError if the size is not a fraction, a whole number of pairs, or 0, whatever the dataset."""
+    """Raise InputError if the size is not a fraction, a whole number of pairs, or 0. The dataset is not needed."""
     if not eval_size >= 0 or (eval_size > 1 and eval_size % 1):
         raise InputError(f"--eval_size {eval_size:g}: pass a fraction below 1, a number of pairs, or 0.")
 

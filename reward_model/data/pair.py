@@ -101,7 +101,9 @@ def check_conversation(messages: Any, name: str) -> Messages:
             raise RowError("empty", f"{place} (user) is empty; fill it in or remove the pair.")
         last = role
     if last != "assistant":
-        raise RowError("roles out of order", f"{name} ends with the role {last!r}; it must end with the assistant's.")
+        raise RowError(
+            "roles out of order", f"{name} ends with the role {last!r}; the last message must be from the assistant."
+        )
     if not (checked[-1].get("content") or "").strip() and not checked[-1].get("tool_calls"):
         raise RowError("empty", f"{name} ends with an empty answer; fill it in or remove the pair.")
     return checked

@@ -203,7 +203,7 @@ def set_pad_token(model: Any, tokenizer: Any) -> None:
 
 
 def light_tokenizer(directory: str) -> Any:
-    """Load the tokenizer in a directory; if possible, avoid AutoTokenizer, which takes seconds to import."""
+    """Load the tokenizer from a directory, if possible without AutoTokenizer, which takes seconds to import."""
     from transformers import PreTrainedTokenizerFast
 
     if not (Path(directory) / "tokenizer.json").is_file():

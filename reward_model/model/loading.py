@@ -21,7 +21,7 @@ def load_model(name: str, new_head: bool = False, **options: Any) -> PreTrainedM
 
     Args:
         name: Directory or Hub id.
-        new_head: Accept weights without a reward head, and reject quantized weights, as at the start of training.
+        new_head: Accept weights without a reward head, and reject quantized weights, as training requires.
         options: Arguments for `from_pretrained`.
 
     Raises:

@@ -79,18 +79,18 @@ def pack(groups: list[Group]) -> dict[str, Any]:
 
 
 def mixer_layout(cu_seq_lens_q: torch.Tensor, cu_seq_lens_k: torch.Tensor, key_index: torch.Tensor) -> dict[str, Any]:
-    """Return the layout of a packed row for recurrent layers, which run the prefixes and then the branches as a batch.
+    """Return the layout of a packed row for recurrent layers, which run all prefixes in one batch, then all branches.
 
     Args:
         cu_seq_lens_q: Boundaries of the queries of each branch, as `pack` returns them, `(branches + 1,)`.
         cu_seq_lens_k: Boundaries of the keys of each branch, `(branches + 1,)`.
-        key_index: Position in the row of each key, `(keys,)`.
+        key_index: Position of each key in the row, `(keys,)`.
 
     Returns:
-        `prefixes`, `(groups, longest)`, the row positions of each prefix, padded with -1 on the left; `branches`,
-        `(branches, longest)`, those of each branch, padded on the right; `groups`, `(branches,)`, the index of each
-        branch's prefix, or -1 if it is empty; and `order`, `(tokens,)`, where each token of the row is in the
-        flattened prefixes and branches.
+        `prefixes`, `(groups, longest)`: row positions of each prefix, padded with -1 on the left.
+        `branches`, `(branches, longest)`: row positions of each branch, padded with -1 on the right.
+        `groups`, `(branches,)`: index of each branch's prefix, or -1 if that prefix is empty.
+        `order`, `(tokens,)`: index of each token of the row in the flattened prefixes and branches.
     """
     starts = key_index[cu_seq_lens_k[:-1].long()].tolist()  # where each branch's prefix starts
     ends, keys = cu_seq_lens_q[1:].tolist(), cu_seq_lens_k.diff().tolist()

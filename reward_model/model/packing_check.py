@@ -84,7 +84,7 @@ def choose_attention(
 def _packing_problem(
     model: nn.Module, probes: list[Pair], eager: torch.Tensor, pad_token_id: int | None, tolerance: float
 ) -> str | None:
-    """Return why the model cannot take packed rows, or None if the packed probes match `eager`."""
+    """Return the reason why the model cannot use packed rows, or None if its outputs on packed probes match `eager`."""
     inner = installed_model(model)
     counts, config, name = inner.path_counts, inner.config.get_text_config(), type(inner).__name__
     counts.unsupported.clear()

@@ -117,7 +117,7 @@ def check_rows(pairs: Sequence[dict[str, Any]], tokenizer: Any, allow_stripped_r
 
 
 def _dropped_parts(pair: dict[str, Any], side: str, tokenizer: Any) -> set[str]:
-    """Return the non-text parts that the template drops; raise InputError, without a cause, if it drops text."""
+    """Return the non-text parts that the template drops; raise InputError if it drops text."""
     messages, tools = pair[side], pair.get("tools")
     text = render(messages, tokenizer, tools)
     dropped = set()

@@ -1,4 +1,4 @@
-"""Order the pairs of an epoch at random, but keep the pairs of a prompt together and give all ranks similar loads."""
+"""Shuffle the pairs for an epoch, keeping pairs with the same prompt together and balancing the load across ranks."""
 
 from collections import deque
 from collections.abc import Iterator

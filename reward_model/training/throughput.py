@@ -87,7 +87,7 @@ class Throughput:
         return metrics
 
     def summary(self, seconds: float) -> str:
-        """Return a line that summarizes all steps so far, which took `seconds`."""
+        """Return a one-line summary of all steps so far, given the elapsed `seconds`."""
         counts = self._over_ranks(self._counts())
         metrics = speed(counts, seconds)
         return (

@@ -138,7 +138,7 @@ def test_drift_from_the_reference_scores_is_reported(models, tmp_path: Path, cap
         (folder / FILE).write_text(json.dumps(reference))
         with pytest.raises(SystemExit, match="0"):
             infer_transformers.main([*command(folder, source, tmp_path / f"{number}.jsonl")[2:], "--dtype", "bfloat16"])
-        assert ("warning: in torch.bfloat16 scores drift by up to" in capsys.readouterr().err) == bool(shift)
+        assert ("warning: scores drift by up to" in capsys.readouterr().err) == bool(shift)
 
 
 @pytest.mark.slow
