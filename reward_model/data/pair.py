@@ -102,7 +102,7 @@ def check_conversation(messages: Any, name: str) -> Messages:
         last = role
     if last != "assistant":
         raise RowError(
-            "roles out of order", f"{name} ends with the role {last!r}; the last message must be from the assistant."
+            "roles out of order", f"{name} ends with the role {last!r}; it must end with an assistant message."
         )
     if not (checked[-1].get("content") or "").strip() and not checked[-1].get("tool_calls"):
         raise RowError("empty", f"{name} ends with an empty answer; fill it in or remove the pair.")

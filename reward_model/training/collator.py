@@ -66,7 +66,8 @@ def trees(examples: list[dict[str, Any]], switch: int | None = None) -> tuple[li
     """Arrange pairs in trees; return the trees and the branch numbers of `[chosen…, rejected…]`.
 
     Pairs with the same prompt share a tree that contains each distinct answer once. If separate trees are smaller,
-    because the two sides of each pair have a longer common prefix than all answers, each pair gets its own. Branches are numbered across all trees.
+    because the two sides of each pair have a longer common prefix than all answers, each pair gets its own.
+    Branches are numbered across all trees.
     """
     prompts: dict[Any, list[int]] = {}
     for number, example in enumerate(examples):
