@@ -51,7 +51,7 @@ check: lint types  ## run ruff, mypy and all quick tests; takes two to three min
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 8 -m "not server and not slow"
 
 test: check  ## run ruff, mypy and all tests; needs no network after setup
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadgroup --durations 15 -m "server or slow"
+	HF_HUB_OFFLINE=1 $(PY) -m pytest --durations 10 -m "server or slow"
 
 notebook: setup model  ## install Jupyter and open the walkthrough
 	$(PY) -m pip install -q jupyterlab==4.6.6

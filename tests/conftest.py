@@ -23,12 +23,10 @@ from helpers import (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that need a vLLM server, which `make check` leaves out; one process runs them all, in order."""
+    """Mark the tests that need a vLLM server, which `make check` leaves out."""
     for item in items:
         if {"serve", "runs"} & set(item.fixturenames):
             item.add_marker("server")
-        if item.get_closest_marker("server"):
-            item.add_marker(pytest.mark.xdist_group("server"))
 
 
 @pytest.fixture(scope="session")

@@ -93,7 +93,9 @@ def test_parity_names_the_broken_rule(runs, tmp_path: Path) -> None:
         # template of the copy -> part of the error
         template + "{{ '<|endoftext|>' }}": "the server leaves out '<|endoftext|>'",
         "{{ 'You are a judge.' }}" + template: "the server leaves out 'You are a judge.'",
-        template.replace("<|im_start|>", "<|im_end|>"): "renders with a different chat template: at character 6",
+        template.replace(
+            "<|im_start|>", "<|im_end|>"
+        ): "the server renders with a different chat template: at character 6",
     }
     for number, (text, message) in enumerate(changed.items()):
         folder = tmp_path / str(number)
