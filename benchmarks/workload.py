@@ -72,8 +72,7 @@ def build_model(name: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedMode
     """Return a model with the same random weights in every call, or the model in a directory."""
     torch.manual_seed(0)
     if sizes := RANDOM_MODELS.get(name):
-        more = {"vocab_size": len(tokenizer), "max_position_embeddings": 8192, "num_labels": 1}
-        config = AutoConfig.for_model(**sizes, **more)
+        config = AutoConfig.for_model(**sizes, vocab_size=len(tokenizer), max_position_embeddings=8192, num_labels=1)
         model = AutoModelForSequenceClassification.from_config(config)
     else:
         model = AutoModelForSequenceClassification.from_pretrained(name, num_labels=1, dtype=torch.float32)

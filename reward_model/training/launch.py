@@ -26,8 +26,8 @@ from torch.utils.cpp_extension import get_default_build_root
 
 from reward_model.training.checkpointing import STOPPED
 
-# The longest time, in seconds, that DeepSpeed takes to compile an extension.
-BUILD_SECONDS = 120
+# Seconds. No extension that DeepSpeed compiles takes longer.
+BUILD_SECONDS = 600
 
 
 def usable_gpus() -> int:
@@ -53,10 +53,12 @@ def remove_stale_build_locks() -> None:
     """
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
     for lock in root.rglob("lock"):
-        with suppress(FileNotFoundError):  # released in the meantime
-            while not is_open(lock) and (age := time.time() - lock.stat().st_mtime) < BUILD_SECONDS:
-                print(f"Waiting up to {BUILD_SECONDS - age:.0f} s for {lock} (left by a killed run, or in use).")
-                time.sleep(10)
+        with suppress(FileNotFoundError):  # released or deleted in the meantime
+            rest = lock.stat().st_mtime + BUILD_SECONDS - time.time()
+            if rest > 0 and not is_open(lock):
+                print(f"Waiting up to {rest:.0f} s for {lock}. Delete it if no other node is compiling.", flush=True)
+            while not is_open(lock) and lock.stat().st_mtime + BUILD_SECONDS > time.time():
+                time.sleep(1)
             if not is_open(lock):
                 lock.unlink()
 

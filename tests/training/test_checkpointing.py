@@ -75,7 +75,7 @@ class Run:
 
     def finish(self) -> int | None:
         """Wait for the end of the run and return its exit status."""
-        self.wait(timeout=300)  # train.sh may wait for the build lock of a killed run
+        self.wait(timeout=900)  # train.sh may wait for the build lock of a killed run
         status = self.status()
         assert "Traceback" not in self.log.read_text() or status, self.log.read_text()[-3000:]
         return status
