@@ -58,7 +58,7 @@ case $eager$dtype in
   float32 | float)
     # On a GPU, vLLM computes fp32 attention with Triton, whose tl.dot would round to TF32.
     export TRITON_F32_DEFAULT="${TRITON_F32_DEFAULT:-ieee}"
-    echo "Serving in float32 is about ten times slower than in bfloat16 and takes twice the memory; for bfloat16 add: --dtype bfloat16"
+    echo "Serving in float32 is several times slower than in bfloat16 and takes twice the memory; for bfloat16 add: --dtype bfloat16"
     ;;
 esac
 # The file that evaluate.py normalize writes, if it exists: {"logit_mean": …, "logit_sigma": …}

@@ -17,6 +17,7 @@ train() {  # name of the result, then arguments of training_speed
 "$python" -m benchmarks.tokenizing_speed --data dialogues --model "$demo"
 "$python" -m benchmarks.scoring_batch
 train dialogues-8 --data dialogues --model random --batch_size 8 --pairs 48
+train qwen3_5-8 --data dialogues --model qwen3_5 --batch_size 8 --pairs 16
 train lists-4 --data lists --answers 4 --model random --batch_size 12 --pairs 24
 train lists-7 --data lists --answers 7 --model tiny --batch_size 21 --pairs 42
 for language in en zh; do

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.optimize import minimize_scalar
-from scipy.stats import bootstrap, spearmanr
+from scipy.stats import spearmanr
 
 RESAMPLES = 2000  # bootstrap samples
 BINS = 10
@@ -73,20 +73,8 @@ def interval(values: np.ndarray, prompts: np.ndarray, seed: int = 0) -> tuple[fl
         prompts: The prompt key for each item, shape (items,).
         seed: The seed for resampling.
     """
-    _, group = np.unique(prompts, return_inverse=True)
-    sums, counts = np.bincount(group, weights=values), np.bincount(group)
-    if len(sums) == 1:  # a single prompt cannot be resampled
-        return float(values.mean()), float(values.mean())
-    found = bootstrap(
-        (sums, counts),
-        lambda sums, counts, axis: sums.sum(axis) / counts.sum(axis),
-        paired=True,
-        n_resamples=RESAMPLES,
-        batch=1 + 2_000_000 // len(sums),  # 16 MB of indices at a time
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    )
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+    low, high = np.percentile(resampled_means([(1.0, Values(values, prompts))], seed), [2.5, 97.5])
+    return float(low), float(high)
 
 
 def weighted_mean(terms: Terms) -> float:

@@ -1,7 +1,7 @@
 """Support packed rows in layers with a recurrent state: linear attention (Qwen3.5, Qwen3-Next) and Mamba (Zamba2).
 
 Such a layer reads tokens in order, so one branch of a row must not follow another. `install_mixers` replaces `forward`
-on each layer instance: first the prefixes run as a batch, and each leaves a state; then the branches run as a batch,
+on each layer instance: first the prefixes run in batches, and each leaves a state; then the branches run in batches,
 each starting from the state of its prefix. So each prefix is computed only once here as well. The layer's own code does
 all the computation; the states are passed through Transformers' cache interface.
 """
@@ -56,10 +56,17 @@ class ForkedState:
         self.recurrent_states[0] = states
         return states
 
-    def fork(self, groups: torch.Tensor) -> "ForkedState":
-        """Return each branch's initial state; `groups`, `(branches,)`, has the index of its prefix, or -1 for none."""
-        states: list[Any] = [*self.conv_states, *self.recurrent_states]
-        return ForkedState(*(F.pad(part, (0, 0) * (part.dim() - 1) + (0, 1))[groups] for part in states))
+
+def fork(states: list[ForkedState], groups: torch.Tensor) -> ForkedState:
+    """Return the initial state of each branch in a batch.
+
+    Args:
+        states: The states that the batches of prefixes left.
+        groups: Index of each branch's prefix, counted across the batches, or -1 if it has none, `(branches,)`.
+    """
+    each = [[*state.conv_states, *state.recurrent_states] for state in states]
+    joined = (torch.cat(parts) for parts in zip(*each, strict=True))
+    return ForkedState(*(F.pad(part, (0, 0) * (part.dim() - 1) + (0, 1))[groups] for part in joined))
 
 
 def install_mixers(model: nn.Module, path_counts: Any) -> bool:
@@ -85,11 +92,11 @@ def _forward(
         return forward(self, hidden_states, *args, **kwargs)
     self.path_counts.attention_calls += 1
     tokens = F.pad(hidden_states[0], (0, 0, 0, 1))  # row -1 is padding
-    prefixes, branches, groups, order = (mixer_layout[name] for name in ("prefixes", "branches", "groups", "order"))
-    outputs, state = [], None
-    if prefixes.numel():
-        state = ForkedState()
-        outputs.append(forward(self, tokens[prefixes], cache_params=state, attention_mask=(prefixes >= 0).long()))
-        state = state.fork(groups)
-    outputs.append(forward(self, tokens[branches], cache_params=state, attention_mask=None))
-    return torch.cat([output.flatten(0, 1) for output in outputs])[order][None]
+    outputs, states = [], []
+    for prefixes in mixer_layout["prefixes"]:
+        states.append(ForkedState())
+        outputs.append(forward(self, tokens[prefixes], cache_params=states[-1], attention_mask=(prefixes >= 0).long()))
+    for branches, groups in zip(mixer_layout["branches"], mixer_layout["groups"], strict=True):
+        state = fork(states, groups) if states else None
+        outputs.append(forward(self, tokens[branches], cache_params=state, attention_mask=None))
+    return torch.cat([output.flatten(0, 1) for output in outputs])[mixer_layout["order"]][None]

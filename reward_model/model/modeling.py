@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 from trl.trainer.utils import disable_dropout_in_model
 
@@ -119,7 +120,10 @@ def _forward(
         attention_mask, ends = None, (torch.zeros_like(end_positions), end_positions)
         kwargs["path_counts"] = self.path_counts
         if self.path_counts.has_mixers:
-            kwargs["mixer_layout"] = mixer_layout(kwargs["cu_seq_lens_q"], kwargs["cu_seq_lens_k"], kwargs["key_index"])
+            by_length = not is_deepspeed_zero3_enabled()  # ZeRO-3 needs equally many calls of a layer on all ranks
+            kwargs["mixer_layout"] = mixer_layout(
+                kwargs["cu_seq_lens_q"], kwargs["cu_seq_lens_k"], kwargs["key_index"], by_length
+            )
         if switch:
             lengths, keys = kwargs["cu_seq_lens_k"].diff(), kwargs["key_index"]
             is_long = torch.zeros_like(input_ids, dtype=torch.bool)

@@ -10,7 +10,9 @@ and of the branch, with boundaries at `cu_seq_lens_k`. Within a sequence, attent
 All index arithmetic is in this module.
 """
 
+import math
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ import torch
 
 from reward_model.data.pair import common_prefix_length
 
+CHUNK = 64  # tokens that kernels for linear attention compute at a time, even if the sequence has fewer
 Group = tuple[Sequence[int], Sequence[Sequence[int]]]
 
 
@@ -78,18 +81,22 @@ def pack(groups: list[Group]) -> dict[str, Any]:
     }
 
 
-def mixer_layout(cu_seq_lens_q: torch.Tensor, cu_seq_lens_k: torch.Tensor, key_index: torch.Tensor) -> dict[str, Any]:
-    """Return the layout of a packed row for recurrent layers, which run all prefixes in one batch, then all branches.
+def mixer_layout(
+    cu_seq_lens_q: torch.Tensor, cu_seq_lens_k: torch.Tensor, key_index: torch.Tensor, by_length: bool = True
+) -> dict[str, Any]:
+    """Return the layout of a packed row for recurrent layers, which run prefixes in batches, then branches in batches.
 
     Args:
         cu_seq_lens_q: Boundaries of the queries of each branch, as `pack` returns them, `(branches + 1,)`.
         cu_seq_lens_k: Boundaries of the keys of each branch, `(branches + 1,)`.
         key_index: Position of each key in the row, `(keys,)`.
+        by_length: Batch only sequences of similar length, because these layers compute padding like any other token.
+            If False, there is one batch of prefixes and one of branches.
 
     Returns:
-        `prefixes`, `(groups, longest)`: row positions of each prefix, padded with -1 on the left.
-        `branches`, `(branches, longest)`: row positions of each branch, padded with -1 on the right.
-        `groups`, `(branches,)`: index of each branch's prefix, or -1 if that prefix is empty.
+        `prefixes`, for each batch `(prefixes, longest)`: row positions of each prefix, padded with -1 on the left.
+        `branches`, for each batch `(branches, longest)`: row positions of each branch, padded with -1 on the right.
+        `groups`, for each batch of branches `(branches,)`: index of each prefix, or -1 if the prefix is empty.
         `order`, `(tokens,)`: index of each token of the row in the flattened prefixes and branches.
     """
     starts = key_index[cu_seq_lens_k[:-1].long()].tolist()  # where each branch's prefix starts
@@ -97,15 +104,36 @@ def mixer_layout(cu_seq_lens_q: torch.Tensor, cu_seq_lens_k: torch.Tensor, key_i
     queries = cu_seq_lens_q.diff().tolist()
     # All branches but the first of a tree have fewer queries than keys.
     shared = {start: k - q for start, q, k in zip(starts, queries, keys, strict=True) if q < k}
-    numbers = {start: number for number, start in enumerate(shared)}
-    prefixes = [range(start, start + length) for start, length in shared.items()]
-    branches = [range(end - k + shared.get(start, 0), end) for start, end, k in zip(starts, ends, keys, strict=True)]
-    longest_prefix, longest = max(map(len, prefixes), default=0), max(map(len, branches))
-    left = np.array([[-1] * (longest_prefix - len(part)) + [*part] for part in prefixes], dtype=np.int64)
-    right = np.array([[*part] + [-1] * (longest - len(part)) for part in branches], dtype=np.int64)
-    places = np.concatenate([left.ravel(), right.ravel()])
+    prefixes = _batches([range(start, start + length) for start, length in shared.items()], by_length)
+    numbers = {prefix.start: number for number, prefix in enumerate(chain(*prefixes))}
+    each = [range(end - k + shared.get(start, 0), end) for start, end, k in zip(starts, ends, keys, strict=True)]
+    branches = _batches(each, by_length)
+    group = {branch.start: numbers.get(start, -1) for branch, start in zip(each, starts, strict=True)}
+    arrays = {
+        "prefixes": [_row_positions(batch, pad_left=True) for batch in prefixes],
+        "branches": [_row_positions(batch, pad_left=False) for batch in branches],
+        "groups": [np.array([group[branch.start] for branch in batch]) for batch in branches],
+    }
+    places = np.concatenate([batch.ravel() for batch in (*arrays["prefixes"], *arrays["branches"])])
     order = np.empty(cu_seq_lens_q[-1].item(), dtype=np.int64)
     order[places[places >= 0]] = np.flatnonzero(places >= 0)
-    arrays = {"prefixes": left, "branches": right, "groups": np.array([numbers.get(start, -1) for start in starts])}
     device = key_index.device
-    return {name: torch.from_numpy(array).to(device) for name, array in (arrays | {"order": order}).items()}
+    layout: dict[str, Any] = {name: [torch.from_numpy(a).to(device) for a in each] for name, each in arrays.items()}
+    return layout | {"order": torch.from_numpy(order).to(device)}
+
+
+def _batches(sequences: list[range], by_length: bool) -> list[list[range]]:
+    """Group sequences whose numbers of chunks round up to the same power of two: at most half of a batch is padding."""
+    batches: dict[int, list[range]] = {}
+    for sequence in sequences:
+        chunks = math.ceil(len(sequence) / CHUNK)
+        batches.setdefault((chunks - 1).bit_length() if by_length else 0, []).append(sequence)
+    return list(batches.values())
+
+
+def _row_positions(batch: list[range], pad_left: bool) -> np.ndarray:
+    """Return the row positions of each sequence, `(sequences, longest)`, padded with -1."""
+    positions = np.full((len(batch), max(map(len, batch))), -1)
+    for row, sequence in zip(positions, batch, strict=True):
+        row[len(row) - len(sequence) if pad_left else 0 :][: len(sequence)] = sequence
+    return positions

@@ -56,6 +56,7 @@ def test_prompts_with_equal_last_turns_are_different(tmp_path: Path) -> None:
     assert disagree["place"].tolist() == [f"here:{number}" for number in range(1, 20, 2)]
 
 
+@pytest.mark.slow
 def test_long_prompts_need_little_space(tmp_path: Path) -> None:
     questions = [f"{LONG}{number}" for number in range(5)]
     scored = scored_items(questions, [True] * 5)

@@ -202,17 +202,17 @@ def test_dropout_is_off_by_default() -> None:
 
 def without_state(layout: dict) -> None:
     """Start the branches from an empty state instead of the state of their prefix."""
-    layout["groups"][:] = -1
+    layout["groups"][0][:] = -1
 
 
 def state_of_another_prefix(layout: dict) -> None:
-    layout["groups"][:] = layout["groups"].roll(2)
+    layout["groups"][0] = layout["groups"][0].roll(2)
 
 
 def state_of_the_sibling(layout: dict) -> None:
     """Run each rejected branch after the chosen one, so that the state flows from one into the other."""
-    branches, order = layout["branches"], layout["order"]
-    prefixes, width = layout["prefixes"].numel(), branches.shape[1]
+    (branches,), order = layout["branches"], layout["order"]
+    prefixes, width = layout["prefixes"][0].numel(), branches.shape[1]
     joined = torch.full((len(branches), 2 * width), -1)
     for number in range(len(branches)):
         before = branches[number - 1] if number % 2 else branches[number][:0]
@@ -220,14 +220,14 @@ def state_of_the_sibling(layout: dict) -> None:
         before = before[before >= 0]
         joined[number, : len(before) + len(own)] = torch.cat([before, own])
         order[own] = prefixes + number * 2 * width + len(before) + torch.arange(len(own))
-    layout["branches"] = joined
+    layout["branches"] = [joined]
 
 
 @pytest.mark.parametrize("leak", [None, without_state, state_of_another_prefix, state_of_the_sibling])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_leaks_of_the_recurrent_state_are_a_reason_to_pad(leak, dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     def leaking(*args: torch.Tensor) -> dict:
-        layout = mixer_layout(*args)
+        layout = mixer_layout(*args[:3], by_length=False)
         if leak:
             leak(layout)
         return layout
@@ -245,10 +245,25 @@ def test_layout_of_recurrent_layers() -> None:
     row = pack(groups)
     layout = mixer_layout(row["cu_seq_lens_q"], row["cu_seq_lens_k"], row["key_index"])
     tokens = torch.cat([row["input_ids"][0], torch.tensor([0])])
-    assert tokens[layout["prefixes"]].tolist() == [[1, 2, 3], [0, 0, 10]]
-    assert tokens[layout["branches"]].tolist() == [
+    assert [tokens[batch].tolist() for batch in layout["prefixes"]] == [[[1, 2, 3], [0, 0, 10]]]
+    assert [tokens[batch].tolist() for batch in layout["branches"]] == [[
         [4, 0, 0], [5, 6, 0], [7, 8, 0], [9, 0, 0], [11, 12, 13], [14, 0, 0], [15, 0, 0], [16, 17, 0]
-    ]  # fmt: skip
-    assert layout["groups"].tolist() == [0, 0, -1, -1, 1, 1, 1, -1]
-    places = torch.cat([layout["prefixes"].flatten(), layout["branches"].flatten()])
+    ]]  # fmt: skip
+    assert layout["groups"][0].tolist() == [0, 0, -1, -1, 1, 1, 1, -1]
+    places = torch.cat([batch.flatten() for batch in (*layout["prefixes"], *layout["branches"])])
     assert places[layout["order"]].tolist() == list(range(17))
+
+
+def test_recurrent_layers_batch_sequences_of_similar_length() -> None:
+    """Up to 64 tokens, up to 128, and so on. The order of the prefixes changes, and groups follow it."""
+    lengths = [(100, 70, 3), (20, 64, 65), (128, 1, 300)]  # of a prefix and its two branches
+    row = pack([([1] * prefix, [[2] * chosen, [3] * rejected]) for prefix, chosen, rejected in lengths])
+    args = (row["cu_seq_lens_q"], row["cu_seq_lens_k"], row["key_index"])
+    layout = mixer_layout(*args)
+    assert [list(batch.shape) for batch in layout["prefixes"]] == [[2, 128], [1, 20]]
+    assert [list(batch.shape) for batch in layout["branches"]] == [[2, 70], [3, 64], [1, 300]]
+    assert [groups.tolist() for groups in layout["groups"]] == [[0, 2], [0, 2, 1], [1]]
+    assert [list(batch.shape) for batch in mixer_layout(*args, by_length=False)["branches"]] == [[6, 300]]
+    for one in (layout, mixer_layout(*args, by_length=False)):
+        places = torch.cat([batch.flatten() for batch in (*one["prefixes"], *one["branches"])])
+        assert places[one["order"]].tolist() == list(range(len(row["input_ids"][0])))

@@ -27,7 +27,6 @@ from reward_model.scoring.reference_check import check_reference_scores
 
 MEAN = '{"pooling_type": "MEAN", "use_activation": false}'
 USUAL, ENDS = list(VARIANTS)[:2]
-SIGMOID = '{"pooling_type": "LAST", "use_activation": true}'
 
 
 def change_weights(change: Callable[[str, torch.Tensor], torch.Tensor]) -> Callable[[Path], None]:
@@ -55,10 +54,6 @@ def another_tokenizer(folder: Path) -> None:
     tokenizer = json.loads(file.read_text())
     tokenizer["model"]["merges"] = tokenizer["model"]["merges"][:40]
     file.write_text(json.dumps(tokenizer))
-
-
-def dated(day: str) -> str:
-    return "{{ 'Today: " + day + "\n' }}" + CHATML
 
 
 def noise(name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -162,28 +157,16 @@ def zero_head(folder: Path) -> list[str]:
     return ["--dtype=bfloat16", "--served_model_name", "judge", "second-name"]
 
 
-def other_day(folder: Path) -> list[str]:
-    template(dated("26 Jul 2024"))(folder)
-    evaluate.reference(evaluate.parse_arguments(["reference", str(folder)]))
-    (folder / "tomorrow.jinja").write_text(dated("27 Jul 2024"))
-    return ["--chat-template", str(folder / "tomorrow.jinja")]
-
-
 # What is changed in a model with reference scores, and the flags it is served with; and the error of infer_vllm.sh.
 STARTS: dict[str, tuple[Callable[[Path], list[str]], str]] = {
-    "sigmoid": (lambda _: ["--pooler-config", SIGMOID], "the server applies a sigmoid; start it with use_activation"),
-    "mean": (
-        lambda _: ["--pooler-config", MEAN],
-        "the server uses mean pooling over all tokens; start it with",
-    ),
+    "mean": (lambda _: ["--pooler-config", MEAN], "the server uses mean pooling over all tokens; start it with"),
     "zero": (zero_head, "the served reward head is zero"),
-    "date": (other_day, "the server prints a different date: at character 9 '7 Jul 2024"),
 }
 
 
 @pytest.mark.slow
 def test_a_server_with_other_scores_is_stopped(runs, tmp_path: Path) -> None:
-    """Four of them at once; no process is left behind."""
+    """Two at once; no process is left behind. test_client.py has the other causes."""
     started = {}
     for name, (prepare, _) in STARTS.items():
         folder = shutil.copytree(runs[USUAL].model, tmp_path / name)
@@ -241,7 +224,7 @@ def test_fp32_on_a_gpu_is_not_rounded_to_tf32(flags, expected: str, tiny_reward_
     path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
     shown = run("sh", tmp_path / "infer_vllm.sh", tiny_reward_model, *flags, CHECK="0", PATH=path).stdout
     assert expected in shown and "--tokenizer-mode hf" in shown
-    assert ("about ten times slower" in shown) == (not flags)
+    assert ("several times slower than in bfloat16" in shown) == (not flags)
 
 
 @pytest.mark.slow

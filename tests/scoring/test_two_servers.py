@@ -17,7 +17,7 @@ def test_rows_survive_servers_and_clients(serve, runs, tmp_path: Path) -> None:
     model, second = runs["usual template"].model, runs["usual template"]
     (first,) = serve(model)
     turns = [pair[side] for pair in PAIRS for side in ("chosen", "rejected")]
-    rows = [{"id": n, "messages": [{"role": "user", "content": f"{n}?"}, turns[n % 48][-1]]} for n in range(2000)]
+    rows = [{"id": n, "messages": [{"role": "user", "content": f"{n}?"}, turns[n % 48][-1]]} for n in range(800)]
     source, undisturbed, output = jsonl(tmp_path / "in.jsonl", rows), tmp_path / "a.jsonl", tmp_path / "b.jsonl"
     urls = ["--base_url", first.url, "--base_url", second.url]
     run(sys.executable, "client.py", *urls, "--input", source, "--output", undisturbed)
@@ -31,12 +31,12 @@ def test_rows_survive_servers_and_clients(serve, runs, tmp_path: Path) -> None:
 
     command = [sys.executable, "client.py", *urls, "--input", str(source), "--output", str(output)]
     asking = subprocess.Popen(command, cwd=ROOT)
-    until(300)
+    until(100)
     os.killpg(first.process.pid, signal.SIGKILL)
-    until(900)  # which the other server gives
+    until(300)  # which the other server gives
     asking.kill()
     asking.wait()
-    assert 900 <= lines() < 2000, "the client was to be killed before its end"
+    assert 300 <= lines() < 800, "the client was to be killed before its end"
     first.process.wait()
     assert is_gone(first.process.pid)
     again = Server(model, tmp_path / "again.log", int(first.url.rsplit(":", 1)[1]))
@@ -50,5 +50,5 @@ def test_rows_survive_servers_and_clients(serve, runs, tmp_path: Path) -> None:
         {row["id"]: row["score"] for row in map(json.loads, file.read_text().splitlines())}
         for file in (undisturbed, output)
     ]
-    assert lines() == 2000 and list(scores[1]) == list(range(2000))
+    assert lines() == 800 and list(scores[1]) == list(range(800))
     assert scores[1] == pytest.approx(scores[0], abs=1e-4)

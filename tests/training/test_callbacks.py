@@ -118,6 +118,7 @@ def test_an_error_before_the_output_directory_exists_keeps_its_cause(tmp_path: P
         raise RuntimeError("out of memory")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", ["", "--use_peft --lora_r 4"])
 def test_model_card(more: str, base_model: Path, few_pairs: Path, tmp_path: Path, monkeypatch) -> None:
     """Its code prints the reference score, its flags are those of infer_vllm.sh, its figures are those of the run."""

@@ -48,6 +48,7 @@ def test_ddp_on_two_ranks_trains_the_model_of_one_process(base_model: Path, data
     check_figures(tmp_path / "two")
 
 
+@pytest.mark.slow
 def test_resuming_after_the_last_step_only_saves(base_model: Path, data: Path, tmp_path: Path) -> None:
     more = "--per_device_train_batch_size 4 --save_strategy steps --save_steps 1 --logging_steps 1"
     uninterrupted = train_script.main(arguments(base_model, data, tmp_path / "uninterrupted", more))

@@ -188,6 +188,7 @@ def test_pairs_of_a_prompt_stay_together_where_they_fit() -> None:
     assert not StepSampler(lengths([1] * 9), 2).prompts.max() < 8, "prompts with one pair each need no grouping"
 
 
+@pytest.mark.slow
 def test_balancing_does_not_change_the_weights(base_model: Path, tmp_path: Path) -> None:
     """Four micro-batches per step are distributed by the same code as four ranks."""
     pairs = jsonl(tmp_path / "pairs.jsonl", pairs_of_prompts(UNEQUAL))
@@ -207,6 +208,7 @@ def test_balancing_does_not_change_the_weights(base_model: Path, tmp_path: Path)
             torch.testing.assert_close(balanced[name], tensor, atol=1e-6, rtol=0)
 
 
+@pytest.mark.slow
 def test_ranked_lists_become_trees(base_model: Path, tmp_path: Path) -> None:
     """Four answers with two equal ranks give five pairs, and a step computes each answer once."""
     answers = [{"answer": f"{WORDS[n]} {n}", "rank": rank} for n, rank in enumerate((1, 2, 2, 3))]
