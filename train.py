@@ -30,7 +30,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from trl import get_peft_config, get_quantization_config
 
-from reward_model import InputError, print_traceback
+from reward_model import STOPPED, InputError, print_traceback
 from reward_model.model.checkpoint import set_pad_token
 from reward_model.model.loading import load_model
 from reward_model.model.lora import check_adapter, merge_adapter
@@ -46,7 +46,6 @@ from reward_model.training.arguments import (
 )
 from reward_model.training.callbacks import AttentionChooser, TrainingMonitor
 from reward_model.training.checkpointing import (
-    STOPPED,
     CheckpointWriter,
     GracefulShutdown,
     exit_with_message,

@@ -1,7 +1,9 @@
-"""Errors shared by all modules. Imports nothing heavy, because infer_vllm.sh runs a check every time it starts."""
+"""Errors and an exit status. Imports nothing heavy, because infer_vllm.sh and train.sh import it when they start."""
 
 import os
 import traceback
+
+STOPPED = 75  # exit status of a run that saved a checkpoint and stopped (EX_TEMPFAIL: run the same command again)
 
 
 class InputError(ValueError):

@@ -6,7 +6,7 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, run
 
 # Other subpackages that each subpackage may import; all may import reward_model/__init__.py and html.py.
 ALLOWED = {
@@ -65,3 +65,8 @@ def test_imported_packages_are_requirements() -> None:
     for file in (*PACKAGE, *SCRIPTS, *OTHERS):
         for module in {module.split(".")[0] for module in imported(file)} - known:
             assert {name.lower() for name in distributions[module]} & declared, f"{file} imports {module}"
+
+
+def test_launcher_does_not_import_transformers() -> None:
+    """The import takes seconds, for which train.sh would wait before the ranks start."""
+    run(sys.executable, "-c", "import sys, reward_model.training.launch; sys.exit('transformers' in sys.modules)")

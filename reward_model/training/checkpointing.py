@@ -24,7 +24,6 @@ from reward_model import InputError
 from reward_model.model.reference_scores import write_reference_scores
 
 COMPLETE = "complete.json"  # contains the size in bytes of every other file in the checkpoint
-STOPPED = 75  # exit status of a run that saved a checkpoint and stopped (EX_TEMPFAIL: run the same command again)
 
 
 class CheckpointWriter(TrainerCallback):

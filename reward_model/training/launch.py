@@ -24,7 +24,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.utils.cpp_extension import get_default_build_root
 
-from reward_model.training.checkpointing import STOPPED
+from reward_model import STOPPED
 
 # Seconds. No extension that DeepSpeed compiles takes longer.
 BUILD_SECONDS = 600

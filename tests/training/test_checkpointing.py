@@ -20,7 +20,8 @@ import torch
 from helpers import ROOT, demo_pairs, jsonl
 from safetensors.torch import load_file
 
-from reward_model.training.checkpointing import COMPLETE, STOPPED, newest_complete
+from reward_model import STOPPED
+from reward_model.training.checkpointing import COMPLETE, newest_complete
 
 # Fork each run from a process that has already imported train.py, so that ten kills do not wait for ten imports.
 FORKS = multiprocessing.get_context("forkserver")
