@@ -112,7 +112,8 @@ def test_commands_of_all_pages_run(base_model, runs, tmp_path) -> None:
             elif language in ("sh", "python"):
                 more = next((arguments for name, arguments in SMALLER.items() if name in code), "")
                 code = f"{code.strip()} {more}".replace(ADDRESS, served.url)
-                result = run(*([sys.executable] if language == "python" else ["sh"]), "-c", code, cwd=checkout)
+                command = [sys.executable if language == "python" else "sh", "-c", code]
+                result = run(*command, cwd=checkout, OMP_NUM_THREADS="1")
                 assert "Traceback" not in result.stderr
                 ran.append(code)
 

@@ -124,17 +124,18 @@ class TrainingArguments(RewardConfig):
             raise InputError("--fsdp is not supported: packed rows and saving are untested with it. Use sh train.sh.")
         if self.bf16 is None and not self.fp16:
             self.bf16 = bf16_is_fast()
-        if self.bf16 and not (torch.accelerator.is_available() or self.use_cpu):
+        has_gpu = torch.accelerator.is_available()
+        if self.bf16 and not (has_gpu or self.use_cpu):
             raise InputError("--bf16 needs a GPU; on a CPU, float32 is used. Remove the argument.")
-        self.dataloader_pin_memory &= torch.accelerator.is_available()
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
+        self.dataloader_pin_memory &= has_gpu
+        if self.deepspeed is not None and not has_gpu:
+            import deepspeed  # takes seconds to import
+
+            # This op is compiled on first use, which fails if the path contains a space; gloo replaces it.
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not has_gpu:
             # Without this, accelerate sees a single process under torchrun, and DeepSpeed's batch size check fails.
             os.environ["ACCELERATE_USE_DEEPSPEED"] = str(self.deepspeed is not None).lower()
-            if self.deepspeed is not None:
-                import deepspeed  # takes seconds to import
-
-                # This op is compiled on first use, which fails if the path contains a space; gloo replaces it.
-                deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
             PartialState(cpu=self.deepspeed is None, backend="gloo")
             self.accelerator_config = {"use_configured_state": True}
         super().__post_init__()
