@@ -96,7 +96,7 @@ def mixer_layout(
     Returns:
         `prefixes`, for each batch `(prefixes, longest)`: row positions of each prefix, padded with -1 on the left.
         `branches`, for each batch `(branches, longest)`: row positions of each branch, padded with -1 on the right.
-        `groups`, for each batch of branches `(branches,)`: index of each prefix, or -1 if the prefix is empty.
+        `groups`, for each batch of branches `(branches,)`: index of each branch's prefix, or -1 if it has none.
         `order`, `(tokens,)`: index of each token of the row in the flattened prefixes and branches.
     """
     starts = key_index[cu_seq_lens_k[:-1].long()].tolist()  # where each branch's prefix starts
@@ -123,7 +123,7 @@ def mixer_layout(
 
 
 def _batches(sequences: list[range], by_length: bool) -> list[list[range]]:
-    """Group sequences whose numbers of chunks round up to the same power of two: at most half of a batch is padding."""
+    """Group sequences whose numbers of chunks round up to the same power of two: at most half are padding."""
     batches: dict[int, list[range]] = {}
     for sequence in sequences:
         chunks = math.ceil(len(sequence) / CHUNK)
