@@ -7,7 +7,7 @@ STOPPED = 75  # exit status of a run that saved a checkpoint and stopped (EX_TEM
 
 
 class InputError(ValueError):
-    """An invalid input. The message states what is wrong, where, and how to fix it. Scripts print no traceback."""
+    """An invalid input. The message states the problem, its location and the fix. Scripts print no traceback."""
 
 
 class RowError(InputError):

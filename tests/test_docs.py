@@ -36,7 +36,7 @@ SMALLER = {
     "scoring_batch": "--pairs 4 --rounds 1 --tokens 512 1024",
     "serving_speed": "--requests 20 --rounds 1 --prompts 0",
 }
-LONGEST = "docs/benchmarks.md"  # runs beside the other pages
+LONGEST = "docs/benchmarks.md"  # runs in parallel with the other pages
 ADDRESS = "http://127.0.0.1:5001"
 # In place of the benchmarks that a page downloads.
 JUDGEBENCH = {"question": "2 + 2?", "response_A": "4", "response_B": "5", "label": "A>B", "source": "mmlu-pro-math"}

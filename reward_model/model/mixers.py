@@ -57,16 +57,11 @@ class ForkedState:
         return states
 
 
-def fork(states: list[ForkedState], groups: torch.Tensor) -> ForkedState:
-    """Return the initial state of each branch in a batch.
-
-    Args:
-        states: The states that the batches of prefixes left.
-        groups: Index of each branch's prefix, counted across the batches, or -1 if it has none, `(branches,)`.
-    """
-    each = [[*state.conv_states, *state.recurrent_states] for state in states]
-    joined = (torch.cat(parts) for parts in zip(*each, strict=True))
-    return ForkedState(*(F.pad(part, (0, 0) * (part.dim() - 1) + (0, 1))[groups] for part in joined))
+def join_states(batches: list[ForkedState]) -> list[torch.Tensor]:
+    """Return the states of all prefixes, followed by an empty state, which index -1 selects; [] without prefixes."""
+    each = [[*batch.conv_states, *batch.recurrent_states] for batch in batches]
+    joined = (torch.cat(states) for states in zip(*each, strict=True))
+    return [F.pad(states, (0, 0) * (states.dim() - 1) + (0, 1)) for states in joined]
 
 
 def install_mixers(model: nn.Module, path_counts: Any) -> bool:
@@ -96,7 +91,8 @@ def _forward(
     for prefixes in mixer_layout["prefixes"]:
         states.append(ForkedState())
         outputs.append(forward(self, tokens[prefixes], cache_params=states[-1], attention_mask=(prefixes >= 0).long()))
+    joined = join_states(states)
     for branches, groups in zip(mixer_layout["branches"], mixer_layout["groups"], strict=True):
-        state = fork(states, groups) if states else None
+        state = ForkedState(*(part[groups] for part in joined)) if joined else None
         outputs.append(forward(self, tokens[branches], cache_params=state, attention_mask=None))
     return torch.cat([output.flatten(0, 1) for output in outputs])[mixer_layout["order"]][None]

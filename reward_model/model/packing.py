@@ -118,7 +118,7 @@ def mixer_layout(
     order = np.empty(cu_seq_lens_q[-1].item(), dtype=np.int64)
     order[places[places >= 0]] = np.flatnonzero(places >= 0)
     device = key_index.device
-    layout: dict[str, Any] = {name: [torch.from_numpy(a).to(device) for a in each] for name, each in arrays.items()}
+    layout: dict[str, Any] = {name: [torch.from_numpy(one).to(device) for one in a] for name, a in arrays.items()}
     return layout | {"order": torch.from_numpy(order).to(device)}
 
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification
 from reward_model.model import attention, modeling, packing_check
 from reward_model.model.modeling import install
 from reward_model.model.packing import mixer_layout, pack
-from reward_model.model.packing_check import choose_attention
+from reward_model.model.packing_check import choose_attention, last_states
 from reward_model.training.collator import PairCollator
 
 GENERATOR = random.Random(0)
@@ -254,10 +254,12 @@ def test_layout_of_recurrent_layers() -> None:
     assert places[layout["order"]].tolist() == list(range(17))
 
 
+LENGTHS = [(100, 70, 3), (20, 64, 65), (128, 1, 300)]  # of a prefix and its two branches, for several batches
+
+
 def test_recurrent_layers_batch_sequences_of_similar_length() -> None:
     """Up to 64 tokens, up to 128, and so on. The order of the prefixes changes, and groups follow it."""
-    lengths = [(100, 70, 3), (20, 64, 65), (128, 1, 300)]  # of a prefix and its two branches
-    row = pack([([1] * prefix, [[2] * chosen, [3] * rejected]) for prefix, chosen, rejected in lengths])
+    row = pack([([1] * prefix, [[2] * chosen, [3] * rejected]) for prefix, chosen, rejected in LENGTHS])
     args = (row["cu_seq_lens_q"], row["cu_seq_lens_k"], row["key_index"])
     layout = mixer_layout(*args)
     assert [list(batch.shape) for batch in layout["prefixes"]] == [[2, 128], [1, 20]]
@@ -267,3 +269,15 @@ def test_recurrent_layers_batch_sequences_of_similar_length() -> None:
     for one in (layout, mixer_layout(*args, by_length=False)):
         places = torch.cat([batch.flatten() for batch in (*one["prefixes"], *one["branches"])])
         assert places[one["order"]].tolist() == list(range(len(row["input_ids"][0])))
+
+
+def test_branches_of_every_batch_continue_from_their_own_prefix() -> None:
+    model = tiny_model("qwen3_5_text", **LINEAR)
+    install(model)
+    assert choose_attention(model, 0) is None
+    pairs = [
+        ([number] * prefix + [20] * chosen, [number] * prefix + [30] * rejected)
+        for number, (prefix, chosen, rejected) in enumerate(LENGTHS, 5)
+    ]
+    packed, padded = (last_states(model, pairs, 0, packed) for packed in (True, False))
+    torch.testing.assert_close(packed, padded, atol=1e-5, rtol=1e-4)

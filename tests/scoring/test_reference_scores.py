@@ -107,6 +107,14 @@ def test_faults_against_the_server(runs, fault: str, tmp_path: Path) -> None:
     print(f"{fault}: {error.value}")
 
 
+def test_a_sigmoid_is_reported(runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    judge = client.RewardClient(runs[USUAL].url)
+    body = judge.body
+    monkeypatch.setattr(judge, "body", lambda *args: body(*args) | {"use_activation": True})
+    with pytest.raises(InputError, match="the server applies a sigmoid; start it with use_activation false"):
+        check_reference_scores(runs[USUAL].model, judge)
+
+
 def test_a_clean_server_passes(runs) -> None:
     for name, one in runs.items():  # a template that renders reasoning has a conversation more
         found, count = check_reference_scores(one.model, client.RewardClient(one.url)), 14 if "LoRA" in name else 13
